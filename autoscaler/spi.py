@@ -505,8 +505,11 @@ class Forge(Protocol):
         """Every runner whose name starts with our prefix, in every scope, all pages, or raise."""
         ...
 
-    async def deregister(self, runner: RunnerRef) -> None:
-        """Remove a registration; absent is success. Raises RunnerBusy: it runs a job, do not terminate."""
+    async def deregister(self, runner: RunnerRef, *, job_is_done: bool = False) -> None:
+        """Remove a registration; absent is success. Raises RunnerBusy: it runs a job, do not terminate.
+
+        `job_is_done`: the forge already reported the end of the runner's one job, so that no check for a running
+        job is needed where that check costs a call."""
         ...
 
     async def seal(self, runner: RunnerRef) -> None:
