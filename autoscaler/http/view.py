@@ -1,0 +1,71 @@
+"""What the HTTP side may ask of the running daemon. Reads are plain calls on values in memory; nothing here blocks.
+
+The daemon implements `DaemonView`; the admin API, the status page and the metrics endpoint depend on this Protocol
+alone, so that they can be served over any object that keeps it (a test's, the real one).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from autoscaler.model import Blocked, PoolControl, Rules, Snapshot
+from autoscaler.spi import PoolName
+from autoscaler.store import Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """One thing that must be well for the daemon to be ready: "forge/github", "provider/local", "store", "leader".
+
+    `since` is when it took its present value; `remedy` says what to do where we know it.
+    """
+
+    name: str
+    is_well: bool
+    detail: str
+    since: datetime
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TickView:
+    """The last tick: its number, when, how long each part took (seconds) and how many actions it planned."""
+
+    number: int
+    at: datetime
+    took_s: float
+    plan_s: float
+    actions: int
+
+
+class DaemonView(Protocol):
+    @property
+    def deployment(self) -> str: ...
+
+    @property
+    def store(self) -> Store: ...
+
+    def now(self) -> datetime: ...
+
+    def snapshot(self) -> Snapshot:
+        """The latest snapshot: live rows only."""
+        ...
+
+    def rules(self) -> Rules: ...
+
+    def blocked(self) -> Sequence[Blocked]:
+        """Why demand is unmet, as the last plan said."""
+        ...
+
+    def conditions(self) -> Sequence[Condition]: ...
+
+    def last_tick(self) -> TickView | None: ...
+
+    async def wait_change(self, after: int) -> int:
+        """Return a number above `after` as soon as anything visible changed; at once if it already has."""
+        ...
+
+    async def set_control(self, pool: PoolName, control: PoolControl, *, actor: str) -> None:
+        """Pause, drain or resume a pool; written to the ledger. Raises KeyError for an unknown pool."""
+        ...

@@ -1,0 +1,477 @@
+"""The core's values: jobs, instances, the snapshot that `plan` sees and the actions it answers with.
+
+Frozen data only: no behaviour beyond derived properties, no clock, no I/O. Instants are aware UTC datetimes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import NewType
+
+from autoscaler.spi import (
+    BatchToken,
+    CapacityPool,
+    CloudInstance,
+    Conclusion,
+    ForgeName,
+    ForgeTraits,
+    InstanceId,
+    Labels,
+    Offering,
+    PoolName,
+    ProviderId,
+    ProviderName,
+    RunnerId,
+    RunnerRef,
+    Scope,
+    Shape,
+)
+
+JobId = NewType("JobId", str)
+"""Our id of a job: "<forge>:<forge_job_id>"."""
+
+
+def job_id(forge: ForgeName, forge_job_id: str) -> JobId:
+    return JobId(f"{forge}:{forge_job_id}")
+
+
+class JobState(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    LOST = "lost"
+    REQUEUED = "requeued"
+    DONE = "done"
+    ABANDONED = "abandoned"
+
+
+class SeenBy(StrEnum):
+    """What first told us of a job. Many first seen by poll means that webhooks are being lost."""
+
+    WEBHOOK = "webhook"
+    POLL = "poll"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One job as we know it. `pool` is None while no pool serves it; then `unserved` says why in a sentence.
+
+    `scope` is the registration scope of its repo. `attempt` counts our requeues of the same piece of work from 1.
+    `retry_at` is the earliest next requeue try of a lost job. `version` counts the row's writes.
+    """
+
+    id: JobId
+    forge: ForgeName
+    forge_job_id: str
+    repo: str
+    run_id: str
+    run_attempt: int
+    workflow: str
+    name: str
+    labels: Labels
+    scope: Scope
+    state: JobState
+    queued_at: datetime
+    first_seen_at: datetime
+    seen_by: SeenBy
+    version: int = 0
+    pool: PoolName | None = None
+    unserved: str = ""
+    conclusion: Conclusion | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    runner_name: str = ""
+    instance: InstanceId | None = None
+    url: str = ""
+    attempt: int = 1
+    reason: str = ""
+    retry_at: datetime | None = None
+    successor: JobId | None = None
+
+
+class InstanceState(StrEnum):
+    REQUESTED = "requested"
+    LAUNCHED = "launched"
+    READY = "ready"
+    REGISTERING = "registering"
+    IDLE = "idle"
+    BUSY = "busy"
+    DRAINING = "draining"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    STARTING = "starting"
+    TERMINATING = "terminating"
+    TERMINATED = "terminated"
+
+
+class EndReason(StrEnum):
+    JOB_DONE = "job_done"
+    REFUSED = "refused"
+    BOOT_TIMEOUT = "boot_timeout"
+    SURPLUS = "surplus"
+    STALE_IMAGE = "stale_image"
+    INTERRUPTED = "interrupted"
+    VANISHED = "vanished"
+    MAX_RUNTIME = "max_runtime"
+    SELF_ENDED = "self_ended"
+    OPERATOR = "operator"
+    CHAOS = "chaos"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """What a runner is registered for: jobs are counted per (forge, registration scope, label set)."""
+
+    forge: ForgeName
+    scope: Scope
+    group: str
+    labels: Labels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instance:
+    """One machine and our row about it; at most one runner, at most one job.
+
+    `claim` is the hex SHA-256 of its agent's claim key, set by the first valid hello. `demand` and `runner_id` are
+    set while registered. `since` is when it entered its state; `job` is the one job it serves or served.
+    `ending` is set with `terminating` and becomes the end reason. `adopted` rows came from the cloud's listing.
+    """
+
+    id: InstanceId
+    pool: PoolName
+    provider: ProviderName
+    token: BatchToken
+    state: InstanceState
+    since: datetime
+    created_at: datetime
+    version: int = 0
+    capacity_pool: CapacityPool | None = None
+    price_usd_hour: float = 0.0
+    provider_id: ProviderId | None = None
+    claim: str = ""
+    demand: Demand | None = None
+    runner_id: RunnerId | None = None
+    runner_name: str = ""
+    job: JobId | None = None
+    ending: EndReason | None = None
+    detail: str = ""
+    adopted: bool = False
+
+    @property
+    def runner(self) -> RunnerRef | None:
+        """The registration to remove before this machine may end; None when it holds none that we know."""
+        if self.demand is None or self.runner_id is None:
+            return None
+        return RunnerRef(scope=self.demand.scope, runner_id=self.runner_id, name=self.runner_name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceMove:
+    """One line of an instance's history."""
+
+    instance: InstanceId
+    at: datetime
+    from_state: InstanceState | None
+    to_state: InstanceState
+    cause: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerEntry:
+    """Something we did, or decided not to, and why. `subject` is a job, instance, pool or runner by name."""
+
+    at: datetime
+    actor: str
+    action: str
+    subject: str
+    pool: str
+    reason: str
+    outcome: str
+
+
+# --------------------------------------------------------------------------- what plan sees
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """A configured class of runners, reduced to what decisions need."""
+
+    name: PoolName
+    forges: frozenset[ForgeName]
+    repos: tuple[str, ...]
+    labels: Labels
+    runner_group: str
+    priority: int
+    image: str
+    providers: tuple[ProviderName, ...]
+    shape: Shape
+    min: int
+    max: int
+    boot_timeout: timedelta
+    idle_timeout: timedelta
+    max_job_runtime: timedelta
+    target: timedelta
+    spot_enabled: bool = True
+    max_spot_price_usd_hour: float | None = None
+    requeue_enabled: bool = True
+    requeue_attempts: int = 3
+    opt_out_labels: Labels = ()
+    spread: int = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caps:
+    """Limits of the whole deployment; None is no limit."""
+
+    instances: int | None = None
+    usd_per_hour: float | None = None
+    usd_per_day: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """Everything configured that decisions read. Replaced as a whole on reload."""
+
+    pools: Mapping[PoolName, Pool]
+    caps: Caps
+    launch_timeout: timedelta = timedelta(minutes=2)
+    registering_timeout: timedelta = timedelta(minutes=2)
+    terminate_again_after: timedelta = timedelta(seconds=30)
+    orphan_sightings: int = 2
+    batch_limit: int = 50
+
+
+class PoolControl(StrEnum):
+    """An operator's hand on a pool: paused launches nothing; draining also lets its idle machines go."""
+
+    ACTIVE = "active"
+    PAUSED = "paused"
+    DRAINING = "draining"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cooldown:
+    """A capacity pool is not tried before `until`. `failures` in a row doubled it."""
+
+    capacity_pool: CapacityPool
+    until: datetime
+    failures: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrphanInstance:
+    """A machine of our name without a live row, with the number of complete listings in a row that showed it."""
+
+    instance: CloudInstance
+    sightings: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrphanRunner:
+    """A registration of our name without a live row, likewise."""
+
+    forge: ForgeName
+    runner: RunnerRef
+    is_busy: bool
+    sightings: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForgeView:
+    """A forge as of now. `registrations_left` may be minted at once, refilled at `registrations_per_s`."""
+
+    name: ForgeName
+    traits: ForgeTraits
+    is_healthy: bool
+    registrations_left: float
+    registrations_per_s: float
+    holders: frozenset[tuple[Scope, Labels]] = frozenset()
+    """(scope, labels) whose queue holder was refreshed lately enough."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """The world at one instant, as complete as the listings are. Immutable by agreement: plan only reads.
+
+    `jobs` and `instances` hold live rows only (not in a terminal state). `complete` names the providers and forges
+    whose last listing succeeded recently; nothing is terminated or swept on the word of any other.
+    `sealed` are runners that were told to take no further job. `held_back` are pools that cannot launch now, with
+    the reason (provider unauthorized, image gone).
+    """
+
+    jobs: Mapping[JobId, Job]
+    instances: Mapping[InstanceId, Instance]
+    forges: Mapping[ForgeName, ForgeView]
+    offerings: Mapping[PoolName, tuple[Offering, ...]]
+    complete: frozenset[str] = frozenset()
+    cooldowns: Mapping[CapacityPool, Cooldown] = field(default_factory=dict)
+    controls: Mapping[PoolName, PoolControl] = field(default_factory=dict)
+    held_back: Mapping[PoolName, str] = field(default_factory=dict)
+    orphan_instances: tuple[OrphanInstance, ...] = ()
+    orphan_runners: tuple[OrphanRunner, ...] = ()
+    sealed: frozenset[InstanceId] = frozenset()
+    retry_after: Mapping[str, datetime] = field(default_factory=dict)
+    """Actions that failed lately (by `Action.key`) and when they may be tried again."""
+    spent_today_usd: float = 0.0
+
+
+# --------------------------------------------------------------------------- actions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """Launch `count` machines for a pool, the first offering preferred."""
+
+    pool: PoolName
+    count: int
+    offerings: tuple[Offering, ...]
+    reason: str
+
+    @property
+    def key(self) -> str:
+        return f"launch/{self.pool}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Register:
+    """Mint a registration for a ready instance and hand it to its agent."""
+
+    instance: InstanceId
+    demand: Demand
+    reason: str
+
+    @property
+    def key(self) -> str:
+        return f"register/{self.demand.forge}/{self.demand.scope}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """End a machine that may hold a registration: deregister first; the forge's refusal keeps it alive."""
+
+    instance: InstanceId
+    end_reason: EndReason
+    reason: str
+
+    @property
+    def key(self) -> str:
+        return f"release/{self.instance}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terminate:
+    """End machines that hold no registration, whose job is done, or that are being ended already."""
+
+    instances: tuple[InstanceId, ...]
+    end_reason: EndReason
+    reason: str
+
+    @property
+    def key(self) -> str:
+        return f"terminate/{self.instances[0]}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seal:
+    """See to it that the runner of a busy instance takes no second job."""
+
+    instance: InstanceId
+    reason: str
+
+    @property
+    def key(self) -> str:
+        return f"seal/{self.instance}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepInstances:
+    """Terminate machines of our name that no row knows."""
+
+    provider: ProviderName
+    ids: tuple[ProviderId, ...]
+    reason: str
+
+    @property
+    def key(self) -> str:
+        return f"sweep/{self.provider}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepRunner:
+    """Remove a registration of our name that no row knows."""
+
+    forge: ForgeName
+    runner: RunnerRef
+    reason: str
+
+    @property
+    def key(self) -> str:
+        return f"sweep/{self.forge}/{self.runner.runner_id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HoldQueue:
+    """Keep a forge from failing this pool's jobs as stuck while no machine of it is up."""
+
+    forge: ForgeName
+    scope: Scope
+    pool: PoolName
+    labels: Labels
+    reason: str
+
+    @property
+    def key(self) -> str:
+        return f"hold/{self.forge}/{self.scope}/{self.pool}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Requeue:
+    """Have the forge run lost jobs of one run again."""
+
+    forge: ForgeName
+    repo: str
+    run_id: str
+    jobs: tuple[JobId, ...]
+    reason: str
+
+    @property
+    def key(self) -> str:
+        return f"requeue/{self.forge}/{self.run_id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abandon:
+    """Give a lost job up, for good and on record."""
+
+    job: JobId
+    reason: str
+
+    @property
+    def key(self) -> str:
+        return f"abandon/{self.job}"
+
+
+Action = Launch | Register | Release | Terminate | Seal | SweepInstances | SweepRunner | HoldQueue | Requeue | Abandon
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blocked:
+    """A demand that gets no machine now, and why, as one sentence (cap, rate budget, cooling, paused)."""
+
+    pool: PoolName
+    jobs: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to do now. `blocked` explains unmet demand; `wake_at` is the next instant at which time alone changes
+    the plan (a deadline, a cooldown's end), None when only events can."""
+
+    actions: tuple[Action, ...]
+    blocked: tuple[Blocked, ...] = ()
+    wake_at: datetime | None = None
+
+
+__all__ = [name for name in dir() if name[0].isupper() or name == "job_id"]
