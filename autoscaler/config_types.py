@@ -176,7 +176,7 @@ class PoolConfig:
     repos: tuple[str, ...] = ()
     runner_group: str = ""
     priority: int = 0
-    shape: Shape = Shape()
+    shape: Shape = field(default_factory=Shape)
     min: int = 0
     max: int = 10
     boot_timeout: timedelta = timedelta(minutes=10)

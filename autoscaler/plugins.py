@@ -1,0 +1,106 @@
+"""Finds and makes the adapters that the configuration names, through entry points, built-in ones included.
+
+Only the kinds in use are imported: an SDK that nobody configured costs nothing. A factory is called as
+`create(settings, surroundings)`, opens no connection, and raises SettingsError for a key that is wrong.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from autoscaler.config_types import Config, ConfigError, Problem
+from autoscaler.spi import (
+    Forge,
+    ForgeName,
+    ForgeSettings,
+    Provider,
+    ProviderName,
+    ProviderSettings,
+    SettingsError,
+    Surroundings,
+)
+
+FORGE_GROUP = "autoscaler.forges"
+PROVIDER_GROUP = "autoscaler.providers"
+
+
+def installed_kinds(group: str) -> frozenset[str]:
+    """The kinds that installed distributions offer, without importing any of them."""
+    return frozenset(point.name for point in entry_points(group=group))
+
+
+def make_forges(config: Config, surroundings: Surroundings) -> Mapping[ForgeName, Forge]:
+    """Every configured forge. Raises ConfigError with the problems of all of them."""
+    made: dict[ForgeName, Forge] = {}
+    problems: list[Problem] = []
+    for index, settings in enumerate(config.forges):
+        place = _Place(config, section=f"forge[{index}]", group=FORGE_GROUP, problems=problems)
+        forge: Forge | None = place.make(settings, surroundings, contract=Forge)
+        if forge is not None:
+            made[settings.name] = forge
+    if problems:
+        raise ConfigError(tuple(problems))
+    return made
+
+
+def make_providers(config: Config, surroundings: Surroundings) -> Mapping[ProviderName, Provider]:
+    """Every configured provider. Raises ConfigError with the problems of all of them."""
+    made: dict[ProviderName, Provider] = {}
+    problems: list[Problem] = []
+    for index, settings in enumerate(config.providers):
+        place = _Place(config, section=f"provider[{index}]", group=PROVIDER_GROUP, problems=problems)
+        provider: Provider | None = place.make(settings, surroundings, contract=Provider)
+        if provider is not None:
+            made[settings.name] = provider
+    if problems:
+        raise ConfigError(tuple(problems))
+    return made
+
+
+class _Place:
+    """One section of the file whose adapter is being made."""
+
+    def __init__(self, config: Config, *, section: str, group: str, problems: list[Problem]) -> None:
+        self._config = config
+        self._section = section
+        self._group = group
+        self._problems = problems
+
+    def make(self, settings: ForgeSettings | ProviderSettings, surroundings: Surroundings, *, contract: Any) -> Any:
+        """The adapter, or `None` after its problem was noted. `contract` is the Protocol it must fulfil."""
+        factory = self._factory(settings.kind)
+        if factory is None:
+            return None
+        try:
+            adapter = factory(settings, surroundings)
+        except SettingsError as error:
+            self._problem(error.key, str(error), f'Correct this key; config.example.toml shows "{settings.kind}"')
+            return None
+        missing = ", ".join(name for name in _members(contract) if not hasattr(adapter, name))
+        if missing:
+            remedy = f"Install a version of it that fits this autoscaler's {contract.__name__} contract"
+            self._problem("kind", f'the adapter "{settings.kind}" lacks {missing}', remedy)
+            return None
+        return adapter
+
+    def _factory(self, kind: str) -> Callable[..., Any] | None:
+        points: list[EntryPoint] = list(entry_points(group=self._group, name=kind))
+        if not points:
+            known = ", ".join(sorted(installed_kinds(self._group)))
+            self._problem("kind", f'no adapter of kind "{kind}" is installed', f"Installed: {known}")
+            return None
+        try:
+            loaded: Callable[..., Any] = points[0].load()
+        except (ImportError, AttributeError) as error:
+            remedy = f"Install what it needs, as in: pip install 'ci-runner-autoscaler[{kind}]'"
+            self._problem("kind", f'the adapter "{kind}" cannot be imported: {error}', remedy)
+            return None
+        return loaded
+
+    def _problem(self, key: str, message: str, remedy: str) -> None:
+        path = f"{self._section}.{key}"
+        self._problems.append(Problem(file=self._config.source, key=path, message=message, remedy=remedy))
+
+
+def _members(contract: type) -> Iterator[str]:
+    return (name for name in vars(contract) if not name.startswith("_"))
