@@ -215,6 +215,11 @@ class TokenBucket:
         self._level = min(remaining, limit)
         self._resets_at = now + max(0.0, resets_in_s)
 
+    def resets_in_s(self, now: float, *, default: float) -> float:
+        """Seconds until the observed window resets; `default` where none was observed."""
+        self._advance(now)
+        return default if self._resets_at is None else self._resets_at - now
+
     def block(self, seconds: float, now: float) -> None:
         """Give nothing before `now + seconds` (a server asked for a pause)."""
         self._blocked_until = max(self._blocked_until, now + seconds)

@@ -1,0 +1,129 @@
+"""GitHub's rate limits as we know them: what headers say, what secondary limits forbid, what launches may use.
+
+Owns all pacing of this forge. Nothing here waits: a call that may not be made now is an error with a time.
+Facts: specs github-rest B9.
+"""
+
+from autoscaler.calls import TokenBucket, WindowLimit
+from autoscaler.spi import Clock, RateBudget, RateLimited
+from runners.github_errors import Answer, Purpose, is_rate_limit, rate_limited
+
+CORE = "core"
+REGISTRATION = "registration"
+
+# The secondary limit gives 900 points a minute to an endpoint and a POST costs 5 of them.
+MINTS_PER_MINUTE = 180
+
+# The least hourly limit of an installation; believed only until the first answer says better.
+_ASSUMED_LIMIT = 5000.0
+_HOUR_S = 3600.0
+
+# Listings stop at this share of the primary limit, so that registering, deregistering and requeueing go on.
+READ_RESERVE = 0.1
+
+# Without a retry-after header wait a minute, then twice as long each time (specs B9).
+_FIRST_PAUSE_S = 60.0
+_LONGEST_PAUSE_S = 900.0
+
+
+class Budgets:
+    """The budgets of one forge. Each account (installation or token) has a primary limit of its own."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._core: dict[str, TokenBucket] = {}
+        self._mints = WindowLimit(limit=MINTS_PER_MINUTE, window_s=60)
+        self._limits_in_a_row: dict[str, int] = {}
+
+    def admit(self, account: str, purpose: Purpose, *, share_kept: float = 0.0) -> None:
+        """Raise RateLimited where a call now would break a limit; `share_kept` of the primary limit is left."""
+        bucket, now = self._bucket(account), self._clock.monotonic()
+        wait_s = bucket.wait_s(1 + share_kept * bucket.capacity, now)
+        if wait_s > 0:
+            raise rate_limited(purpose, retry_after_s=wait_s, family=CORE, why="the budget is used up")
+
+    def admit_mint(self, purpose: Purpose) -> None:
+        """Take one registration from the budget, or raise RateLimited."""
+        now = self._clock.monotonic()
+        if not self._mints.take(now):
+            raise rate_limited(
+                purpose, retry_after_s=self._mints.wait_s(now), family=REGISTRATION, why="180 registrations a minute"
+            )
+
+    def learn(self, account: str, answer: Answer, purpose: Purpose, *, family: str = CORE) -> RateLimited | None:
+        """Take over what an answer's headers say; the error where the answer is itself a rate limit."""
+        now = self._clock.monotonic()
+        resets_in_s = self._observe(account, answer, now)
+        if not is_rate_limit(answer):
+            self._limits_in_a_row.pop(account, None)
+            return None
+        retry_after = _number(answer.headers.get("retry-after"))
+        if retry_after is not None:
+            pause_s, why = retry_after, "retry-after"
+        elif answer.headers.get("x-ratelimit-remaining") == "0" and resets_in_s is not None:
+            pause_s, why = resets_in_s, "primary limit"
+        else:
+            count = self._limits_in_a_row.get(account, 0)
+            self._limits_in_a_row[account] = count + 1
+            pause_s, why = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(count, 10)), "secondary limit"
+        pause_s = max(1.0, pause_s)
+        self._bucket(account).block(pause_s, now)
+        if family == REGISTRATION:
+            self._mints.block(pause_s, now)
+        return rate_limited(purpose, retry_after_s=pause_s, family=family, why=why)
+
+    def spendable(self, account: str, over_s: float) -> float:
+        """Reads that may be spent in `over_s` seconds so that the primary limit lasts until it resets."""
+        bucket, now = self._bucket(account), self._clock.monotonic()
+        spare = max(0.0, bucket.level(now) - READ_RESERVE * bucket.capacity)
+        return spare * min(1.0, over_s / max(over_s, bucket.resets_in_s(now, default=_HOUR_S)))
+
+    def listed(self) -> list[RateBudget]:
+        """The budgets as the core sees them; of several accounts the tightest speaks for "core"."""
+        now = self._clock.monotonic()
+        mints = RateBudget(
+            family=REGISTRATION,
+            limit=MINTS_PER_MINUTE,
+            remaining=self._mints.level(now),
+            refill_per_s=self._mints.refill_per_s,
+        )
+        buckets = list(self._core.values()) or [self._new_bucket(now)]
+        tightest = min(buckets, key=lambda bucket: bucket.level(now) / bucket.capacity)
+        core = RateBudget(
+            family=CORE,
+            limit=tightest.capacity,
+            remaining=tightest.level(now),
+            refill_per_s=tightest.capacity / _HOUR_S,
+        )
+        return [core, mints]
+
+    def _observe(self, account: str, answer: Answer, now: float) -> float | None:
+        """Seconds until the primary limit resets, where the headers say so (GHES sends none by default)."""
+        if answer.headers.get("x-ratelimit-resource", CORE) != CORE:
+            return None
+        limit = _number(answer.headers.get("x-ratelimit-limit"))
+        remaining = _number(answer.headers.get("x-ratelimit-remaining"))
+        reset = _number(answer.headers.get("x-ratelimit-reset"))
+        if not limit or remaining is None or reset is None:
+            return None
+        resets_in_s = max(0.0, reset - self._clock.now().timestamp())
+        self._bucket(account).observe(remaining=remaining, limit=limit, resets_in_s=resets_in_s, now=now)
+        return resets_in_s
+
+    def _bucket(self, account: str) -> TokenBucket:
+        if account not in self._core:
+            self._core[account] = self._new_bucket(self._clock.monotonic())
+        return self._core[account]
+
+    @staticmethod
+    def _new_bucket(now: float) -> TokenBucket:
+        return TokenBucket(capacity=_ASSUMED_LIMIT, refill_per_s=_ASSUMED_LIMIT / _HOUR_S, now=now)
+
+
+def _number(text: str | None) -> float | None:
+    """A header's number; None for absent and for nonsense."""
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if 0 <= value < 1e12 else None

@@ -1,0 +1,232 @@
+"""Which jobs wait or run, by polling: the truth beside the webhooks, at a bounded cost.
+
+GitHub has no listing of an organisation's runs, so repositories are polled one by one (specs B6): always those with
+known activity and those that are scopes of their own; then a round-robin sweep over the quiet ones, as wide as the
+rate budget allows, which finds what a lost webhook would have told. Unchanged pages answer 304 and cost nothing.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TypeVar
+
+import structlog
+
+from autoscaler.spi import Clock, ForgeError, ForgeJob, ForgeName, JobListing, JobStatus, RateLimited, Scope
+from runners.github_auth import Auth
+from runners.github_budgets import READ_RESERVE, Budgets
+from runners.github_errors import Answer, Purpose
+from runners.github_payloads import (
+    JobsPagePayload,
+    RepositoriesPagePayload,
+    RunsPagePayload,
+    forge_job,
+    listed_status,
+)
+from runners.github_rest import Page, Rest, parsed
+
+_log = structlog.get_logger(__name__)
+
+# In the order in which a run passes through them: one that moves on while we look is still met once.
+_OPEN_STATUSES = ("requested", "pending", "queued", "in_progress")
+
+# GitHub gives no more than this many results for a filtered listing of runs.
+_SEARCH_CAP = 1000
+
+# Of the 100 concurrent requests that GitHub allows.
+_CONCURRENCY = 16
+
+# A sweep may not come near the 900 points a minute of the runs endpoint, whatever the primary limit is.
+_SWEEP_REPOS_PER_MINUTE = 100
+
+# A repository that changed this recently is polled each time.
+_RECENT = timedelta(hours=1)
+
+_LIST_RUNS = Purpose(does="list workflow runs", permission="repository permission Actions: read")
+_LIST_JOBS = Purpose(does="list jobs", permission="repository permission Actions: read")
+_LIST_REPOS = Purpose(does="list repositories", permission="repository permission Metadata: read")
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Repository:
+    name: str
+    changed_at: datetime | None
+
+
+@dataclass(slots=True)
+class _Account:
+    """What we know of the repositories of one organisation scope."""
+
+    repositories: tuple[_Repository, ...] = ()
+    listed_at: float | None = None
+    page_count: int = 1
+    cursor: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Polled:
+    """One repo's open jobs, and how many requests were not answered 304."""
+
+    jobs: list[ForgeJob]
+    paid: int
+
+
+class JobPoller:
+    """Lists the open jobs of one forge. Keeps what it learned between polls: open runs, repositories, ETags."""
+
+    def __init__(
+        self,
+        *,
+        forge: ForgeName,
+        rest: Rest,
+        auth: Auth,
+        budgets: Budgets,
+        clock: Clock,
+        scopes: Mapping[str, Scope],
+        scope_of: Callable[[str], Scope | None],
+        poll: timedelta,
+    ) -> None:
+        self._forge = forge
+        self._rest = rest
+        self._auth = auth
+        self._budgets = budgets
+        self._clock = clock
+        self._scope_of = scope_of
+        self._poll_s = max(1.0, poll.total_seconds())
+        self._single_repos = tuple(scope for scope in scopes.values() if "/" in scope)
+        self._accounts = {scope: _Account() for scope in scopes.values() if "/" not in scope}
+        self._open: frozenset[str] = frozenset()
+        self._paid_per_swept_repo = float(len(_OPEN_STATUSES))
+        self._slots = asyncio.Semaphore(_CONCURRENCY)
+
+    async def list_jobs(self, active: Collection[str]) -> JobListing:
+        """Open jobs of the repos polled this time. One repo's failure leaves it out; if all fail, that is raised."""
+        wanted = {repo.lower(): repo for repo in (*self._single_repos, *active, *self._open) if self._scope_of(repo)}
+        failures: list[ForgeError] = []
+        swept: set[str] = set()
+        for scope in self._accounts:
+            try:
+                recent, quiet = await self._found_in(scope, frozenset(wanted))
+                wanted |= {repo.lower(): repo for repo in (*recent, *quiet)}
+                swept.update(quiet)
+            except ForgeError as error:
+                failures.append(error)
+                _log.warning("github_repositories_not_listed", forge=self._forge, scope=scope, error=str(error))
+        repos = list(wanted.values())
+        results = await asyncio.gather(*(self._jobs_or_error(repo) for repo in repos))
+        jobs: list[ForgeJob] = []
+        listed: set[str] = set()
+        for repo, result in zip(repos, results, strict=True):
+            if isinstance(result, ForgeError):
+                failures.append(result)
+                if not isinstance(result, RateLimited):
+                    _log.warning("github_jobs_not_listed", forge=self._forge, repo=repo, error=str(result))
+            else:
+                listed.add(repo)
+                jobs.extend(result.jobs)
+                if repo in swept:  # Free 304 answers let the sweep run far wider than its worst case.
+                    self._paid_per_swept_repo += 0.2 * (max(0.25, result.paid) - self._paid_per_swept_repo)
+        if failures and not listed:
+            raise failures[0]
+        self._open = frozenset(job.repo for job in jobs) | (self._open - listed)
+        return JobListing(jobs=tuple(jobs), repos=frozenset(listed))
+
+    async def _found_in(self, scope: Scope, wanted: frozenset[str]) -> tuple[list[str], list[str]]:
+        """Repos of an organisation that changed lately, and this poll's share of the sweep over the others."""
+        account = self._accounts[scope]
+        await self._refresh(scope, account)
+        since = self._clock.now() - _RECENT
+        recent = [
+            repo.name for repo in account.repositories if repo.changed_at is not None and repo.changed_at >= since
+        ]
+        skipped = wanted | {name.lower() for name in recent}
+        quiet = [repo.name for repo in account.repositories if repo.name.lower() not in skipped]
+        paid_by = self._auth.budget_of(scope)
+        affordable = self._budgets.spendable(paid_by, self._poll_s) / self._paid_per_swept_repo
+        width = min(len(quiet), int(affordable), max(1, int(_SWEEP_REPOS_PER_MINUTE * self._poll_s / 60)))
+        swept = [quiet[(account.cursor + step) % len(quiet)] for step in range(width)]
+        account.cursor = (account.cursor + width) % len(quiet) if quiet else 0
+        return recent, swept
+
+    async def _refresh(self, scope: Scope, account: _Account) -> None:
+        """List the organisation's repositories again when due: one page is asked for each poll on average."""
+        now = self._clock.monotonic()
+        if account.listed_at is not None and now - account.listed_at < self._poll_s * (account.page_count - 1):
+            return
+        if self._auth.is_app:
+            path, read = "/installation/repositories?per_page=100", _read_installation_repos
+        else:
+            path, read = f"/orgs/{scope}/repos?per_page=100&sort=full_name", _read_org_repos
+        pages = await self._rest.pages(path, read, account=scope, purpose=_LIST_REPOS, share_kept=READ_RESERVE)
+        mine = [repo for page in pages for repo in page.value if self._scope_of(repo.name) == scope]
+        account.repositories = tuple(sorted(mine, key=lambda repo: repo.name.lower()))
+        account.page_count, account.listed_at = len(pages), now
+
+    async def _jobs_or_error(self, repo: str) -> _Polled | ForgeError:
+        try:
+            return await self._jobs_of(repo)
+        except ForgeError as error:
+            return error
+
+    async def _jobs_of(self, repo: str) -> _Polled:
+        """All open jobs of one repo, or an error."""
+        run_ids: dict[int, None] = {}
+        paid = 0
+        for status in _OPEN_STATUSES:
+            pages = await self._get(
+                f"/repos/{repo}/actions/runs?status={status}&per_page=100", _read_runs, repo, _LIST_RUNS
+            )
+            found = [run_id for page in pages for run_id in page.value[1]]
+            paid += sum(page.was_fresh for page in pages)
+            run_ids.update(dict.fromkeys(found))
+            if pages[0].value[0] > len(found) >= _SEARCH_CAP:
+                raise ForgeError(f"{repo} has {pages[0].value[0]} runs {status}, GitHub lists only {len(found)}")
+        listings = await asyncio.gather(*(self._run_jobs(repo, run_id) for run_id in run_ids), return_exceptions=True)
+        jobs: list[ForgeJob] = []
+        for listing in listings:
+            if isinstance(listing, BaseException):
+                raise listing
+            for page in listing:
+                jobs.extend(page.value)
+                paid += page.was_fresh
+        return _Polled(jobs, paid)
+
+    async def _run_jobs(self, repo: str, run_id: int) -> Sequence[Page[list[ForgeJob]]]:
+        def read(answer: Answer) -> list[ForgeJob]:
+            listed = parsed(JobsPagePayload, answer, _LIST_JOBS).jobs
+            jobs = [forge_job(job, forge=self._forge, repo=repo, status=listed_status(job.status)) for job in listed]
+            return [job for job in jobs if job.status is not JobStatus.DONE]
+
+        return await self._get(f"/repos/{repo}/actions/runs/{run_id}/jobs?per_page=100", read, repo, _LIST_JOBS)
+
+    async def _get(self, path: str, read: Callable[[Answer], T], repo: str, purpose: Purpose) -> Sequence[Page[T]]:
+        async with self._slots:
+            return await self._rest.pages(
+                path, read, account=repo.partition("/")[0], purpose=purpose, share_kept=READ_RESERVE
+            )
+
+
+def _read_runs(answer: Answer) -> tuple[int, list[int]]:
+    page = parsed(RunsPagePayload, answer, _LIST_RUNS)
+    return page.total_count, [run.id for run in page.workflow_runs]
+
+
+def _read_installation_repos(answer: Answer) -> list[_Repository]:
+    return _repositories(parsed(RepositoriesPagePayload, answer, _LIST_REPOS))
+
+
+def _read_org_repos(answer: Answer) -> list[_Repository]:
+    wrapped = Answer(status=answer.status, headers=answer.headers, body=b'{"repositories":' + answer.body + b"}")
+    return _repositories(parsed(RepositoriesPagePayload, wrapped, _LIST_REPOS))
+
+
+def _repositories(page: RepositoriesPagePayload) -> list[_Repository]:
+    return [
+        _Repository(repo.full_name, max(filter(None, (repo.pushed_at, repo.updated_at)), default=None))
+        for repo in page.repositories
+        if not repo.archived and not repo.disabled
+    ]
