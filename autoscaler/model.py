@@ -116,6 +116,8 @@ class EndReason(StrEnum):
     SELF_ENDED = "self_ended"
     OPERATOR = "operator"
     CHAOS = "chaos"
+    DISPUTED = "disputed"
+    """Two claims with valid evidence: either may be the thief, so the machine is replaced before any job."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -311,6 +313,11 @@ class Snapshot:
     orphan_instances: tuple[OrphanInstance, ...] = ()
     orphan_runners: tuple[OrphanRunner, ...] = ()
     sealed: frozenset[InstanceId] = frozenset()
+    secretless: frozenset[InstanceId] = frozenset()
+    """Registering machines whose agent asks for a registration that we no longer hold."""
+    disputed: frozenset[InstanceId] = frozenset()
+    doubtful: Mapping[JobId, str] = field(default_factory=dict)
+    """Jobs to ask the forge about, and why."""
     retry_after: Mapping[str, datetime] = field(default_factory=dict)
     """Actions that failed lately (by `Action.key`) and when they may be tried again."""
     spent_today_usd: float = 0.0
@@ -452,7 +459,44 @@ class Abandon:
         return f"abandon/{self.job}"
 
 
-Action = Launch | Register | Release | Terminate | Seal | SweepInstances | SweepRunner | HoldQueue | Requeue | Abandon
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Withdraw:
+    """Take back a registration that never reached its agent (lost with a restart): the machine is ready again."""
+
+    instance: InstanceId
+    reason: str
+
+    @property
+    def key(self) -> str:
+        return f"withdraw/{self.instance}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settle:
+    """Ask the forge how one job stands, because its listing or its machine says something else than its row."""
+
+    job: JobId
+    reason: str
+
+    @property
+    def key(self) -> str:
+        return f"settle/{self.job}"
+
+
+Action = (
+    Launch
+    | Register
+    | Withdraw
+    | Release
+    | Terminate
+    | Seal
+    | Settle
+    | SweepInstances
+    | SweepRunner
+    | HoldQueue
+    | Requeue
+    | Abandon
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

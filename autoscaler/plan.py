@@ -1,0 +1,32 @@
+"""plan(snapshot, rules, now): what to do now, and why. The product.
+
+Pure: no clock, no randomness, no logging, no await. Level decides: demand and capacity are counted anew each time.
+The order is the order of importance:
+
+    deadlines and ends    what must go (`plan_ends`)
+    supply                queued jobs -> registered, ready and coming machines -> launches (`plan_supply`)
+    surplus               machines that nobody needs (within `plan_supply`, which knows who covers what)
+    care                  sealing, withdrawing, settling, queue holders, orphans, requeues (`plan_care`)
+
+A job is never bound to a machine: `plan_supply` pairs them only to count each machine once.
+"""
+
+from datetime import datetime, timedelta
+
+from autoscaler.model import Action, Plan, Rules, Snapshot
+from autoscaler.plan_care import plan_care
+from autoscaler.plan_ends import plan_ends
+from autoscaler.plan_supply import plan_supply
+
+
+def plan(snapshot: Snapshot, rules: Rules, now: datetime) -> Plan:
+    """The actions to take now, most urgent first, each with a reason that a person can read."""
+    ends = plan_ends(snapshot, rules, now)
+    supply = plan_supply(snapshot, rules, now, leaving=ends.leaving)
+    care = plan_care(snapshot, rules, now)
+    planned: tuple[Action, ...] = (*ends.actions, *supply.actions, *care.actions)
+    actions = tuple(action for action in planned if snapshot.retry_after.get(action.key, now) <= now)
+    held = [snapshot.retry_after[action.key] for action in planned if snapshot.retry_after.get(action.key, now) > now]
+    times = [at for at in (ends.wake_at, supply.wake_at, care.wake_at, *held) if at is not None]
+    wake_at = max(min(times), now + timedelta(milliseconds=50)) if times else None
+    return Plan(actions=actions, blocked=tuple(supply.blocked), wake_at=wake_at)

@@ -1,0 +1,135 @@
+"""Part of plan: everything that keeps forges, rows and clouds in step and is not a machine's supply or end.
+
+Pure. Seals busy runners that could take a second job, withdraws registrations that never arrived, asks the forge
+about doubtful jobs, keeps the queues of scaled-to-zero pools from being failed as stuck, sweeps orphans seen in
+complete listings often enough, and requeues or abandons lost jobs.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from autoscaler.model import (
+    Abandon,
+    Action,
+    HoldQueue,
+    InstanceState,
+    Job,
+    JobState,
+    Requeue,
+    Rules,
+    Seal,
+    Settle,
+    Snapshot,
+    SweepInstances,
+    SweepRunner,
+    Withdraw,
+)
+from autoscaler.spi import ForgeName, Labels, PoolName, ProviderId, ProviderName, Scope
+
+HOLD_AFTER = timedelta(minutes=10)
+"""GitLab fails a job after an hour without any matching runner in contact (specs: gitlab 3.4)."""
+SETTLE_LIMIT = 20
+"""Single-job reads per tick: the rest waits for the next tick or the next listing."""
+
+
+@dataclass(slots=True)
+class Care:
+    actions: list[Action] = field(default_factory=list)
+    wake_at: datetime | None = None
+
+    def wake(self, at: datetime) -> None:
+        if self.wake_at is None or at < self.wake_at:
+            self.wake_at = at
+
+
+def plan_care(snapshot: Snapshot, rules: Rules, now: datetime) -> Care:
+    care = Care()
+    _care_for_runners(snapshot, care)
+    for job in sorted(snapshot.doubtful)[:SETTLE_LIMIT]:
+        care.actions.append(Settle(job=job, reason=snapshot.doubtful[job]))
+    _hold_queues(snapshot, rules, now, care)
+    _sweep(snapshot, rules, care)
+    _requeue(snapshot, rules, now, care)
+    return care
+
+
+def _care_for_runners(snapshot: Snapshot, care: Care) -> None:
+    sealing = {name for name, forge in snapshot.forges.items() if forge.traits.seals_runners}
+    if sealing:
+        for instance in snapshot.instances.values():
+            if (
+                instance.state is InstanceState.BUSY
+                and instance.demand is not None
+                and instance.demand.forge in sealing
+                and instance.runner_id is not None
+                and instance.id not in snapshot.sealed
+            ):
+                care.actions.append(Seal(instance=instance.id, reason="its one job runs"))
+    for waiting in sorted(snapshot.secretless):
+        care.actions.append(Withdraw(instance=waiting, reason="its registration was lost before it arrived"))
+
+
+def _hold_queues(snapshot: Snapshot, rules: Rules, now: datetime, care: Care) -> None:
+    needing = {name for name, forge in snapshot.forges.items() if forge.traits.needs_queue_holder}
+    if not needing:
+        return
+    wanted: dict[tuple[ForgeName, Scope, PoolName, Labels], Job] = {}
+    for job in snapshot.jobs.values():
+        if job.state is not JobState.QUEUED or job.forge not in needing or job.pool is None:
+            continue
+        if (pool := rules.pools.get(job.pool)) is None:
+            continue
+        if job.queued_at + HOLD_AFTER > now:
+            care.wake(job.queued_at + HOLD_AFTER)
+            continue
+        wanted.setdefault((job.forge, job.scope, pool.name, pool.labels), job)
+    for (forge, scope, name, labels), job in sorted(wanted.items(), key=lambda item: item[0]):
+        if (scope, labels) not in snapshot.forges[forge].holders:
+            reason = f"{job.name} of {job.repo} waits since {job.queued_at:%H:%M:%S} and no machine may be up"
+            care.actions.append(HoldQueue(forge=forge, scope=scope, pool=name, labels=labels, reason=reason))
+
+
+def _sweep(snapshot: Snapshot, rules: Rules, care: Care) -> None:
+    ids: dict[ProviderName, list[ProviderId]] = defaultdict(list)
+    for orphan in snapshot.orphan_instances:
+        if orphan.sightings >= rules.orphan_sightings and orphan.instance.provider in snapshot.complete:
+            ids[orphan.instance.provider].append(orphan.instance.provider_id)
+    for provider, found in sorted(ids.items()):
+        reason = f"no row knows {len(found)} machines that carry this deployment's name"
+        care.actions.append(SweepInstances(provider=provider, ids=tuple(sorted(found)), reason=reason))
+    for runner in snapshot.orphan_runners:
+        if runner.sightings >= rules.orphan_sightings and not runner.is_busy and runner.forge in snapshot.complete:
+            reason = "no row knows this runner of this deployment's name"
+            care.actions.append(SweepRunner(forge=runner.forge, runner=runner.runner, reason=reason))
+
+
+def _requeue(snapshot: Snapshot, rules: Rules, now: datetime, care: Care) -> None:
+    runs: dict[tuple[ForgeName, str, str], list[Job]] = defaultdict(list)
+    for job in snapshot.jobs.values():
+        if job.state is not JobState.LOST:
+            continue
+        if (refusal := _not_requeued(job, rules)) is not None:
+            care.actions.append(Abandon(job=job.id, reason=refusal))
+        elif job.retry_at is not None and job.retry_at > now:
+            care.wake(job.retry_at)
+        else:
+            runs[job.forge, job.repo, job.run_id].append(job)
+    for (forge, repo, run_id), jobs in sorted(runs.items()):
+        ids = tuple(sorted(job.id for job in jobs))
+        reason = f"{len(ids)} jobs of the run lost their machines"
+        care.actions.append(Requeue(forge=forge, repo=repo, run_id=run_id, jobs=ids, reason=reason))
+
+
+def _not_requeued(job: Job, rules: Rules) -> str | None:
+    """Why a lost job stays lost, as the first word of its reason; None when it may be requeued."""
+    pool = rules.pools.get(job.pool) if job.pool is not None else None
+    if pool is None:
+        return "unservable: no pool serves it any more"
+    if not pool.requeue_enabled:
+        return f"opted_out: pool {pool.name} does not requeue"
+    if opted := set(job.labels).intersection(pool.opt_out_labels):
+        return f"opted_out: label {', '.join(sorted(opted))}"
+    if job.attempt >= pool.requeue_attempts:
+        return f"attempts: {job.attempt} of {pool.requeue_attempts} made"
+    return None

@@ -1,0 +1,119 @@
+"""Part of plan: machines that must end, by their deadlines, their job's end, or an operator's order.
+
+Pure. A machine that may hold a registration is ended by Release (the forge must let the runner go first); Terminate
+is for machines without one, whose job is done and confirmed, that passed max_job_runtime, or that are going already.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from autoscaler.model import (
+    Action,
+    EndReason,
+    Instance,
+    InstanceState,
+    Job,
+    JobState,
+    Pool,
+    Release,
+    Rules,
+    Snapshot,
+    Terminate,
+)
+from autoscaler.spi import InstanceId
+
+NO_POOL_RUNTIME = timedelta(hours=6)
+"""Deadlines of machines whose pool left the configuration: nothing new is asked of them, their job may finish."""
+
+
+@dataclass(slots=True)
+class Ends:
+    """`leaving` are the machines that these actions end: they cover no demand."""
+
+    actions: list[Action] = field(default_factory=list)
+    leaving: set[InstanceId] = field(default_factory=set)
+    wake_at: datetime | None = None
+
+    def wake(self, at: datetime) -> None:
+        if self.wake_at is None or at < self.wake_at:
+            self.wake_at = at
+
+
+def plan_ends(snapshot: Snapshot, rules: Rules, now: datetime) -> Ends:
+    """Every end that is due now, terminations batched per end reason."""
+    ends = Ends()
+    batches: dict[tuple[EndReason, str], list[InstanceId]] = defaultdict(list)
+    for instance in snapshot.instances.values():
+        due = _due(instance, snapshot, rules, now, ends)
+        if due is None:
+            continue
+        end_reason, reason, needs_release = due
+        if needs_release:
+            ends.actions.append(Release(instance=instance.id, end_reason=end_reason, reason=reason))
+        else:
+            batches[end_reason, reason].append(instance.id)
+        ends.leaving.add(instance.id)
+    for (end_reason, reason), ids in batches.items():
+        ends.actions.append(Terminate(instances=tuple(ids), end_reason=end_reason, reason=reason))
+    return ends
+
+
+def _due(
+    instance: Instance, snapshot: Snapshot, rules: Rules, now: datetime, ends: Ends
+) -> tuple[EndReason, str, bool] | None:
+    """Why this machine must end now and whether its runner must be released first; None when it may stay."""
+    pool = rules.pools.get(instance.pool)
+    state = instance.state
+    match state:
+        case InstanceState.BUSY | InstanceState.DRAINING:
+            return _working_due(instance, snapshot, pool, now, ends)
+        case InstanceState.TERMINATING:
+            again_at = instance.since + rules.terminate_again_after
+            if now < again_at:
+                ends.wake(again_at)
+                return None
+            return instance.ending or EndReason.SURPLUS, "not gone yet: asked again", False
+        case InstanceState.REQUESTED:
+            if _passed(instance, rules.launch_timeout, now, ends):
+                return EndReason.REFUSED, "the cloud never showed the machine that was asked for", False
+        case InstanceState.LAUNCHED:
+            if instance.id in snapshot.disputed:
+                return EndReason.DISPUTED, "two claims with valid evidence: replaced", False
+            if not instance.adopted and pool is not None and _passed(instance, pool.boot_timeout, now, ends):
+                return EndReason.BOOT_TIMEOUT, f"its agent said nothing within {pool.boot_timeout}", False
+        case InstanceState.READY:
+            if instance.id in snapshot.disputed:
+                return EndReason.DISPUTED, "two claims with valid evidence: replaced", False
+        case InstanceState.REGISTERING:
+            if _passed(instance, rules.registering_timeout, now, ends):
+                return EndReason.BOOT_TIMEOUT, f"its runner did not start within {rules.registering_timeout}", True
+        case _:
+            pass
+    return None
+
+
+def _working_due(
+    instance: Instance, snapshot: Snapshot, pool: Pool | None, now: datetime, ends: Ends
+) -> tuple[EndReason, str, bool] | None:
+    job = snapshot.jobs.get(instance.job) if instance.job is not None else None
+    if instance.job is not None and (job is None or _is_over(job)):
+        forge = snapshot.forges.get(instance.demand.forge) if instance.demand is not None else None
+        must_deregister = forge is not None and not forge.traits.removes_finished_runners
+        return EndReason.JOB_DONE, "its job is done", must_deregister and instance.runner_id is not None
+    limit = pool.max_job_runtime if pool is not None else NO_POOL_RUNTIME
+    if _passed(instance, limit, now, ends):
+        return EndReason.MAX_RUNTIME, f"its job ran longer than max_job_runtime ({limit})", False
+    return None
+
+
+def _is_over(job: Job) -> bool:
+    return job.state not in (JobState.QUEUED, JobState.RUNNING)
+
+
+def _passed(instance: Instance, limit: timedelta, now: datetime, ends: Ends) -> bool:
+    deadline = instance.since + limit
+    if now < deadline:
+        ends.wake(deadline)
+        return False
+    return True

@@ -1,0 +1,335 @@
+"""Part of plan: machines for queued jobs, and machines that nobody needs.
+
+Pure. Per pool, oldest job first, each queued job is covered by at most one machine and each machine covers at most
+one job: a registered runner that may take it, then a ready machine (which gets a registration for exactly this
+demand), then a machine that is still coming, then a new launch, as far as the caps and the forge's registration
+budget go. Jobs left over are explained in `blocked`.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from autoscaler.model import (
+    Action,
+    Blocked,
+    Demand,
+    EndReason,
+    Instance,
+    InstanceState,
+    Job,
+    JobState,
+    Launch,
+    Pool,
+    PoolControl,
+    Register,
+    Release,
+    Rules,
+    Snapshot,
+    Terminate,
+)
+from autoscaler.placement import choose_offerings
+from autoscaler.spi import ForgeName, InstanceId, Labels, PoolName, Scope
+
+REGISTRATION_HORIZON = timedelta(seconds=60)
+"""Machines are launched ahead of the registration budget by what it refills in about one boot."""
+
+_Key = tuple[ForgeName, Scope, Labels]
+
+
+@dataclass(slots=True)
+class Supply:
+    actions: list[Action] = field(default_factory=list)
+    blocked: list[Blocked] = field(default_factory=list)
+    wake_at: datetime | None = None
+
+    def wake(self, at: datetime | None) -> None:
+        if at is not None and (self.wake_at is None or at < self.wake_at):
+            self.wake_at = at
+
+
+@dataclass(slots=True)
+class _Fleet:
+    """One pool's machines that can still serve a job, by how far they are."""
+
+    registered: list[Instance] = field(default_factory=list)
+    ready: list[Instance] = field(default_factory=list)
+    coming: int = 0
+    live: int = 0
+
+
+@dataclass(slots=True)
+class _Limits:
+    """What may still be launched or minted in this tick, over all pools."""
+
+    machines: float
+    usd_per_hour: float
+    usd_today: float
+    mint_now: dict[ForgeName, float]
+    mint_soon: dict[ForgeName, float]
+
+
+def plan_supply(snapshot: Snapshot, rules: Rules, now: datetime, *, leaving: set[InstanceId]) -> Supply:
+    """Registrations, launches and surplus for every pool; pools of higher priority draw on the caps first."""
+    queued: dict[PoolName, list[Job]] = defaultdict(list)
+    for job in snapshot.jobs.values():
+        if job.state is JobState.QUEUED and job.pool is not None:
+            queued[job.pool].append(job)
+    fleets: dict[PoolName, _Fleet] = defaultdict(_Fleet)
+    for instance in snapshot.instances.values():
+        _count(fleets[instance.pool], instance, leaving)
+    limits = _limits(snapshot, rules)
+    supply = Supply()
+    for pool in sorted(rules.pools.values(), key=lambda pool: (-pool.priority, pool.name)):
+        jobs = sorted(queued.get(pool.name, ()), key=lambda job: (job.queued_at, job.id))
+        _supply_pool(pool, jobs, fleets[pool.name], limits, snapshot, rules, now, supply)
+    for name, fleet in fleets.items():
+        if name not in rules.pools:
+            _release_surplus(fleet.registered, fleet.ready, now, timedelta(0), "its pool left the config", supply)
+    return supply
+
+
+def _count(fleet: _Fleet, instance: Instance, leaving: set[InstanceId]) -> None:
+    fleet.live += 1
+    if instance.id in leaving:
+        return
+    match instance.state:
+        case InstanceState.REGISTERING | InstanceState.IDLE:
+            fleet.registered.append(instance)
+        case InstanceState.READY:
+            fleet.ready.append(instance)
+        case InstanceState.REQUESTED | InstanceState.LAUNCHED:
+            fleet.coming += 1
+        case _:
+            pass
+
+
+def _limits(snapshot: Snapshot, rules: Rules) -> _Limits:
+    caps = rules.caps
+    prices = math.fsum(instance.price_usd_hour for instance in snapshot.instances.values())
+    committed = math.fsum(
+        instance.price_usd_hour * rules.pools[instance.pool].max_job_runtime.total_seconds() / 3600
+        for instance in snapshot.instances.values()
+        if instance.price_usd_hour and instance.pool in rules.pools
+    )
+    horizon_s = REGISTRATION_HORIZON.total_seconds()
+    return _Limits(
+        machines=math.inf if caps.instances is None else caps.instances - len(snapshot.instances),
+        usd_per_hour=math.inf if caps.usd_per_hour is None else caps.usd_per_hour - prices,
+        usd_today=math.inf if caps.usd_per_day is None else caps.usd_per_day - snapshot.spent_today_usd - committed,
+        mint_now={name: math.floor(forge.registrations_left) for name, forge in snapshot.forges.items()},
+        mint_soon={
+            name: forge.registrations_left + forge.registrations_per_s * horizon_s
+            for name, forge in snapshot.forges.items()
+        },
+    )
+
+
+def _supply_pool(
+    pool: Pool,
+    jobs: list[Job],
+    fleet: _Fleet,
+    limits: _Limits,
+    snapshot: Snapshot,
+    rules: Rules,
+    now: datetime,
+    supply: Supply,
+) -> None:
+    uncovered, spare_runners = _cover(jobs, fleet.registered)
+    control = snapshot.controls.get(pool.name, PoolControl.ACTIVE)
+    ready = sorted(fleet.ready, key=lambda instance: (instance.since, instance.id))
+    waiting, spare_ready = _register(pool, uncovered, ready, limits, snapshot, now, supply)
+    for job in waiting[: fleet.coming]:
+        limits.mint_soon[job.forge] = limits.mint_soon.get(job.forge, 0.0) - 1
+    unserved = waiting[fleet.coming :]
+    spare_coming = max(0, fleet.coming - len(waiting))
+    standing = len(spare_runners) + len(spare_ready) + spare_coming
+    if control is PoolControl.ACTIVE:
+        _launch(pool, unserved, standing, fleet, limits, snapshot, rules, now, supply)
+    elif unserved:
+        word = "paused" if control is PoolControl.PAUSED else "draining"
+        supply.blocked.append(
+            Blocked(pool=pool.name, jobs=len(unserved), reason=f"pool {pool.name} is {word} by an operator")
+        )
+    keep = 0 if control is PoolControl.DRAINING else pool.min
+    patience = timedelta(0) if control is PoolControl.DRAINING else pool.idle_timeout
+    kept_ready = max(0, keep - spare_coming)
+    kept_runners = max(0, kept_ready - len(spare_ready))
+    word = "pool is draining" if control is PoolControl.DRAINING else f"idle for {pool.idle_timeout}"
+    _release_surplus(spare_runners[kept_runners:], spare_ready[kept_ready:], now, patience, word, supply)
+
+
+def _cover(jobs: list[Job], runners: list[Instance]) -> tuple[list[Job], list[Instance]]:
+    """Jobs that no registered runner may take, and runners that no queued job needs. Exact label sets first."""
+    if not runners:
+        return jobs, []
+    exact: dict[_Key, list[Instance]] = defaultdict(list)
+    unknown: list[Instance] = []
+    for runner in sorted(runners, key=lambda runner: (runner.since, runner.id)):
+        demand = runner.demand
+        if demand is None:
+            unknown.append(runner)
+        else:
+            exact[demand.forge, demand.scope, demand.labels].append(runner)
+    uncovered: list[Job] = []
+    for job in jobs:
+        same = exact.get((job.forge, job.scope, job.labels))
+        if same:
+            same.pop()
+        else:
+            uncovered.append(job)
+    spare = [runner for runners_left in exact.values() for runner in runners_left]
+    if spare and uncovered:
+        uncovered, spare = _cover_wider(uncovered, spare)
+    return uncovered, sorted([*spare, *unknown], key=lambda runner: (runner.since, runner.id))
+
+
+def _cover_wider(jobs: list[Job], runners: list[Instance]) -> tuple[list[Job], list[Instance]]:
+    """A runner with more labels than the job asks for may take it too; few are left, so a plain scan will do."""
+    left = list(runners)
+    uncovered: list[Job] = []
+    tried: set[_Key] = set()
+    for job in jobs:
+        key = (job.forge, job.scope, job.labels)
+        found = None
+        if key not in tried:
+            wanted = set(job.labels)
+            found = next(
+                (
+                    runner
+                    for runner in left
+                    if runner.demand is not None
+                    and (runner.demand.forge, runner.demand.scope) == (job.forge, job.scope)
+                    and wanted.issubset(runner.demand.labels)
+                ),
+                None,
+            )
+        if found is None:
+            tried.add(key)
+            uncovered.append(job)
+        else:
+            left.remove(found)
+    return uncovered, left
+
+
+def _register(
+    pool: Pool,
+    jobs: list[Job],
+    ready: list[Instance],
+    limits: _Limits,
+    snapshot: Snapshot,
+    now: datetime,
+    supply: Supply,
+) -> tuple[list[Job], list[Instance]]:
+    """Give ready machines to the oldest uncovered jobs. Returns the jobs and the ready machines left over.
+
+    A job whose forge is out of budget or failing keeps its claim on a ready machine: it gets it as soon as it can.
+    """
+    for job, instance in zip(jobs, ready, strict=False):
+        demand = Demand(forge=job.forge, scope=job.scope, group=pool.runner_group, labels=job.labels)
+        if limits.mint_now.get(job.forge, 0) < 1:
+            supply.wake(now + timedelta(seconds=1))
+            continue
+        limits.mint_now[job.forge] -= 1
+        limits.mint_soon[job.forge] -= 1
+        reason = f"{job.name} of {job.repo} waits since {job.queued_at:%H:%M:%S}"
+        supply.actions.append(Register(instance=instance.id, demand=demand, reason=reason))
+    return jobs[len(ready) :], ready[len(jobs) :]
+
+
+def _launch(
+    pool: Pool,
+    unserved: list[Job],
+    standing: int,
+    fleet: _Fleet,
+    limits: _Limits,
+    snapshot: Snapshot,
+    rules: Rules,
+    now: datetime,
+    supply: Supply,
+) -> None:
+    """Launch for the jobs that no machine covers, and up to `min`, within every cap."""
+    within_budget = []
+    for job in unserved:
+        if limits.mint_soon.get(job.forge, 0.0) >= 1:
+            limits.mint_soon[job.forge] -= 1
+            within_budget.append(job)
+    if len(within_budget) < len(unserved):
+        supply.wake(now + timedelta(seconds=1))
+        forges = sorted({job.forge for job in unserved})
+        supply.blocked.append(
+            Blocked(
+                pool=pool.name,
+                jobs=len(unserved) - len(within_budget),
+                reason=f"the registration budget of {', '.join(forges)} is used up; it refills by the second",
+            )
+        )
+    for_min = max(0, pool.min - standing - len(unserved)) if pool.min else 0
+    asked = len(within_budget) + for_min
+    if asked == 0:
+        return
+    if (held := snapshot.held_back.get(pool.name)) is not None:
+        supply.blocked.append(Blocked(pool=pool.name, jobs=len(within_budget), reason=held))
+        return
+    choice = choose_offerings(pool, snapshot.offerings.get(pool.name, ()), cooldowns=snapshot.cooldowns, now=now)
+    if not choice.offerings:
+        supply.wake(choice.again_at)
+        supply.blocked.append(Blocked(pool=pool.name, jobs=len(within_budget), reason=choice.reason))
+        return
+    count, cap = _within_caps(asked, pool, fleet, limits, choice.offerings[-1].price_usd_hour)
+    if count < asked:
+        supply.blocked.append(Blocked(pool=pool.name, jobs=min(asked - count, len(unserved)), reason=cap))
+    if count == 0:
+        return
+    dearest = max(offering.price_usd_hour for offering in choice.offerings)
+    limits.machines -= count
+    limits.usd_per_hour -= count * dearest
+    limits.usd_today -= count * dearest * pool.max_job_runtime.total_seconds() / 3600
+    reason = f"{len(within_budget)} queued jobs without a machine" if within_budget else f"min = {pool.min}"
+    for size in _batches(count, rules.batch_limit):
+        supply.actions.append(Launch(pool=pool.name, count=size, offerings=choice.offerings, reason=reason))
+
+
+def _within_caps(asked: int, pool: Pool, fleet: _Fleet, limits: _Limits, price: float) -> tuple[int, str]:
+    """How many of `asked` machines at most `price` each the caps allow, and the cap that binds."""
+    bounds = [
+        (float(pool.max - fleet.live), f"pool {pool.name} is at its max of {pool.max} instances"),
+        (limits.machines, "the deployment is at its cap of instances"),
+    ]
+    if price > 0:
+        runtime_h = pool.max_job_runtime.total_seconds() / 3600
+        bounds.append((limits.usd_per_hour / price, "the deployment's caps.usd_per_hour is reached"))
+        bounds.append((limits.usd_today / (price * runtime_h), "the deployment's caps.usd_per_day is reached"))
+    room, cap = min(bounds, key=lambda bound: bound[0])
+    if room >= asked:
+        return asked, ""
+    return max(0, math.floor(room)), cap
+
+
+def _batches(count: int, limit: int) -> Iterable[int]:
+    while count > 0:
+        yield min(count, limit)
+        count -= limit
+
+
+def _release_surplus(
+    runners: list[Instance], ready: list[Instance], now: datetime, patience: timedelta, why: str, supply: Supply
+) -> None:
+    """End machines that nobody needs. A registering one is left alone: it is idle or gone in seconds."""
+    expired = []
+    for instance in ready:
+        if instance.since + patience <= now:
+            expired.append(instance.id)
+        else:
+            supply.wake(instance.since + patience)
+    if expired:
+        supply.actions.append(Terminate(instances=tuple(expired), end_reason=EndReason.SURPLUS, reason=why))
+    for runner in runners:
+        if runner.state is not InstanceState.IDLE:
+            continue
+        if runner.since + patience <= now:
+            supply.actions.append(Release(instance=runner.id, end_reason=EndReason.SURPLUS, reason=why))
+        else:
+            supply.wake(runner.since + patience)
