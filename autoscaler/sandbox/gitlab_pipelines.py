@@ -295,7 +295,6 @@ class Pipelines:
         at = bisect.bisect_left(ids, job.id)
         if at < len(ids) and ids[at] == job.id:
             del ids[at]
-            self.queue_version += 1
 
     def _release(self, job: Job) -> None:
         job.handed_to = job.ack_deadline = None

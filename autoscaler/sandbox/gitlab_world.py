@@ -30,17 +30,14 @@ from autoscaler.sandbox.gitlab_model import (
 )
 from autoscaler.sandbox.gitlab_payloads import Json, rest_job
 from autoscaler.sandbox.gitlab_pipelines import Pipelines
-from autoscaler.sandbox.gitlab_runners import ONLINE_S, RunnerRequest, Runners, check_fields
+from autoscaler.sandbox.gitlab_runners import RunnerRequest, Runners, check_fields
+from autoscaler.sandbox.gitlab_workers import drop_silent, drop_stuck_pending
 from autoscaler.sandbox.workload import RunSpec
 
 HOUR_S = 3600.0
 ACK_CHECK_S = 30.0
 RUNNING_CHECK_OFFSET_S = 1200.0
 """The running-job check runs 20 minutes after the hourly worker (spec 3.4)."""
-STUCK_PENDING_S = 3600.0
-PENDING_LIMIT_S = 86400.0
-NO_UPDATES_S = 3600.0
-CANCELING_IDLE_S = 1800.0
 TRACE_LIMIT = 4 << 20
 DEVELOPER = User(id=3, username="dev", name="Dev Eloper")
 BOT = User(id=7, username="autoscaler-bot", name="Autoscaler Bot")
@@ -137,6 +134,10 @@ class GitLabWorld:
         if pipeline is None:
             raise GitLabRefusal(404, "404 Pipeline Not Found")
         return pipeline
+
+    def list_pipelines(self, project_id: int) -> list[Pipeline]:
+        """A project's pipelines, newest first."""
+        return [found for found in reversed(self._pipelines.pipelines.values()) if found.project_id == project_id]
 
     def list_jobs(self, project_id: int, *, scopes: Collection[str] = ()) -> list[Job]:
         """A project's jobs, newest first, those that were retried included; `scopes` are statuses."""
@@ -247,6 +248,10 @@ class GitLabWorld:
     def delete_runner(self, runner_id: int) -> None:
         """Remove the runner; a job that it runs is finished by its job token all the same."""
         self._runners.delete(self.runner(runner_id))
+
+    def reaches(self, runner: Runner, project: Project) -> bool:
+        """Whether the runner serves the project at all, whatever its tags."""
+        return self._runners.in_scope(runner, project.id)
 
     def runner_jobs(self, runner: Runner, *, status: str | None = None, system_id: str | None = None) -> list[Job]:
         """Jobs that the runner started, newest first."""
@@ -417,31 +422,7 @@ class GitLabWorld:
         hour = math.floor((before - RUNNING_CHECK_OFFSET_S) / HOUR_S) * HOUR_S
         while hour <= now:
             if before < hour:
-                self._drop_stuck_pending(hour)
+                drop_stuck_pending(self._pipelines, self._runners, hour)
             if before < hour + RUNNING_CHECK_OFFSET_S <= now:
-                self._drop_silent(hour + RUNNING_CHECK_OFFSET_S)
+                drop_silent(self._pipelines, hour + RUNNING_CHECK_OFFSET_S)
             hour += HOUR_S
-
-    def _drop_stuck_pending(self, at: float) -> None:
-        for job in self._pipelines.queued():
-            waited_s = at - (job.pending_at or at)
-            if waited_s > PENDING_LIMIT_S:
-                self._pipelines.finish(job, JobStatus.FAILED, at, reason="stuck_pending_with_matching_runners")
-            elif waited_s >= STUCK_PENDING_S and not self._has_live_match(job, at):
-                self._pipelines.finish(job, JobStatus.FAILED, at, reason="stuck_pending_no_matching_runners")
-
-    def _has_live_match(self, job: Job, at: float) -> bool:
-        return any(
-            runner.contacted_at is not None
-            and at - runner.contacted_at < ONLINE_S
-            and self._runners.may_take(runner, job.project_id, job.tags)
-            for runner in self._runners.by_id.values()
-        )
-
-    def _drop_silent(self, at: float) -> None:
-        for job in self._pipelines.in_status(JobStatus.RUNNING):
-            if at - job.row_updated_at >= NO_UPDATES_S:
-                self._pipelines.finish(job, JobStatus.FAILED, at, reason="no_updates_running")
-        for job in self._pipelines.in_status(JobStatus.CANCELING):
-            if at - job.row_updated_at >= CANCELING_IDLE_S:
-                self._pipelines.finish(job, JobStatus.CANCELED, at, reason="no_updates_canceling")
