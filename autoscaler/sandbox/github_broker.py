@@ -36,11 +36,13 @@ class Broker:
         clock: Callable[[], float],
         changed: Callable[[], None],
         long_poll_s: float = LONG_POLL_S,
+        minimum_version: str = "0",
     ) -> None:
         self._world = world
         self._clock = clock
         self._changed = changed
         self._long_poll_s = long_poll_s
+        self._minimum_version = minimum_version
         self._key = secrets.token_bytes(32)
         self._pulse = asyncio.Event()
         self._closing = False
@@ -71,7 +73,10 @@ class Broker:
     async def open_session(self, request: web.Request) -> web.Response:
         runner_id = self._authenticated(request)
         body = await json_body(request)
-        self._world.connect(runner_id, self._clock(), version=str(body.get("version", "")) or "0.0.0")
+        version = str(body.get("version", ""))
+        if _numbers(version) < _numbers(self._minimum_version):
+            raise GitHubError(400, f"RunnerVersionTooOld: Runner version v{version} is deprecated")
+        self._world.connect(runner_id, self._clock(), version=version)
         self._changed()
         return answer(201, {"sessionId": str(runner_id)})
 
@@ -85,7 +90,8 @@ class Broker:
         busy = request.query.get("status") == "Busy"
         loop = asyncio.get_running_loop()
         until = loop.time() + self._long_poll_s
-        while not self._closing:
+        # A poll whose client is gone must not take a job for it.
+        while not self._closing and request.transport is not None and not request.transport.is_closing():
             pulse = self._pulse
             message = self._cancellation(runner_id) if busy else self._job(runner_id)
             if message is not None:
@@ -158,6 +164,10 @@ class Broker:
                 "RUNNER_NAME": str(job.runner_name),
             },
         }
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 
 def _step(row: Json) -> Step:

@@ -53,6 +53,7 @@ class GitHubFace:
         renew_s: float = RENEW_S,
         long_poll_s: float = LONG_POLL_S,
         webhook_timeout_s: float = TIMEOUT_S,
+        minimum_runner_version: str = "0",
     ) -> None:
         self.world = world
         self.faults = faults or Faults()
@@ -68,7 +69,13 @@ class GitHubFace:
             app_id=0 if app is None else app.app_id,
             timeout_s=webhook_timeout_s,
         )
-        self._broker = Broker(world, clock=clock, changed=self._changed, long_poll_s=long_poll_s)
+        self._broker = Broker(
+            world,
+            clock=clock,
+            changed=self._changed,
+            long_poll_s=long_poll_s,
+            minimum_version=minimum_runner_version,
+        )
         self._actions = ActionsApi(world, clock=clock, changed=self._changed, seal=self._broker.seal, renew_s=renew_s)
         self._app_api = AppApi(
             world,
@@ -97,7 +104,7 @@ class GitHubFace:
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> str:
         """Listens and gives the base URL, without a slash at the end."""
-        self._runner = web.AppRunner(self.app(), access_log=None, shutdown_timeout=1)
+        self._runner = web.AppRunner(self.app(), access_log=None, shutdown_timeout=1, handler_cancellation=True)
         await self._runner.setup()
         site = web.TCPSite(self._runner, host, port)
         await site.start()

@@ -155,7 +155,10 @@ class Run:
 
 @dataclass(slots=True, kw_only=True)
 class Runner:
-    """A self-hosted runner registered by a JIT configuration: ephemeral, one job and gone."""
+    """A self-hosted runner registered by a JIT configuration: ephemeral, one job and gone.
+
+    `session_open` without `online`: it fell silent, and is online again with its next poll.
+    """
 
     id: int
     name: str
@@ -166,6 +169,7 @@ class Runner:
     wanted: frozenset[str]
     offline_since: float | None
     online: bool = False
+    session_open: bool = False
     version: str | None = None
     last_seen: float = 0
     job_id: int | None = None

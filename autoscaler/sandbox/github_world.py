@@ -209,15 +209,15 @@ class GitHubWorld:
         runner = self.runner(runner_id)
         if runner.online:
             raise GitHubError(409, "A session for this runner already exists.")
-        runner.online, runner.version, runner.last_seen, runner.offline_since = True, version, now, None
-        if self.policy.session_s is not None:
-            self._watch("session", runner.id, now + self.policy.session_s)
+        runner.session_open, runner.version = True, version
+        self._go_online(runner, now)
 
     def disconnect(self, runner_id: int, now: float) -> None:
         """Closes the session. The registration stays; a job that still runs keeps its lease."""
         self.advance(now)
         runner = self.runners.get(runner_id)
-        if runner is not None and runner.online:
+        if runner is not None and runner.session_open:
+            runner.session_open = False
             self._go_offline(runner, now)
 
     def take_job(self, runner_id: int, now: float) -> Job | None:
@@ -227,13 +227,13 @@ class GitHubWorld:
         """
         self.advance(now)
         runner = self.runner(runner_id)
-        if runner.version is None:
+        if not runner.session_open:
             raise GitHubError(401, "The runner has no session")
         if runner.busy:
             return None
         runner.last_seen = now
         if not runner.online:
-            self.connect(runner_id, now, version=runner.version)
+            self._go_online(runner, now)
         job_id = self._book.queue.oldest(self._repos_served(runner), runner.wanted)
         if job_id is None:
             return None
@@ -357,6 +357,11 @@ class GitHubWorld:
                 job = self.jobs[runner.job_id]
                 if job.run_id == run.id and job.status == "completed":
                     self._forget(runner)
+
+    def _go_online(self, runner: Runner, now: float) -> None:
+        runner.online, runner.last_seen, runner.offline_since = True, now, None
+        if self.policy.session_s is not None:
+            self._watch("session", runner.id, now + self.policy.session_s)
 
     def _go_offline(self, runner: Runner, now: float) -> None:
         runner.online, runner.offline_since = False, now
