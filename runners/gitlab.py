@@ -59,14 +59,7 @@ class GitLabForge:
             settings.name, keys, surroundings.clock, base_url=access.url, scope_of=self._scopes.scope_of
         )
         self._jobs = JobReader(self._rest, self._scopes, surroundings.clock)
-        self._runners = RunnerDesk(
-            self._rest,
-            self._scopes,
-            self._jobs,
-            url=access.url,
-            runner_prefix=surroundings.runner_prefix,
-            deployment=surroundings.deployment,
-        )
+        self._runners = RunnerDesk(self._rest, self._scopes, self._jobs, url=access.url, surroundings=surroundings)
         self._requeuer = Requeuer(self._rest)
 
     @property

@@ -7,7 +7,8 @@ Deregistering without knowing whether the runner has a job goes: pause (it takes
 jobs, delete. In that order there is no moment in which a job could slip in between the look and the delete. A
 runner that `seal` paused needs no second pause, and one whose job is known to be done needs only the delete: create,
 pause and delete are then the calls of a normal life. A failure between pause and delete leaves a paused runner, which
-must not be counted as capacity; deregister it again.
+must not be counted as capacity; deregister it again. Between pause and look there is a second: a job handed out just
+before the pause is shown as the runner's only when the runner has confirmed it (two-phase commit, at once in practice).
 
 GitLab compares tags with case, we without: a runner gets every spelling that jobs were seen to use.
 
@@ -33,6 +34,7 @@ from autoscaler.spi import (
     RunnerRef,
     Scope,
     Secret,
+    Surroundings,
     label_set,
 )
 from runners.gitlab_errors import Absent, Operation
@@ -62,6 +64,7 @@ _VERIFY = Operation(
     uses_runner_token=True,
 )
 
+HANDOVER_S = 1.0
 LABELS_READ_PER_LISTING = 200
 """Lists carry no tags. Those of runners that another process registered are read one by one, once."""
 _LIVE_WORDS = frozenset({"pending", "running", "canceling", "preparing", "waiting_for_callback"})
@@ -70,15 +73,14 @@ _LIVE_WORDS = frozenset({"pending", "running", "canceling", "preparing", "waitin
 class RunnerDesk:
     """Registers, pauses, deletes and lists the runners of one deployment."""
 
-    def __init__(
-        self, rest: Rest, scopes: ScopeMap, jobs: JobReader, *, url: str, runner_prefix: str, deployment: str
-    ) -> None:
+    def __init__(self, rest: Rest, scopes: ScopeMap, jobs: JobReader, *, url: str, surroundings: Surroundings) -> None:
         self._rest = rest
         self._scopes = scopes
         self._jobs = jobs
         self._url = url
-        self._prefix = runner_prefix
-        self._deployment = deployment
+        self._prefix = surroundings.runner_prefix
+        self._deployment = surroundings.deployment
+        self._clock = surroundings.clock
         self._labels: dict[RunnerId, Labels] = {}
         self._sealed: set[RunnerId] = set()
         self._deleted = 0
@@ -117,6 +119,8 @@ class RunnerDesk:
                 if paused is None:
                     return
                 says_active = paused.get("job_execution_status") == "active"
+                if not says_active and paused.get("status") != "never_contacted":
+                    await self._clock.sleep(HANDOVER_S)
             if says_active or await self._has_live_job(runner):
                 raise RunnerBusy(f"{self._rest.name}: runner {runner.name} ({runner.runner_id}) runs a job")
         await self._delete(runner.runner_id)
