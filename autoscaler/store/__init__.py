@@ -94,8 +94,19 @@ class Stored:
     is_new: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreStats:
+    """Since `open`: transactions committed, and the rows they wrote. Their ratio says how well writes are grouped."""
+
+    commits: int = 0
+    rows: int = 0
+
+
 class Store(Protocol):
     """See the module docstring. All methods raise StoreError."""
+
+    @property
+    def stats(self) -> StoreStats: ...
 
     async def open(self) -> None:
         """Connect and migrate. Raises StoreError with what to do (path not writable, database unreachable, a
@@ -163,6 +174,8 @@ def open_store(url: str) -> "Store":
     scheme = url.partition("://")[0]
     match scheme:
         case "sqlite":
+            if url.removeprefix("sqlite:///") in ("", ":memory:") or not url.startswith("sqlite:///"):
+                raise ValueError("store: use sqlite:///relative/path or sqlite:////absolute/path of a file")
             from autoscaler.store.sqlite import SqliteStore
 
             return SqliteStore(url.removeprefix("sqlite:///"))

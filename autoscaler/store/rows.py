@@ -1,0 +1,272 @@
+"""Turns the core's values into columns and JSON bodies, and back. The only place that knows how a value is stored.
+
+A row's body is the whole value as JSON: instants as integer microseconds, enums by value, a field that is None or empty
+by default left out. Unknown keys are ignored and missing ones take their default, so that an older and a newer program
+can read each other's rows. Columns beside the body exist only for what queries filter on.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from autoscaler.model import Instance, Job, LedgerEntry
+from autoscaler.spi import ForgeName, Webhook
+from autoscaler.states import is_live, is_live_job
+from autoscaler.store import Changes, Conflict, InboxRow, StoreError
+
+Column = str | int
+Columns = tuple[Column, ...]
+T = TypeVar("T")
+_Code = Callable[[Any], Any]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_encode_json = json.JSONEncoder(separators=(",", ":")).encode  # ASCII: lone surrogates and NUL survive as escapes
+
+
+def micros(at: datetime) -> int:
+    """Microseconds since the epoch, exactly."""
+    return (at - _EPOCH) // _MICROSECOND
+
+
+def instant(at_us: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=at_us)
+
+
+def text(value: str) -> str:
+    """A text every engine can hold in a column: PostgreSQL refuses NUL, and no engine stores a lone surrogate."""
+    if value.isascii() and "\0" not in value:
+        return value
+    return value.encode("utf-8", "replace").decode("utf-8").replace("\0", "�")
+
+
+# --------------------------------------------------------------------------- bodies
+
+
+def body(value: object) -> str:
+    """A dataclass as its JSON body."""
+    return _encode_json(_codes(type(value)).encode(value))
+
+
+def read(kind: type[T], body: str) -> T:
+    """The value of a body. Raises StoreError for one that this program cannot read."""
+    try:
+        value: T = _codes(kind).decode(json.loads(body))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreError(f"a stored {kind.__name__} cannot be read: {error}") from error
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class _Codes:
+    """How values of one dataclass become JSON objects and back."""
+
+    encode: _Code
+    decode: _Code
+
+
+def _codes(kind: Any) -> _Codes:
+    return _made_codes(kind)
+
+
+@cache
+def _made_codes(kind: Any) -> _Codes:
+    hints = get_type_hints(kind)
+    plans = [(item.name, *_code(hints[item.name]), _is_empty_by_default(item)) for item in fields(kind)]
+    encoders = [(name, encode, skip) for name, encode, _, skip in plans]
+    decoders = {name: decode for name, _, decode, _ in plans}
+
+    def encode(value: Any) -> dict[str, Any]:
+        out = {}
+        for name, to_json, skip in encoders:
+            item = getattr(value, name)
+            if skip and (item is None or item == ""):
+                continue
+            out[name] = item if to_json is None else to_json(item)
+        return out
+
+    def decode(stored: dict[str, Any]) -> Any:
+        arguments = {}
+        for name, item in stored.items():
+            if name in decoders:
+                from_json = decoders[name]
+                arguments[name] = item if from_json is None else from_json(item)
+        return kind(**arguments)
+
+    return _Codes(encode, decode)
+
+
+def _is_empty_by_default(item: Field[Any]) -> bool:
+    return item.default is not MISSING and (item.default is None or item.default == "")
+
+
+def _code(hint: Any) -> tuple[_Code | None, _Code | None]:
+    """(encoder, decoder) of one field's type; None where JSON holds the value as it is."""
+    hint = getattr(hint, "__supertype__", hint)
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType) and NoneType in parts:
+        (inner,) = (part for part in parts if part is not NoneType)
+        to_json, from_json = _code(inner)
+        return _unless_none(to_json), _unless_none(from_json)
+    if origin is tuple:
+        to_json, from_json = _code(parts[0])
+        return _each(list, to_json), _each(tuple, from_json)
+    if hint in (str, int, float, bool):
+        return None, None
+    if hint is datetime:
+        return micros, instant
+    if origin is Mapping and _code(parts[0]) == _code(parts[1]) == (None, None):
+        return dict, dict
+    if isinstance(hint, type) and issubclass(hint, StrEnum):
+        return str, hint
+    if is_dataclass(hint):
+        return (lambda value: _codes(hint).encode(value)), (lambda stored: _codes(hint).decode(stored))
+    raise TypeError(f"no stored form for {hint!r}")
+
+
+def _unless_none(code: _Code | None) -> _Code | None:
+    return None if code is None else lambda value: None if value is None else code(value)
+
+
+def _each(container: type, code: _Code | None) -> _Code:
+    return container if code is None else lambda values: container([code(value) for value in values])
+
+
+# --------------------------------------------------------------------------- columns
+
+
+def ended_at(job: Job) -> datetime:
+    """The age that counts for pruning; never before the job was first seen, so that scans by that can stop early."""
+    return max(job.finished_at or job.first_seen_at, job.first_seen_at)
+
+
+def job_columns(job: Job) -> Columns:
+    live, pool = int(is_live_job(job)), text(job.pool or "")
+    return (
+        text(job.id),
+        job.version,
+        job.state,
+        pool,
+        live,
+        micros(job.first_seen_at),
+        micros(ended_at(job)),
+        body(job),
+    )
+
+
+def instance_columns(row: Instance) -> Columns:
+    live, pool = int(is_live(row)), text(row.pool)
+    return (text(row.id), row.version, row.state, pool, live, micros(row.created_at), micros(row.since), body(row))
+
+
+def accept_columns(forge: ForgeName, webhook: Webhook, received_at: datetime) -> Columns:
+    return (text(forge), text(webhook.delivery_id), micros(received_at), body(webhook))
+
+
+def inbox_row(seq: int, forge: str, received_us: int, stored: str) -> InboxRow:
+    webhook = read(Webhook, stored)
+    return InboxRow(seq=seq, forge=ForgeName(forge), received_at=instant(received_us), webhook=webhook)
+
+
+Versioned = TypeVar("Versioned", Job, Instance)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Writes:
+    """A Changes as columns, ready for any engine. Updates end with the version the stored row must have."""
+
+    job_inserts: Sequence[Columns]
+    job_updates: Sequence[Columns]
+    instance_inserts: Sequence[Columns]
+    instance_updates: Sequence[Columns]
+    moves: Sequence[Columns]
+    ledger: Sequence[Columns]
+    consumed: Sequence[int]
+    samples: Sequence[Columns]
+    controls: Sequence[Columns]
+    settings: Sequence[Columns]
+    dropped_settings: Sequence[str]
+
+    @property
+    def rows(self) -> int:
+        jobs = len(self.job_inserts) + len(self.job_updates)
+        instances = len(self.instance_inserts) + len(self.instance_updates)
+        history = len(self.moves) + len(self.ledger) + len(self.consumed) + len(self.samples)
+        return jobs + instances + history + len(self.controls) + len(self.settings) + len(self.dropped_settings)
+
+
+def writes(changes: Changes) -> Writes:
+    """Raises Conflict when a row appears several times with versions that do not follow each other."""
+    job_inserts, job_updates = _versions(changes.jobs, job_columns)
+    instance_inserts, instance_updates = _versions(changes.instances, instance_columns)
+    settings = (changes.settings or {}).items()
+    return Writes(
+        job_inserts=job_inserts,
+        job_updates=job_updates,
+        instance_inserts=instance_inserts,
+        instance_updates=instance_updates,
+        moves=[(text(move.instance), body(move)) for move in changes.moves],
+        ledger=[ledger_columns(entry) for entry in changes.ledger],
+        consumed=list(changes.consumed),
+        samples=[(micros(sample.at), text(sample.pool), body(sample)) for sample in changes.samples],
+        controls=[(text(pool), str(control)) for pool, control in sorted((changes.controls or {}).items())],
+        settings=[(text(name), text(value)) for name, value in settings if value],
+        dropped_settings=[text(name) for name, value in settings if not value],
+    )
+
+
+def ledger_columns(entry: LedgerEntry) -> Columns:
+    return (micros(entry.at), text(entry.subject), body(entry))
+
+
+def last_versions(rows: Sequence[Versioned]) -> tuple[list[Versioned], list[int]]:
+    """The row to store for each id and, in parallel, the version that the stored row must have (0: none). Several
+    versions of a row in one transaction are one write. Raises Conflict when they do not follow each other."""
+    last: dict[str, Versioned] = {}
+    expected: dict[str, int] = {}
+    for row in rows:
+        earlier = last.get(row.id)
+        if row.version < 1 or (earlier is not None and row.version != earlier.version + 1):
+            raise Conflict(f"{row.id}: version {row.version} does not follow")
+        last[row.id] = row
+        expected.setdefault(row.id, row.version - 1)
+    return list(last.values()), list(expected.values())
+
+
+def _versions(
+    rows: Sequence[Versioned], columns: Callable[[Versioned], Columns]
+) -> tuple[list[Columns], list[Columns]]:
+    inserts: list[Columns] = []
+    updates: list[Columns] = []
+    latest, expected = last_versions(rows)
+    for row, version in zip(latest, expected, strict=True):
+        if version == 0:
+            inserts.append(columns(row))
+        else:
+            updates.append((*columns(row), version))
+    return inserts, updates
+
+
+__all__ = [
+    "Columns",
+    "Versioned",
+    "Writes",
+    "accept_columns",
+    "body",
+    "ended_at",
+    "inbox_row",
+    "instance_columns",
+    "instant",
+    "job_columns",
+    "last_versions",
+    "ledger_columns",
+    "micros",
+    "read",
+    "text",
+    "writes",
+]
