@@ -41,7 +41,7 @@ from autoscaler.config_types import (
     WaitConfig,
 )
 from autoscaler.plugins import FORGE_GROUP, PROVIDER_GROUP, installed_kinds
-from autoscaler.spi import ProviderName
+from autoscaler.spi import ForgeName, ProviderName
 
 __all__ = [
     "Address",
@@ -140,6 +140,7 @@ class _Reader:
             pools=tuple(sections.pools.values()),
             source=self._path,
             provider_caps={ProviderName(one.name): one.caps.build() for one in providers.values()},
+            telling_forges=frozenset(ForgeName(one.name) for one in forges.values() if one.tell),
             warnings=tuple(self._warnings),
         )
 

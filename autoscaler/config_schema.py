@@ -124,7 +124,7 @@ class ForgeSection(Section):
             webhook_secrets=self.webhook_secret,
             scopes=tuple(Scope(scope.strip("/")) for scope in self.scopes),
             poll=self.poll,
-            options={"tell": self.tell, **(self.model_extra or {})},
+            options=dict(self.model_extra or {}),
         )
 
 

@@ -235,6 +235,8 @@ class Config:
     pools: tuple[PoolConfig, ...]
     source: Path
     provider_caps: Mapping[ProviderName, Caps] = field(default_factory=dict)
+    telling_forges: frozenset[ForgeName] = frozenset()
+    """Forges where people are told about interruptions at their job (`tell = true`)."""
     warnings: tuple[Problem, ...] = ()
 
     def image(self, name: str) -> ImageConfig:

@@ -2,9 +2,11 @@
 
 Only the kinds in use are imported: an SDK that nobody configured costs nothing. A factory is called as
 `create(settings, surroundings)`, opens no connection, and raises SettingsError for a key that is wrong.
+It reads every option that it knows: one that it does not look at is reported as unknown.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -71,11 +73,14 @@ class _Place:
         factory = self._factory(settings.kind)
         if factory is None:
             return None
+        options = _WatchedOptions(settings.options)
         try:
-            adapter = factory(settings, surroundings)
+            adapter = factory(replace(settings, options=options), surroundings)
         except SettingsError as error:
             self._problem(error.key, str(error), f'Correct this key; config.example.toml shows "{settings.kind}"')
             return None
+        for key in options.unread():
+            self._problem(key, f'the kind "{settings.kind}" does not know this key', "Remove it, or correct its name")
         missing = ", ".join(name for name in _members(contract) if not hasattr(adapter, name))
         if missing:
             remedy = f"Install a version of it that fits this autoscaler's {contract.__name__} contract"
@@ -100,6 +105,28 @@ class _Place:
     def _problem(self, key: str, message: str, remedy: str) -> None:
         path = f"{self._section}.{key}"
         self._problems.append(Problem(file=self._config.source, key=path, message=message, remedy=remedy))
+
+
+class _WatchedOptions(Mapping[str, Any]):
+    """Options that know which of them were read, so that a key no adapter looks at is an error, not a silent slip."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self._options = options
+        self._read: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        self._read.add(key)
+        return self._options[key]
+
+    def __iter__(self) -> Iterator[str]:
+        self._read.update(self._options)
+        return iter(self._options)
+
+    def __len__(self) -> int:
+        return len(self._options)
+
+    def unread(self) -> list[str]:
+        return sorted(self._options.keys() - self._read)
 
 
 def _members(contract: type) -> Iterator[str]:

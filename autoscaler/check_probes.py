@@ -1,0 +1,226 @@
+"""The probes of `autoscaler check`: ask the host and the network whether a valid configuration can work here.
+
+Each probe answers with findings, never with an exception, within a time limit of its own, and changes nothing: the
+store is looked at, not opened (opening migrates it); listen addresses are bound and let go.
+"""
+
+import asyncio
+import errno
+import os
+import socket
+import sqlite3
+import ssl
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from autoscaler.config_types import Address, Config, TlsConfig
+from autoscaler.spi import (
+    Forge,
+    ForgeError,
+    ForgeRefused,
+    ForgeUnauthorized,
+    InvalidRequest,
+    Provider,
+    ProviderError,
+    Unauthorized,
+)
+
+_LIMIT_S = 30.0
+_CONNECT_LIMIT_S = 5.0
+_SQLITE_MAGIC = b"SQLite format 3\0"
+
+
+class Verdict(StrEnum):
+    OK = "ok"
+    WARNING = "warning"
+    REFUSED = "refused"
+    INVALID = "invalid"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One answer. `key` is the key of the configuration that it is about; `remedy` is empty when all is well."""
+
+    verdict: Verdict
+    key: str
+    message: str
+    remedy: str = ""
+
+
+async def probe_host(config: Config, providers: Sequence[Provider]) -> list[Finding]:
+    """What this machine says: store, listeners, certificate, isolation of local machines."""
+    autoscaler = config.autoscaler
+    findings = [await _probe_store(autoscaler.store)]
+    for key, address in (("listen", autoscaler.listen), ("admin_listen", autoscaler.admin_listen)):
+        findings.append(_probe_listener(f"autoscaler.{key}", address))
+    if autoscaler.tls is not None:
+        findings.append(_probe_certificate(autoscaler.tls))
+    for index, settings in enumerate(config.providers):
+        for provider in providers:
+            if provider.name == settings.name:
+                findings += _probe_isolation(f"provider[{index}]", provider)
+    return findings
+
+
+async def _probe_store(url: str) -> Finding:
+    key = "autoscaler.store"
+    try:
+        if url.startswith("sqlite:"):
+            return Finding(verdict=Verdict.OK, key=key, message=_look_at_file(Path(url.removeprefix("sqlite:///"))))
+        return Finding(verdict=Verdict.OK, key=key, message=await _reach_postgres(url))
+    except (OSError, ValueError, sqlite3.Error) as error:
+        reason = getattr(error, "strerror", None) or str(error) or "no answer"
+        remedy = (
+            "Make its folder, writable for the daemon's user, or name another path"
+            if url.startswith("sqlite:")
+            else "Start PostgreSQL, or correct host and port"
+        )
+        return Finding(verdict=Verdict.REFUSED, key=key, message=f"{url}: {reason}", remedy=remedy)
+
+
+def _look_at_file(path: Path) -> str:
+    """What there is at a SQLite path. Raises OSError or sqlite3.Error when a daemon could not work with it."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, f"the folder {path.parent} does not exist")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, f"the folder {path.parent} is not writable")
+    if not path.exists():
+        return f"{path} will be made"
+    if not os.access(path, os.R_OK | os.W_OK):
+        raise PermissionError(errno.EACCES, "the file is not readable and writable")
+    with path.open("rb") as file:
+        head = file.read(len(_SQLITE_MAGIC))
+    if head and head != _SQLITE_MAGIC:
+        raise sqlite3.DatabaseError("the file is not a SQLite database")
+    return f"{path} is there and writable"
+
+
+async def _reach_postgres(url: str) -> str:
+    """Raises OSError or TimeoutError when nobody answers where PostgreSQL should be."""
+    parts = urlsplit(url)
+    query = parse_qs(parts.query)
+    host = query.get("host", [parts.hostname or ""])[0] or os.environ.get("PGHOST", "localhost")
+    port = int(query.get("port", [str(parts.port or os.environ.get("PGPORT", "5432"))])[0])
+    host = unquote(host)
+    async with asyncio.timeout(_CONNECT_LIMIT_S):
+        if host.startswith("/"):
+            _, writer = await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
+        else:
+            _, writer = await asyncio.open_connection(host, port)
+    writer.close()
+    return f"something listens at {host}, port {port}"
+
+
+def _probe_listener(key: str, address: Address) -> Finding:
+    try:
+        family, kind, protocol, _, target = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(target)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            remedy = "Fine if that is the daemon itself; else stop the other program or use another port"
+            return Finding(verdict=Verdict.WARNING, key=key, message=f"{address} is in use", remedy=remedy)
+        remedy = "Use an address of this machine, and a port that the daemon's user may bind (above 1023)"
+        return Finding(verdict=Verdict.REFUSED, key=key, message=f"{address}: {error.strerror}", remedy=remedy)
+    return Finding(verdict=Verdict.OK, key=key, message=f"{address} is free")
+
+
+def _probe_certificate(tls: TlsConfig) -> Finding:
+    key = "autoscaler.tls"
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(tls.certificate, tls.private_key)
+    except (OSError, ValueError) as error:
+        detail = getattr(error, "reason", None) or getattr(error, "strerror", None) or "unreadable"
+        return Finding(
+            verdict=Verdict.REFUSED,
+            key=key,
+            message=f"{tls.certificate} with {tls.private_key}: {detail}",
+            remedy="Give a PEM certificate chain and its own PEM key, both readable for the daemon, without passphrase",
+        )
+    return Finding(verdict=Verdict.OK, key=key, message=f"{tls.certificate} fits its key")
+
+
+def _probe_isolation(key: str, provider: Provider) -> list[Finding]:
+    """Providers whose machines share this host say how they keep them apart (`isolation`, `drops_root`)."""
+    rung = getattr(provider, "isolation", None)
+    if not isinstance(rung, str):
+        return []
+    findings = [Finding(verdict=Verdict.OK, key=f"{key}.isolation", message=f'machines are kept apart by "{rung}"')]
+    if rung == "process":
+        message = "machines are mere process groups here: jobs see each other's files"
+        remedy = "Install bubblewrap and allow user namespaces, or trust every job that runs here"
+        findings = [Finding(verdict=Verdict.WARNING, key=f"{key}.isolation", message=message, remedy=remedy)]
+    if os.geteuid() == 0 and not getattr(provider, "drops_root", True):
+        message, remedy = "jobs would run as root", "Run the daemon as a user of its own, or install bubblewrap"
+        findings.append(Finding(verdict=Verdict.WARNING, key=f"{key}.isolation", message=message, remedy=remedy))
+    return findings
+
+
+async def probe_online(config: Config, forges: Sequence[Forge], providers: Sequence[Provider]) -> list[Finding]:
+    """What forges and clouds say: credentials, permissions, and whether any offering fits each pool."""
+    asked: list[Awaitable[Finding]] = []
+    for index, forge_settings in enumerate(config.forges):
+        asked += [_ask_forge(f"forge[{index}]", forge) for forge in forges if forge.name == forge_settings.name]
+    for index, provider_settings in enumerate(config.providers):
+        asked += [
+            _ask_provider(f"provider[{index}]", provider)
+            for provider in providers
+            if provider.name == provider_settings.name
+        ]
+    asked += [_ask_offerings(config, index, providers) for index in range(len(config.pools))]
+    return list(await asyncio.gather(*asked))
+
+
+async def _ask_forge(key: str, forge: Forge) -> Finding:
+    try:
+        async with asyncio.timeout(_LIMIT_S):
+            runners = await forge.list_runners()
+    except (ForgeError, TimeoutError) as error:
+        return _refused(key, error, has_bad_credentials=isinstance(error, (ForgeUnauthorized, ForgeRefused)))
+    return Finding(verdict=Verdict.OK, key=key, message=f"{forge.name} answers; runners of ours: {len(runners)}")
+
+
+async def _ask_provider(key: str, provider: Provider) -> Finding:
+    try:
+        async with asyncio.timeout(_LIMIT_S):
+            machines = await provider.list_instances()
+    except (ProviderError, TimeoutError) as error:
+        return _refused(key, error, has_bad_credentials=isinstance(error, (Unauthorized, InvalidRequest)))
+    return Finding(verdict=Verdict.OK, key=key, message=f"{provider.name} answers; machines of ours: {len(machines)}")
+
+
+def _refused(key: str, error: Exception, *, has_bad_credentials: bool) -> Finding:
+    where = f"{key}.credentials" if has_bad_credentials else key
+    remedy = (
+        "Correct the credentials, or grant the permissions that the README lists"
+        if has_bad_credentials
+        else "Check its address and the network from here to it, then try again"
+    )
+    return Finding(
+        verdict=Verdict.REFUSED, key=where, message=str(error) or f"no answer in {_LIMIT_S:g} s", remedy=remedy
+    )
+
+
+async def _ask_offerings(config: Config, index: int, providers: Sequence[Provider]) -> Finding:
+    pool, key, count = config.pools[index], f"pool[{index}].shape", 0
+    for provider in providers:
+        if provider.name in pool.providers:
+            try:
+                async with asyncio.timeout(_LIMIT_S):
+                    count += len(await provider.offerings(pool.shape))
+            except (ProviderError, TimeoutError) as error:
+                return _refused(key, error, has_bad_credentials=isinstance(error, Unauthorized))
+    if count:
+        return Finding(verdict=Verdict.OK, key=key, message=f"{count} offerings fit it")
+    return Finding(
+        verdict=Verdict.REFUSED,
+        key=key,
+        message=f'no offering of its providers fits the shape of pool "{pool.name}"',
+        remedy="Widen cpus, memory or types, or add a provider or region",
+    )
