@@ -9,9 +9,10 @@ webhooks to the sender. Not for the Internet: plain HTTP, everything in memory.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from autoscaler.sandbox.faults import Faults
 from autoscaler.sandbox.github_auth import AppIdentity, Authenticator, Caller
@@ -35,7 +36,7 @@ class GitHubFace:
 
     `webhook_url` gets the App's hook (everything of every repository), signed with `webhook_secret`; without it there
     is only what is made through the API. `tokens` are personal tokens that may do everything. `renew_s` is how often
-    runners renew their lease: keep it well under the world's `lease_s`.
+    runners renew their lease: keep it well under the world's `lease_s`. `middlewares` go around everything.
     """
 
     def __init__(
@@ -54,11 +55,13 @@ class GitHubFace:
         long_poll_s: float = LONG_POLL_S,
         webhook_timeout_s: float = TIMEOUT_S,
         minimum_runner_version: str = "0",
+        middlewares: Sequence[Middleware] = (),
     ) -> None:
         self.world = world
         self.faults = faults or Faults()
         self.latency_s = latency_s
         self._clock = clock
+        self._middlewares = middlewares
         self._dice = self.faults.dice("answers")
         self.authenticator = Authenticator(app, tokens, clock)
         self.limiter = RateLimiter(limits or Limits(), clock)
@@ -94,7 +97,7 @@ class GitHubFace:
 
     def app(self) -> web.Application:
         """The application alone, for a server of the caller's; `start` also lets time pass and sends webhooks."""
-        application = web.Application(middlewares=[self._middleware], client_max_size=25 * 1024**2)
+        application = web.Application(middlewares=[*self._middlewares, self._middleware], client_max_size=25 * 1024**2)
         for prefix in ("", GHES_PREFIX):
             application.add_routes(self._actions.routes(prefix))
             application.add_routes(self._app_api.routes(prefix))

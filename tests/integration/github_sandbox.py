@@ -19,6 +19,7 @@ from aiohttp import web
 from autoscaler.sandbox.github_face import GitHubFace
 from autoscaler.sandbox.github_world import GitHubWorld
 from autoscaler.sandbox.workload import JobSpec, RunSpec
+from tests.integration.github_law import LawfulExchanges
 
 TOKEN = "ghp_token_of_the_tests"
 IMAGE = Path(__file__).parents[2] / "autoscaler" / "sandbox" / "images" / "actions-runner"
@@ -57,7 +58,10 @@ class Served:
 
 @contextlib.asynccontextmanager
 async def served(world: GitHubWorld | None = None, **options: Any) -> AsyncIterator[Served]:
-    face = GitHubFace(world or GitHubWorld([REPO]), **({"tokens": [TOKEN]} | options))
+    """A face with the token of the tests; where the API's description is at hand, every exchange must follow it."""
+    lawful = LawfulExchanges.load()
+    given: dict[str, Any] = {"tokens": [TOKEN], "middlewares": [lawful.middleware] if lawful else []}
+    face = GitHubFace(world or GitHubWorld([REPO]), **(given | options))
     url = await face.start()
     headers = {"Authorization": f"Bearer {TOKEN}"}
     try:
@@ -65,6 +69,7 @@ async def served(world: GitHubWorld | None = None, **options: Any) -> AsyncItera
             yield Served(face=face, url=url, client=client)
     finally:
         await face.aclose()
+    assert lawful is None or not lawful.violations, "\n".join(lawful.violations)
 
 
 @dataclass(slots=True)
