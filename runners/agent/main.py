@@ -1,0 +1,57 @@
+"""The agent's command line: `python -I -S agent.pyz --folder F --boot FILE --evidence local --instance ID --key-fd N`.
+
+Everything here may be seen in the process list, so it carries no secret: the key comes through the pipe `--key-fd`.
+"""
+
+# pathlib alone would take a megabyte for every machine:
+# ruff: noqa: PTH100, PTH123
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+
+from runners.agent.evidence import EvidenceSource, local_source
+from runners.agent.life import Life, log
+
+_OPTIONS = ("--folder", "--boot", "--evidence", "--instance", "--key-fd")
+
+
+def main(argv: list[str]) -> int:
+    """Exit codes: 0 the machine's life is over, 2 the command line or the boot document is wrong."""
+    options = dict(zip(argv[::2], argv[1::2]))  # noqa: B905 - strict= is not in Python 3.9
+    if len(argv) % 2 or any(name not in _OPTIONS for name in options):
+        print(f"usage: agent {' X '.join(_OPTIONS)} X", file=sys.stderr)
+        return 2
+    _forbid_inspection()
+    threading.stack_size(256 * 1024)
+    try:
+        folder = os.path.abspath(options["--folder"])
+        with open(options["--boot"], encoding="utf-8") as file:
+            boot = json.load(file)
+        os.chdir(folder)
+        life = Life(boot, folder=folder, evidence=_evidence(options))
+    except (KeyError, ValueError, OSError) as error:
+        log(f"cannot start: {type(error).__name__}: {error}")
+        return 2
+    life.run()
+    return 0
+
+
+def _evidence(options: dict[str, str]) -> EvidenceSource:
+    kind = options["--evidence"]
+    if kind == "local":
+        return local_source(options["--instance"], int(options["--key-fd"]))
+    raise ValueError(f"unknown evidence {kind!r}")
+
+
+def _forbid_inspection() -> None:
+    """Keep jobs of the same user from reading the claim key in this process (PR_SET_DUMPABLE: no ptrace, no core)."""
+    try:
+        import ctypes
+
+        ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)
+    except (ImportError, OSError, AttributeError):
+        log("cannot forbid the inspection of this process")
