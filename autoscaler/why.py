@@ -8,9 +8,9 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from fnmatch import fnmatchcase
 from typing import assert_never
 
+from autoscaler.demand import asked_labels, repo_specificity
 from autoscaler.model import (
     Blocked,
     Demand,
@@ -92,26 +92,17 @@ def why(
 
 def nearest_pool(job: Job, rules: Rules) -> NearestPool | None:
     """The pool that lacks the fewest of the job's labels, pools that serve its repo first; None without pools."""
+    asked = set(asked_labels(job.labels, run_id=job.run_id))
     found = [
         NearestPool(
             pool=pool.name,
-            missing=tuple(sorted(set(job.labels) - set(pool.labels))),
-            is_repo_served=serves_repo(pool, job),
+            missing=tuple(sorted(asked - set(pool.labels))),
+            is_repo_served=repo_specificity(job.repo, pool.repos) is not None,
         )
         for pool in rules.pools.values()
-        if job.forge in pool.forges
+        if not pool.forges or job.forge in pool.forges
     ]
     return min(found, key=lambda near: (len(near.missing), not near.is_repo_served, near.pool), default=None)
-
-
-def serves_repo(pool: Pool, job: Job) -> bool:
-    """Whether a pool's repo globs admit the job's repo; "!glob" excludes, no positive glob admits every repo."""
-    repo = job.repo.lower()
-    globs = [glob.lower() for glob in pool.repos]
-    if any(fnmatchcase(repo, glob[1:]) for glob in globs if glob.startswith("!")):
-        return False
-    positive = [glob for glob in globs if not glob.startswith("!")]
-    return not positive or any(fnmatchcase(repo, glob) for glob in positive)
 
 
 def timeline(job: Job, moves: Sequence[InstanceMove], ledger: Sequence[LedgerEntry] = ()) -> tuple[TimelineEntry, ...]:
@@ -151,6 +142,11 @@ def ago(span: timedelta) -> str:
     return f"{seconds} s"
 
 
+def sentence(words: str) -> str:
+    """A reason as one sentence: a capital letter first, a full stop last."""
+    return f"{words[:1].upper()}{words[1:].rstrip('.')}."
+
+
 def _why_queued(
     job: Job, snapshot: Snapshot, rules: Rules, blocked: Sequence[Blocked], now: datetime, *, machine: Instance | None
 ) -> str:
@@ -175,7 +171,7 @@ def _why_queued(
 
 def _why_unserved(job: Job, rules: Rules) -> str:
     if job.unserved:
-        return job.unserved
+        return sentence(job.unserved)
     near = nearest_pool(job, rules)
     if near is None:
         return f"No pool serves {job.forge}."
@@ -244,7 +240,7 @@ def _why_no_machine(
         return f"Pool {pool.name} cannot launch now: {held.rstrip('.')}."
     planned = next((entry.reason for entry in blocked if entry.pool == pool.name), "")
     if planned:
-        return planned if planned.endswith(".") else f"{planned}."
+        return sentence(planned)
     live = sum(1 for row in snapshot.instances.values() if row.pool == pool.name)
     if live >= pool.max:
         return f"Pool {pool.name} is at its limit: {live} of max {pool.max} machines live."

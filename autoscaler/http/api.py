@@ -1,0 +1,209 @@
+"""The admin API's handlers: read the view or the store, answer JSON. Who may ask is decided before (`admin.py`)."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+from aiohttp import web
+
+from autoscaler.http.auth import Access, Caller
+from autoscaler.http.documents import (
+    Document,
+    condition_document,
+    instance_document,
+    instant,
+    job_document,
+    ledger_document,
+    move_document,
+    offering_document,
+    pool_documents,
+    tick_document,
+    timeline_document,
+)
+from autoscaler.http.history import history_document
+from autoscaler.http.openapi import DOCUMENT
+from autoscaler.http.view import DaemonView
+from autoscaler.model import Instance, Job, JobId, JobState, PoolControl
+from autoscaler.spi import InstanceId, PoolName
+from autoscaler.why import nearest_pool, timeline, why
+
+CALLER = web.RequestKey("caller", Caller)
+DEFAULT_LIMIT = 100
+MAX_LIMIT = 1000
+MAX_SEQ = 2**62
+_CONTROLS = {"drain": PoolControl.DRAINING, "pause": PoolControl.PAUSED, "resume": PoolControl.ACTIVE}
+_LIVE = (JobState.QUEUED, JobState.RUNNING, JobState.LOST)
+_Row = TypeVar("_Row", Job, Instance)
+
+
+def make_api_routes(view: DaemonView, access: Access) -> Sequence[web.RouteDef]:
+    """Every route below /api/v1."""
+    api = _Api(view, access)
+    return [
+        web.get("/api/v1/status", api.status),
+        web.get("/api/v1/pools", api.pools),
+        web.get("/api/v1/jobs", api.jobs),
+        web.get("/api/v1/jobs/{job}", api.job),
+        web.get("/api/v1/jobs/{job}/why", api.why),
+        web.get("/api/v1/instances", api.instances),
+        web.get("/api/v1/instances/{instance}", api.instance),
+        web.get("/api/v1/offerings", api.offerings),
+        web.get("/api/v1/ledger", api.ledger),
+        web.get("/api/v1/history", api.history),
+        web.get("/api/v1/openapi.json", api.openapi),
+        *(web.post(f"/api/v1/pools/{{pool}}/{verb}", api.control(to)) for verb, to in _CONTROLS.items()),
+    ]
+
+
+class _Api:
+    def __init__(self, view: DaemonView, access: Access) -> None:
+        self._view = view
+        self._access = access
+
+    async def status(self, _: web.Request) -> web.Response:
+        view = self._view
+        snapshot, conditions, tick = view.snapshot(), view.conditions(), view.last_tick()
+        caps = view.rules().caps
+        states = [job.state for job in snapshot.jobs.values()]
+        return web.json_response(
+            {
+                "deployment": view.deployment,
+                "now": instant(view.now()),
+                "ready": all(condition.is_well for condition in conditions),
+                "access": self._access.mode,
+                "conditions": [condition_document(condition) for condition in conditions],
+                "tick": tick_document(tick) if tick else None,
+                "jobs": {state.value: states.count(state) for state in _LIVE},
+                "unserved": sum(1 for job in snapshot.jobs.values() if job.pool is None),
+                "instances": len(snapshot.instances),
+                "caps": {
+                    "instances": caps.instances,
+                    "usd_per_hour": caps.usd_per_hour,
+                    "usd_per_day": caps.usd_per_day,
+                },
+                "spent_today_usd": snapshot.spent_today_usd,
+                "pools": pool_documents(view),
+            }
+        )
+
+    async def pools(self, _: web.Request) -> web.Response:
+        return web.json_response({"pools": pool_documents(self._view)})
+
+    async def jobs(self, request: web.Request) -> web.Response:
+        """Live jobs first, oldest first, then recent ones of the store, newest first; the live row wins."""
+        limit, pool = _limit(request), request.query.get("pool", "")
+        state = request.query.get("state", "")
+        if state and state not in {member.value for member in JobState}:
+            raise web.HTTPBadRequest(text=f"state: one of {', '.join(JobState)}")
+        live = sorted(self._view.snapshot().jobs.values(), key=lambda job: job.queued_at)
+        stored = await self._view.store.recent_jobs(limit=limit, pool=PoolName(pool) if pool else None, state=state)
+        rows = _live_first(live, stored)
+        wanted = [job for job in rows if (not pool or job.pool == pool) and (not state or job.state == state)]
+        return web.json_response({"jobs": [job_document(job) for job in wanted[:limit]]})
+
+    async def job(self, request: web.Request) -> web.Response:
+        job = await self._find_job(request)
+        store = self._view.store
+        moves = await store.instance_moves(job.instance) if job.instance else ()
+        decisions = [entry for _, entry in await store.ledger(limit=50, subject=job.id)]
+        near = nearest_pool(job, self._view.rules()) if job.pool is None else None
+        document: Document = {
+            **job_document(job),
+            "why": self._why(job),
+            "nearest": None,
+            "timeline": [timeline_document(line) for line in timeline(job, moves, decisions)],
+        }
+        if near is not None:
+            document["nearest"] = {"pool": near.pool, "missing": list(near.missing), "repo_served": near.is_repo_served}
+        return web.json_response(document)
+
+    async def why(self, request: web.Request) -> web.Response:
+        job = await self._find_job(request)
+        return web.json_response({"id": job.id, "state": job.state.value, "why": self._why(job)})
+
+    async def instances(self, request: web.Request) -> web.Response:
+        limit, pool = _limit(request), request.query.get("pool", "")
+        live = sorted(self._view.snapshot().instances.values(), key=lambda row: row.created_at, reverse=True)
+        stored = await self._view.store.recent_instances(limit=limit, pool=PoolName(pool) if pool else None)
+        rows = [row for row in _live_first(live, stored) if not pool or row.pool == pool]
+        return web.json_response({"instances": [instance_document(row) for row in rows[:limit]]})
+
+    async def instance(self, request: web.Request) -> web.Response:
+        name = InstanceId(request.match_info["instance"])
+        row = self._view.snapshot().instances.get(name) or await self._view.store.instance(name)
+        if row is None:
+            raise web.HTTPNotFound(text="no such instance")
+        moves = await self._view.store.instance_moves(name)
+        decisions = await self._view.store.ledger(limit=50, subject=name)
+        return web.json_response(
+            {
+                **instance_document(row),
+                "history": [move_document(move) for move in moves],
+                "ledger": [ledger_document(seq, entry) for seq, entry in decisions],
+            }
+        )
+
+    async def offerings(self, _: web.Request) -> web.Response:
+        snapshot, now = self._view.snapshot(), self._view.now()
+        return web.json_response(
+            {
+                "offerings": [
+                    {"pool": pool, **offering_document(offering, snapshot.cooldowns.get(offering.capacity_pool), now)}
+                    for pool, offered in sorted(snapshot.offerings.items())
+                    for offering in offered
+                ]
+            }
+        )
+
+    async def ledger(self, request: web.Request) -> web.Response:
+        limit = _limit(request)
+        before = _number(request, "before", 1, MAX_SEQ) if "before" in request.query else None
+        rows = await self._view.store.ledger(limit=limit, subject=request.query.get("subject", ""), before=before)
+        following = rows[-1][0] if len(rows) == limit else None
+        return web.json_response({"ledger": [ledger_document(seq, entry) for seq, entry in rows], "before": following})
+
+    async def history(self, request: web.Request) -> web.Response:
+        minutes = _number(request, "minutes", 1, 24 * 60) if "minutes" in request.query else 60
+        return web.json_response(await history_document(self._view, minutes=minutes))
+
+    async def openapi(self, _: web.Request) -> web.Response:
+        return web.json_response(DOCUMENT)
+
+    def control(self, to: PoolControl) -> Callable[[web.Request], Awaitable[web.Response]]:
+        async def handle(request: web.Request) -> web.Response:
+            pool = PoolName(request.match_info["pool"])
+            try:
+                await self._view.set_control(pool, to, actor=request[CALLER].actor)
+            except KeyError:
+                raise web.HTTPNotFound(text="no such pool") from None
+            return web.json_response({"pool": pool, "control": to.value})
+
+        return handle
+
+    async def _find_job(self, request: web.Request) -> Job:
+        name = JobId(request.match_info["job"])
+        job = self._view.snapshot().jobs.get(name) or await self._view.store.job(name)
+        if job is None:
+            raise web.HTTPNotFound(text="no such job")
+        return job
+
+    def _why(self, job: Job) -> str:
+        view = self._view
+        return why(job, view.snapshot(), view.rules(), view.blocked(), view.now())
+
+
+def _live_first(live: Sequence[_Row], stored: Sequence[_Row]) -> list[_Row]:
+    rows: dict[str, _Row] = {row.id: row for row in stored}
+    for row in live:
+        rows.pop(row.id, None)
+    return list(live) + list(rows.values())
+
+
+def _limit(request: web.Request) -> int:
+    return _number(request, "limit", 1, MAX_LIMIT) if "limit" in request.query else DEFAULT_LIMIT
+
+
+def _number(request: web.Request, key: str, low: int, high: int) -> int:
+    text: Any = request.query[key]
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and low <= int(text) <= high):
+        raise web.HTTPBadRequest(text=f"{key}: a whole number from {low} to {high}")
+    return int(text)

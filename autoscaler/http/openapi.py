@@ -1,0 +1,169 @@
+"""The OpenAPI 3.1 document of the admin API. Kept by hand; a test holds it against the routes and their answers."""
+
+from typing import Any
+
+Schema = dict[str, Any]
+
+_TEXT: Schema = {"type": "string"}
+_INSTANT: Schema = {"type": "string", "format": "date-time"}
+_NUMBER: Schema = {"type": "number"}
+_COUNT: Schema = {"type": "integer", "minimum": 0}
+_FLAG: Schema = {"type": "boolean"}
+_TEXTS: Schema = {"type": "array", "items": _TEXT}
+_COUNTS: Schema = {"type": "object", "additionalProperties": _COUNT}
+
+
+def _maybe(schema: Schema) -> Schema:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def _record(**properties: Schema) -> Schema:
+    """An object with exactly these properties, all required."""
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+def _list(name: str) -> Schema:
+    return {"type": "array", "items": _ref(name)}
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+_JOB: dict[str, Schema] = {
+    "id": _TEXT, "forge": _TEXT, "repo": _TEXT, "run_id": _TEXT, "workflow": _TEXT, "name": _TEXT, "labels": _TEXTS,
+    "state": {"enum": ["queued", "running", "lost", "requeued", "done", "abandoned"]}, "pool": _maybe(_TEXT),
+    "unserved": _TEXT, "conclusion": _maybe(_TEXT), "queued_at": _INSTANT, "started_at": _maybe(_INSTANT),
+    "finished_at": _maybe(_INSTANT), "seen_by": {"enum": ["webhook", "poll"]}, "runner_name": _TEXT,
+    "instance": _maybe(_TEXT), "url": _TEXT, "attempt": {"type": "integer", "minimum": 1}, "reason": _TEXT,
+    "retry_at": _maybe(_INSTANT), "successor": _maybe(_TEXT),
+}  # fmt: skip
+_CAPACITY_POOL: dict[str, Schema] = {
+    "provider": _TEXT, "region": _TEXT, "zone": _TEXT, "machine_type": _TEXT,
+    "capacity_type": {"enum": ["spot", "on_demand"]},
+}  # fmt: skip
+_INSTANCE: dict[str, Schema] = {
+    "id": _TEXT, "pool": _TEXT, "provider": _TEXT, "provider_id": _maybe(_TEXT), "state": _TEXT, "since": _INSTANT,
+    "created_at": _INSTANT, "capacity_pool": _maybe(_record(**_CAPACITY_POOL)), "price_usd_hour": _NUMBER,
+    "runner_name": _TEXT, "labels": _TEXTS, "job": _maybe(_TEXT), "ending": _maybe(_TEXT), "detail": _TEXT,
+    "adopted": _FLAG,
+}  # fmt: skip
+_CONTROL: Schema = {"enum": ["active", "paused", "draining"]}
+
+_SCHEMAS: dict[str, Schema] = {
+    "Error": _record(error=_TEXT),
+    "Condition": _record(name=_TEXT, well=_FLAG, detail=_TEXT, remedy=_TEXT, since=_INSTANT),
+    "Tick": _record(number=_COUNT, at=_INSTANT, took_s=_NUMBER, plan_s=_NUMBER, actions=_COUNT),
+    "Pool": _record(
+        name=_TEXT, control=_CONTROL, labels=_TEXTS, repos=_TEXTS, forges=_TEXTS, providers=_TEXTS, min=_COUNT,
+        max=_COUNT, target_s=_NUMBER, queued=_COUNT, running=_COUNT, lost=_COUNT, oldest_wait_s=_NUMBER,
+        instances=_COUNTS, blocked={"type": "array", "items": _record(jobs=_COUNT, reason=_TEXT)}, held_back=_TEXT,
+    ),
+    "Status": _record(
+        deployment=_TEXT, now=_INSTANT, ready=_FLAG, access={"enum": ["token", "loopback_only"]},
+        conditions=_list("Condition"), tick=_maybe(_ref("Tick")), jobs=_COUNTS, unserved=_COUNT, instances=_COUNT,
+        caps=_record(instances=_maybe(_COUNT), usd_per_hour=_maybe(_NUMBER), usd_per_day=_maybe(_NUMBER)),
+        spent_today_usd=_NUMBER, pools=_list("Pool"),
+    ),
+    "Pools": _record(pools=_list("Pool")),
+    "Job": _record(**_JOB),
+    "Jobs": _record(jobs=_list("Job")),
+    "TimelineEntry": _record(at=_INSTANT, kind={"enum": ["job", "machine", "decision"]}, text=_TEXT),
+    "JobDetail": _record(
+        **_JOB, why=_TEXT, nearest=_maybe(_record(pool=_TEXT, missing=_TEXTS, repo_served=_FLAG)),
+        timeline=_list("TimelineEntry"),
+    ),
+    "Why": _record(id=_TEXT, state=_TEXT, why=_TEXT),
+    "Instance": _record(**_INSTANCE),
+    "Instances": _record(instances=_list("Instance")),
+    "Move": _record(**{"at": _INSTANT, "from": _maybe(_TEXT), "to": _TEXT, "cause": _TEXT}),
+    "InstanceDetail": _record(**_INSTANCE, history=_list("Move"), ledger=_list("LedgerEntry")),
+    "Offering": _record(
+        pool=_TEXT, **_CAPACITY_POOL, cpus=_NUMBER, memory_gib=_NUMBER, arch=_TEXT, gpus=_COUNT,
+        price_usd_hour=_NUMBER, cooling_until=_maybe(_INSTANT), cooling_reason=_TEXT,
+    ),
+    "Offerings": _record(offerings=_list("Offering")),
+    "LedgerEntry": _record(
+        seq=_COUNT, at=_INSTANT, actor=_TEXT, action=_TEXT, subject=_TEXT, pool=_TEXT, reason=_TEXT, outcome=_TEXT
+    ),
+    "Ledger": _record(ledger=_list("LedgerEntry"), before=_maybe(_COUNT)),
+    "HistoryPoint": _record(wait_s=_NUMBER, queued=_COUNT, running=_COUNT, instances=_COUNT),
+    "History": _record(
+        since=_INSTANT, until=_INSTANT, step_s=_NUMBER,
+        pools={
+            "type": "array",
+            "items": _record(
+                name=_TEXT, target_s=_NUMBER, points={"type": "array", "items": _maybe(_ref("HistoryPoint"))}
+            ),
+        },
+    ),
+    "PoolControl": _record(pool=_TEXT, control=_CONTROL),
+}  # fmt: skip
+
+_LIMIT: Schema = {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 1000}}
+
+
+def _query(name: str, schema: Schema = _TEXT) -> Schema:
+    return {"name": name, "in": "query", "schema": schema}
+
+
+def _operation(summary: str, answer: str, *parameters: Schema, path: tuple[str, ...] = ()) -> Schema:
+    in_path = [{"name": name, "in": "path", "required": True, "schema": _TEXT} for name in path]
+    failed = {"description": "refused", "content": {"application/json": {"schema": _ref("Error")}}}
+    done = {"description": summary, "content": {"application/json": {"schema": _ref(answer)}}}
+    return {
+        "summary": summary,
+        "parameters": [*in_path, *parameters],
+        "responses": {"200": done, "400": failed, "401": failed, "403": failed, "404": failed, "429": failed},
+    }
+
+
+def _paths() -> dict[str, Schema]:
+    control = {
+        f"/api/v1/pools/{{pool}}/{verb}": {"post": _operation(summary, "PoolControl", path=("pool",))}
+        for verb, summary in (
+            ("drain", "Launch nothing and let idle machines go"),
+            ("pause", "Launch nothing"),
+            ("resume", "Serve jobs again"),
+        )
+    }
+    minutes = {"type": "integer", "minimum": 1, "maximum": 1440}
+    reads = {
+        "status": _operation("Health, counts and pools at a glance", "Status"),
+        "pools": _operation("Every pool: limits, jobs, machines, what blocks it", "Pools"),
+        "jobs": _operation("Live and recent jobs", "Jobs", _query("pool"), _query("state"), _LIMIT),
+        "jobs/{job}": _operation("One job and its timeline", "JobDetail", path=("job",)),
+        "jobs/{job}/why": _operation("Why a job waits, in a sentence", "Why", path=("job",)),
+        "instances": _operation("Live and recent instances", "Instances", _query("pool"), _LIMIT),
+        "instances/{instance}": _operation("One instance and its history", "InstanceDetail", path=("instance",)),
+        "offerings": _operation("What each pool can choose from, and what cools down", "Offerings"),
+        "ledger": _operation(
+            "What was done and why, newest first; pass `before` of the last page for the next one",
+            "Ledger", _query("subject"), _query("before", {"type": "integer", "minimum": 1}), _LIMIT,
+        ),
+        "history": _operation("Waits and counts over time", "History", _query("minutes", minutes)),
+    }  # fmt: skip
+    document = {"/api/v1/openapi.json": {"get": {"summary": "This document", "responses": {"200": _ANY}}}}
+    return {**{f"/api/v1/{path}": {"get": operation} for path, operation in reads.items()}, **control, **document}
+
+
+_ANY: Schema = {"description": "OpenAPI 3.1", "content": {"application/json": {"schema": {"type": "object"}}}}
+
+DOCUMENT: Schema = {
+    "openapi": "3.1.0",
+    "info": {"title": "CI runner autoscaler admin API", "version": "1"},
+    "security": [{"bearer": []}, {"session": []}],
+    "paths": _paths(),
+    "components": {
+        "schemas": _SCHEMAS,
+        "securitySchemes": {
+            "bearer": {"type": "http", "scheme": "bearer"},
+            "session": {"type": "apiKey", "in": "cookie", "name": "autoscaler_session"},
+        },
+    },
+}
