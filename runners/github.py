@@ -110,7 +110,8 @@ class GitHubForge:
     async def list_runners(self) -> Sequence[ForgeRunner]:
         return await self._runners.list_runners()
 
-    async def deregister(self, runner: RunnerRef) -> None:
+    async def deregister(self, runner: RunnerRef, *, job_is_done: bool = False) -> None:
+        """GitHub itself checks for a running job, at no further cost."""
         await self._runners.deregister(runner)
 
     async def seal(self, runner: RunnerRef) -> None:

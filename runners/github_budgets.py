@@ -73,10 +73,15 @@ class Budgets:
         return rate_limited(purpose, retry_after_s=pause_s, family=family, why=why)
 
     def spendable(self, account: str, over_s: float) -> float:
-        """Reads that may be spent in `over_s` seconds so that the primary limit lasts until it resets."""
+        """Reads that may be spent in `over_s` seconds so that the primary limit lasts until it resets.
+
+        While more than half of it is left, a hundredth of it may be spent at once.
+        """
         bucket, now = self._bucket(account), self._clock.monotonic()
-        spare = max(0.0, bucket.level(now) - READ_RESERVE * bucket.capacity)
-        return spare * min(1.0, over_s / max(over_s, bucket.resets_in_s(now, default=_HOUR_S)))
+        level = bucket.level(now)
+        spare = max(0.0, level - READ_RESERVE * bucket.capacity)
+        even = spare * min(1.0, over_s / max(over_s, bucket.resets_in_s(now, default=_HOUR_S)))
+        return max(even, bucket.capacity / 100) if level > bucket.capacity / 2 else even
 
     def listed(self) -> list[RateBudget]:
         """The budgets as the core sees them; of several accounts the tightest speaks for "core"."""

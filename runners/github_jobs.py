@@ -34,8 +34,10 @@ _OPEN_STATUSES = ("requested", "pending", "queued", "in_progress")
 # GitHub gives no more than this many results for a filtered listing of runs.
 _SEARCH_CAP = 1000
 
-# Of the 100 concurrent requests that GitHub allows.
-_CONCURRENCY = 16
+# Of the 100 concurrent requests that GitHub allows. Few repos at a time, so that the first ones are complete when
+# the budget ends on the way.
+_CONCURRENT_REPOS = 8
+_CONCURRENT_READS = 16
 
 # A sweep may not come near the 900 points a minute of the runs endpoint, whatever the primary limit is.
 _SWEEP_REPOS_PER_MINUTE = 100
@@ -101,7 +103,8 @@ class JobPoller:
         self._accounts = {scope: _Account() for scope in scopes.values() if "/" not in scope}
         self._open: frozenset[str] = frozenset()
         self._paid_per_swept_repo = float(len(_OPEN_STATUSES))
-        self._slots = asyncio.Semaphore(_CONCURRENCY)
+        self._repo_slots = asyncio.Semaphore(_CONCURRENT_REPOS)
+        self._read_slots = asyncio.Semaphore(_CONCURRENT_READS)
 
     async def list_jobs(self, active: Collection[str]) -> JobListing:
         """Open jobs of the repos polled this time. One repo's failure leaves it out; if all fail, that is raised."""
@@ -126,10 +129,10 @@ class JobPoller:
                 if not isinstance(result, RateLimited):
                     _log.warning("github_jobs_not_listed", forge=self._forge, repo=repo, error=str(result))
             else:
-                listed.add(repo)
+                listed |= {repo, *(job.repo for job in result.jobs)}
                 jobs.extend(result.jobs)
                 if repo in swept:  # Free 304 answers let the sweep run far wider than its worst case.
-                    self._paid_per_swept_repo += 0.2 * (max(0.25, result.paid) - self._paid_per_swept_repo)
+                    self._paid_per_swept_repo += 0.5 * (max(0.25, result.paid) - self._paid_per_swept_repo)
         if failures and not listed:
             raise failures[0]
         self._open = frozenset(job.repo for job in jobs) | (self._open - listed)
@@ -161,31 +164,36 @@ class JobPoller:
             path, read = "/installation/repositories?per_page=100", _read_installation_repos
         else:
             path, read = f"/orgs/{scope}/repos?per_page=100&sort=full_name", _read_org_repos
-        pages = await self._rest.pages(path, read, account=scope, purpose=_LIST_REPOS, share_kept=READ_RESERVE)
+        pages = await self._rest.pages(
+            path, read, account=scope, purpose=_LIST_REPOS, share_kept=READ_RESERVE, remembered=True
+        )
         mine = [repo for page in pages for repo in page.value if self._scope_of(repo.name) == scope]
         account.repositories = tuple(sorted(mine, key=lambda repo: repo.name.lower()))
         account.page_count, account.listed_at = len(pages), now
 
     async def _jobs_or_error(self, repo: str) -> _Polled | ForgeError:
         try:
-            return await self._jobs_of(repo)
+            async with self._repo_slots:
+                return await self._jobs_of(repo)
         except ForgeError as error:
             return error
 
     async def _jobs_of(self, repo: str) -> _Polled:
         """All open jobs of one repo, or an error."""
-        run_ids: dict[int, None] = {}
+        runs: dict[int, str] = {}
         paid = 0
         for status in _OPEN_STATUSES:
             pages = await self._get(
                 f"/repos/{repo}/actions/runs?status={status}&per_page=100", _read_runs, repo, _LIST_RUNS
             )
-            found = [run_id for page in pages for run_id in page.value[1]]
+            found = [run for page in pages for run in page.value[1]]
             paid += sum(page.was_fresh for page in pages)
-            run_ids.update(dict.fromkeys(found))
+            runs.update(found)
             if pages[0].value[0] > len(found) >= _SEARCH_CAP:
                 raise ForgeError(f"{repo} has {pages[0].value[0]} runs {status}, GitHub lists only {len(found)}")
-        listings = await asyncio.gather(*(self._run_jobs(repo, run_id) for run_id in run_ids), return_exceptions=True)
+        listings = await asyncio.gather(
+            *(self._run_jobs(spelled or repo, run_id) for run_id, spelled in runs.items()), return_exceptions=True
+        )
         jobs: list[ForgeJob] = []
         for listing in listings:
             if isinstance(listing, BaseException):
@@ -204,15 +212,23 @@ class JobPoller:
         return await self._get(f"/repos/{repo}/actions/runs/{run_id}/jobs?per_page=100", read, repo, _LIST_JOBS)
 
     async def _get(self, path: str, read: Callable[[Answer], T], repo: str, purpose: Purpose) -> Sequence[Page[T]]:
-        async with self._slots:
+        async with self._read_slots:
             return await self._rest.pages(
-                path, read, account=repo.partition("/")[0], purpose=purpose, share_kept=READ_RESERVE
+                path,
+                read,
+                account=repo.partition("/")[0],
+                purpose=purpose,
+                share_kept=READ_RESERVE,
+                remembered=True,
             )
 
 
-def _read_runs(answer: Answer) -> tuple[int, list[int]]:
+def _read_runs(answer: Answer) -> tuple[int, list[tuple[int, str]]]:
+    """How many runs there are, and those of this page with their repo as GitHub spells it."""
     page = parsed(RunsPagePayload, answer, _LIST_RUNS)
-    return page.total_count, [run.id for run in page.workflow_runs]
+    return page.total_count, [
+        (run.id, run.repository.full_name if run.repository else "") for run in page.workflow_runs
+    ]
 
 
 def _read_installation_repos(answer: Answer) -> list[_Repository]:

@@ -61,18 +61,19 @@ class JobPayload(_Payload):
     html_url: str | None = None
 
 
+class RepositoryPayload(_Payload):
+    """A repository; `pushed_at` and `updated_at` are texts of mixed kinds in webhooks, so only REST reads them."""
+
+    full_name: str
+
+
 class RunPayload(_Payload):
     """A `workflow_run` object."""
 
     id: int
     run_attempt: int | None = None
     status: str | None = None
-
-
-class RepositoryPayload(_Payload):
-    """A repository; `pushed_at` and `updated_at` are texts of mixed kinds in webhooks, so only REST reads them."""
-
-    full_name: str
+    repository: RepositoryPayload | None = None
 
 
 class ListedRepositoryPayload(RepositoryPayload):

@@ -105,10 +105,15 @@ class Rest:
         account: str,
         purpose: Purpose,
         share_kept: float = 0.0,
+        remembered: bool = False,
     ) -> tuple[Page[T], str]:
-        """One page and the URL of the next one ("" after the last). A 304 gives what was read last time."""
+        """One page and the URL of the next one ("" after the last).
+
+        A page to be `remembered` is asked for with its ETag, and a 304 gives what was read last time: one URL must
+        always come with the same `read`.
+        """
         key = (account, str(self._url(path)))
-        cached = self._pages.get(key)
+        cached = self._pages.get(key) if remembered else None
         answer = await self.call(
             "GET", path, account=account, purpose=purpose, etag=cached.etag if cached else "", share_kept=share_kept
         )
@@ -118,7 +123,7 @@ class Rest:
         if answer.status != 200:
             raise refusal(answer, purpose)
         value, next_url = read(answer), _next_of(answer)
-        if etag := answer.headers.get("etag"):
+        if remembered and (etag := answer.headers.get("etag")):
             self._pages[key] = _Cached(etag, value, next_url)
             self._pages.move_to_end(key)
             while len(self._pages) > _CACHED_PAGES:
@@ -133,14 +138,17 @@ class Rest:
         account: str,
         purpose: Purpose,
         share_kept: float = 0.0,
+        remembered: bool = False,
     ) -> list[Page[T]]:
-        """All pages of a listing, or an error."""
+        """All pages of a listing, or an error. See `page`."""
         found: list[Page[T]] = []
         url = path
         while url:
             if len(found) == _PAGES:
                 raise ForgeUnavailable(f"GitHub did not {purpose.does}: the listing does not end")
-            page, url = await self.page(url, read, account=account, purpose=purpose, share_kept=share_kept)
+            page, url = await self.page(
+                url, read, account=account, purpose=purpose, share_kept=share_kept, remembered=remembered
+            )
             found.append(page)
         return found
 

@@ -112,7 +112,9 @@ class Runners:
                 if runner.name.startswith(self._prefix)
             ]
 
-        pages = await self._rest.pages(f"{_base(scope)}?per_page=100", read, account=_account(scope), purpose=purpose)
+        pages = await self._rest.pages(
+            f"{_base(scope)}?per_page=100", read, account=_account(scope), purpose=purpose, remembered=True
+        )
         # A runner that ends while we turn pages moves the others up: the same one may be met twice.
         return list({runner.ref.runner_id: runner for page in pages for runner in page.value}.values())
 
