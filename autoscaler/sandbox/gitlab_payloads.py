@@ -89,7 +89,7 @@ def job_hook(
         "build_created_at_iso": iso_seconds(job.created_at),
         "build_started_at_iso": iso_seconds(job.started_at),
         "build_finished_at_iso": iso_seconds(finished),
-        "build_duration": duration_s(job, now) if finished else None,
+        "build_duration": duration_s(job, now),
         "build_queued_duration": queued_s(job, now),
         "build_allow_failure": False,
         "build_failure_reason": reason,
