@@ -151,7 +151,7 @@ class MemoryStore:
 
     async def recent_jobs(self, *, limit: int, pool: PoolName | None = None, state: str = "") -> Sequence[Job]:
         await self._step()
-        found = (job for job in self.disk.jobs.values() if pool in (None, job.pool) and state in ("", job.state))
+        found = (job for job in self.disk.jobs.values() if (not pool or pool == job.pool) and state in ("", job.state))
         return sorted(found, key=lambda job: (job.first_seen_at, job.id), reverse=True)[:limit]
 
     async def instance(self, instance: InstanceId) -> Instance | None:
@@ -160,7 +160,7 @@ class MemoryStore:
 
     async def recent_instances(self, *, limit: int, pool: PoolName | None = None) -> Sequence[Instance]:
         await self._step()
-        found = (row for row in self.disk.instances.values() if pool in (None, row.pool))
+        found = (row for row in self.disk.instances.values() if not pool or pool == row.pool)
         return sorted(found, key=lambda row: (row.created_at, row.id), reverse=True)[:limit]
 
     async def instance_moves(self, instance: InstanceId) -> Sequence[InstanceMove]:

@@ -81,6 +81,10 @@ SELECT body FROM jobs WHERE live = 1 ORDER BY first_seen_us, id
 -- One job by id.
 SELECT body FROM jobs WHERE id = $1
 
+-- name: jobs_by_ids [postgres]
+-- The jobs of these ids, in no order.
+SELECT body FROM jobs WHERE id = ANY($1::text[])
+
 -- name: recent_jobs
 -- Newest jobs first.
 SELECT body FROM jobs ORDER BY first_seen_us DESC, id DESC LIMIT $1

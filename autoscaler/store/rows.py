@@ -11,6 +11,7 @@ from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import cache
+from hashlib import sha256
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -26,6 +27,7 @@ _Code = Callable[[Any], Any]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_KEY_LENGTH = 200
 _encode_json = json.JSONEncoder(separators=(",", ":")).encode  # ASCII: lone surrogates and NUL survive as escapes
 
 
@@ -39,10 +41,18 @@ def instant(at_us: int) -> datetime:
 
 
 def text(value: str) -> str:
-    """A text every engine can hold in a column: PostgreSQL refuses NUL, and no engine stores a lone surrogate."""
+    """A text every engine can hold: PostgreSQL refuses NUL, and no engine stores a lone surrogate."""
     if value.isascii() and "\0" not in value:
         return value
-    return value.encode("utf-8", "replace").decode("utf-8").replace("\0", "�")
+    return value.encode("utf-8", "replace").decode("utf-8").replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+def key(value: str) -> str:
+    """A text every engine can index: one too long for PostgreSQL's index pages ends in its digest, equal for equals."""
+    if len(value) <= _KEY_LENGTH:
+        return text(value)
+    digest = sha256(value.encode("utf-8", "surrogatepass")).hexdigest()
+    return text(value[: _KEY_LENGTH - len(digest)]) + digest
 
 
 # --------------------------------------------------------------------------- bodies
@@ -146,9 +156,9 @@ def ended_at(job: Job) -> datetime:
 
 
 def job_columns(job: Job) -> Columns:
-    live, pool = int(is_live_job(job)), text(job.pool or "")
+    live, pool = int(is_live_job(job)), key(job.pool or "")
     return (
-        text(job.id),
+        key(job.id),
         job.version,
         job.state,
         pool,
@@ -160,12 +170,12 @@ def job_columns(job: Job) -> Columns:
 
 
 def instance_columns(row: Instance) -> Columns:
-    live, pool = int(is_live(row)), text(row.pool)
-    return (text(row.id), row.version, row.state, pool, live, micros(row.created_at), micros(row.since), body(row))
+    live, pool = int(is_live(row)), key(row.pool)
+    return (key(row.id), row.version, row.state, pool, live, micros(row.created_at), micros(row.since), body(row))
 
 
 def accept_columns(forge: ForgeName, webhook: Webhook, received_at: datetime) -> Columns:
-    return (text(forge), text(webhook.delivery_id), micros(received_at), body(webhook))
+    return (key(forge), key(webhook.delivery_id), micros(received_at), body(webhook))
 
 
 def inbox_row(seq: int, forge: str, received_us: int, stored: str) -> InboxRow:
@@ -202,26 +212,28 @@ class Writes:
 
 def writes(changes: Changes) -> Writes:
     """Raises Conflict when a row appears several times with versions that do not follow each other."""
-    job_inserts, job_updates = _versions(changes.jobs, job_columns)
-    instance_inserts, instance_updates = _versions(changes.instances, instance_columns)
+    jobs, job_versions = last_versions(changes.jobs)
+    instances, instance_versions = last_versions(changes.instances)
+    job_inserts, job_updates = _split([job_columns(job) for job in jobs], job_versions)
+    instance_inserts, instance_updates = _split([instance_columns(row) for row in instances], instance_versions)
     settings = (changes.settings or {}).items()
     return Writes(
         job_inserts=job_inserts,
         job_updates=job_updates,
         instance_inserts=instance_inserts,
         instance_updates=instance_updates,
-        moves=[(text(move.instance), body(move)) for move in changes.moves],
+        moves=[(key(move.instance), body(move)) for move in changes.moves],
         ledger=[ledger_columns(entry) for entry in changes.ledger],
         consumed=list(changes.consumed),
-        samples=[(micros(sample.at), text(sample.pool), body(sample)) for sample in changes.samples],
-        controls=[(text(pool), str(control)) for pool, control in sorted((changes.controls or {}).items())],
-        settings=[(text(name), text(value)) for name, value in settings if value],
-        dropped_settings=[text(name) for name, value in settings if not value],
+        samples=[(micros(sample.at), key(sample.pool), body(sample)) for sample in changes.samples],
+        controls=[(key(pool), str(control)) for pool, control in sorted((changes.controls or {}).items())],
+        settings=[(key(name), text(value)) for name, value in settings if value],
+        dropped_settings=[key(name) for name, value in settings if not value],
     )
 
 
 def ledger_columns(entry: LedgerEntry) -> Columns:
-    return (micros(entry.at), text(entry.subject), body(entry))
+    return (micros(entry.at), key(entry.subject), body(entry))
 
 
 def last_versions(rows: Sequence[Versioned]) -> tuple[list[Versioned], list[int]]:
@@ -238,17 +250,10 @@ def last_versions(rows: Sequence[Versioned]) -> tuple[list[Versioned], list[int]
     return list(last.values()), list(expected.values())
 
 
-def _versions(
-    rows: Sequence[Versioned], columns: Callable[[Versioned], Columns]
-) -> tuple[list[Columns], list[Columns]]:
-    inserts: list[Columns] = []
-    updates: list[Columns] = []
-    latest, expected = last_versions(rows)
-    for row, version in zip(latest, expected, strict=True):
-        if version == 0:
-            inserts.append(columns(row))
-        else:
-            updates.append((*columns(row), version))
+def _split(encoded: Sequence[Columns], expected: Sequence[int]) -> tuple[list[Columns], list[Columns]]:
+    """Inserts, and updates that carry the version to be found."""
+    inserts = [row for row, version in zip(encoded, expected, strict=True) if version == 0]
+    updates = [(*row, version) for row, version in zip(encoded, expected, strict=True) if version != 0]
     return inserts, updates
 
 
@@ -263,6 +268,7 @@ __all__ = [
     "instance_columns",
     "instant",
     "job_columns",
+    "key",
     "last_versions",
     "ledger_columns",
     "micros",

@@ -19,11 +19,10 @@ from autoscaler.store import Changes, Conflict, LeaseLost, Sample, Stored, Store
 from autoscaler.store import rows as encoding
 from autoscaler.store.migrations import Migration, migrations
 from autoscaler.store.queries import queries
-from autoscaler.store.rows import Columns, Writes, inbox_row, micros, read, text
+from autoscaler.store.rows import Columns, Writes, inbox_row, key, micros, read, text
 from autoscaler.store.threads import Connection, DatabaseThread
 
 T = TypeVar("T")
-_BUSY_TIMEOUT_S = 5.0
 _PRUNE_ROWS = 2_000
 _VACUUM_PAGES = 4_000
 _LOG_BYTES = 16 * 1024 * 1024
@@ -31,10 +30,12 @@ _LAST_SEQ = 2**63 - 1
 
 
 class SqliteStore:
-    """See the Store contract. `path` is a file whose folder exists; "<path>.lock" appears beside it."""
+    """See the Store contract. `path` is a file whose folder exists; "<path>.lock" appears beside it.
+    `busy_timeout_s` is how long another program (a backup) may lock the file before a write fails."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, busy_timeout_s: float = 5.0) -> None:
         self._path = Path(path)
+        self._busy_timeout_s = busy_timeout_s
         self._sql = queries("sqlite")
         self._writer: DatabaseThread | None = None
         self._reader: DatabaseThread | None = None
@@ -200,29 +201,29 @@ class SqliteStore:
         return found[0] if found else None
 
     async def jobs_by_ids(self, ids: Sequence[JobId]) -> Sequence[Job]:
-        return await self._read(lambda at: [job for one in ids for job in self._values(at, Job, "job", text(one))])
+        return await self._read(lambda at: [job for one in ids for job in self._values(at, Job, "job", key(one))])
 
     async def recent_jobs(self, *, limit: int, pool: PoolName | None = None, state: str = "") -> Sequence[Job]:
-        query = "recent_jobs" + ("_of_pool" if pool is not None else "") + ("_in_state" if state else "")
-        filters = [text(value) for value in (pool, state) if value]
+        query = "recent_jobs" + ("_of_pool" if pool else "") + ("_in_state" if state else "")
+        filters = [key(value) for value in (pool, state) if value]
         return await self._read(lambda at: self._values(at, Job, query, limit, *filters))
 
     async def instance(self, instance: InstanceId) -> Instance | None:
-        found = await self._read(lambda at: self._values(at, Instance, "instance", text(instance)))
+        found = await self._read(lambda at: self._values(at, Instance, "instance", key(instance)))
         return found[0] if found else None
 
     async def recent_instances(self, *, limit: int, pool: PoolName | None = None) -> Sequence[Instance]:
-        if pool is None:
+        if not pool:
             return await self._read(lambda at: self._values(at, Instance, "recent_instances", limit))
-        return await self._read(lambda at: self._values(at, Instance, "recent_instances_of_pool", limit, text(pool)))
+        return await self._read(lambda at: self._values(at, Instance, "recent_instances_of_pool", limit, key(pool)))
 
     async def instance_moves(self, instance: InstanceId) -> Sequence[InstanceMove]:
-        return await self._read(lambda at: self._values(at, InstanceMove, "moves", text(instance)))
+        return await self._read(lambda at: self._values(at, InstanceMove, "moves", key(instance)))
 
     async def ledger(
         self, *, limit: int, subject: str = "", before: int | None = None
     ) -> Sequence[tuple[int, LedgerEntry]]:
-        query, filters = ("ledger_of_subject", (text(subject),)) if subject else ("ledger", ())
+        query, filters = ("ledger_of_subject", (key(subject),)) if subject else ("ledger", ())
         parameters = (limit, _LAST_SEQ if before is None else before, *filters)
 
         def page(connection: Connection) -> list[tuple[int, LedgerEntry]]:
@@ -256,7 +257,7 @@ class SqliteStore:
 
     def _connect_writer(self) -> Connection:
         self._make_private()
-        connection = sqlite3.connect(self._path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
+        connection = sqlite3.connect(self._path, timeout=self._busy_timeout_s, isolation_level=None)
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # takes effect before the first table only
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
@@ -274,7 +275,7 @@ class SqliteStore:
 
     def _connect_reader(self) -> Connection:
         uri = f"{self._path.absolute().as_uri()}?mode=ro"
-        return sqlite3.connect(uri, uri=True, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
+        return sqlite3.connect(uri, uri=True, timeout=self._busy_timeout_s, isolation_level=None)
 
     def _migrate(self, connection: Connection) -> None:
         known = migrations("sqlite")
