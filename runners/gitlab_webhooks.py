@@ -2,6 +2,8 @@
 
 Job hooks carry no job tags (`labels` is None: read them over REST), their `runner.tags` are the runner's, and
 `build_failure_reason` means nothing unless the job failed. Events come late and out of order; the core orders them.
+Their `commit` is the pipeline: where it is said to be finished, a run event comes with the job, so that pipeline hooks
+need not be configured.
 
 Authentication (Standard Webhooks, GitLab 19): where a signing token is configured and the delivery is signed, the
 signature alone decides. Otherwise X-Gitlab-Token is compared with the plain tokens. Nothing configured refuses all.
@@ -114,7 +116,10 @@ class WebhookReader:
         if self._scope_of(repo) is None:
             return Webhook(delivery_id=delivery, outcome="out_of_scope", event=event)
         job = self._job(repo, payload)
-        return Webhook(delivery_id=delivery, outcome="accepted", event=event, jobs=(job,))
+        pipeline = payload.get("commit") or {}
+        is_last = job.status is JobStatus.DONE and pipeline.get("status") in _FINISHED_PIPELINES
+        runs = (self._run(repo, job.run_id, is_finished=True),) if is_last else ()
+        return Webhook(delivery_id=delivery, outcome="accepted", event=event, jobs=(job,), runs=runs)
 
     def _job(self, repo: str, payload: dict[str, Any]) -> ForgeJob:
         word = _text(payload["build_status"])
@@ -155,14 +160,12 @@ class WebhookReader:
         if self._scope_of(repo) is None:
             return Webhook(delivery_id=delivery, outcome="out_of_scope", event=event)
         attributes = payload["object_attributes"]
-        run = RunEvent(
-            forge=self._forge,
-            repo=repo,
-            run_id=str(int(attributes["id"])),
-            run_attempt=1,
-            is_finished=_text(attributes["status"]) in _FINISHED_PIPELINES,
-        )
+        is_finished = _text(attributes["status"]) in _FINISHED_PIPELINES
+        run = self._run(repo, str(int(attributes["id"])), is_finished=is_finished)
         return Webhook(delivery_id=delivery, outcome="accepted", event=event, runs=(run,))
+
+    def _run(self, repo: str, run_id: str, *, is_finished: bool) -> RunEvent:
+        return RunEvent(forge=self._forge, repo=repo, run_id=run_id, run_attempt=1, is_finished=is_finished)
 
     def _repo(self, payload: dict[str, Any]) -> str:
         """The project's full path. `project_name` may be display names; before `project` came, only URLs tell."""

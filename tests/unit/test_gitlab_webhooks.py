@@ -356,6 +356,17 @@ def test_recorded_pipeline_event_is_a_finished_run() -> None:
     )
 
 
+def test_last_job_of_a_pipeline_announces_its_end() -> None:
+    (run,) = receive(job_event(build_status="success", commit={"id": 2366, "status": "failed"})).runs
+    assert (run.run_id, run.is_finished) == ("2366", True)
+    for earlier in (
+        job_event(build_status="success", commit={"id": 2366, "status": "running"}),
+        job_event(build_status="pending", commit={"id": 2366, "status": "success"}),
+        job_event(build_status="success", commit=None),
+    ):
+        assert receive(earlier).runs == ()
+
+
 @pytest.mark.parametrize("status", ["created", "pending", "running", "manual", "canceling"])
 def test_pipeline_that_may_go_on_is_not_finished(status: str) -> None:
     event = {**job_event(), "object_kind": "pipeline", "object_attributes": {"id": 31, "status": status}}
@@ -389,7 +400,7 @@ def test_nonsense_in_a_needed_key_is_malformed_or_read_never_a_crash(key: str, v
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.dictionaries(
-        st.sampled_from([*job_event(), "object_attributes", "repository"]),
+        st.sampled_from([*job_event(), "object_attributes", "repository", "commit"]),
         st.recursive(
             st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
             lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["id", "path"]), inner),
