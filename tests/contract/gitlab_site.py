@@ -32,6 +32,7 @@ SYSTEM_ID = "s_0123456789ab"
 
 
 def settings(url: str, *scopes: str, **changes: Any) -> ForgeSettings:
+    """A section that works; `changes` are fields of ForgeSettings."""
     values: dict[str, Any] = {
         "name": ForgeName("gl"),
         "kind": "gitlab",
@@ -60,7 +61,7 @@ class Site:
     def forge(self, *scopes: str, **changes: Any) -> GitLabForge:
         """A forge of its own, as another process would have."""
         surroundings = Surroundings(deployment="tests", runner_prefix=PREFIX, clock=SystemClock(), gates=self.calls)
-        forge = GitLabForge(settings(self.url, *scopes, **changes), surroundings)
+        forge = GitLabForge(settings(changes.pop("url", self.url), *scopes, **changes), surroundings)
         self.forges.append(forge)
         return forge
 

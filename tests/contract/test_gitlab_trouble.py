@@ -1,0 +1,374 @@
+"""The GitLab forge when GitLab refuses, limits, hangs, lies or is gone; and settings that cannot work."""
+
+import asyncio
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from autoscaler.calls import Calls
+from autoscaler.clock import SystemClock
+from autoscaler.sandbox.gitlab_access import GitLabLimits
+from autoscaler.spi import (
+    ForgeError,
+    ForgeOutcomeUnknown,
+    ForgeRefused,
+    ForgeUnauthorized,
+    ForgeUnavailable,
+    RateBudget,
+    RateLimited,
+    RunnerId,
+    RunnerRef,
+    Scope,
+    Secret,
+    SettingsError,
+    Surroundings,
+)
+from runners import gitlab_rest
+from runners.gitlab import GitLabForge, create
+from tests.contract.gitlab_site import (
+    PREFIX,
+    RUNNER_TOKEN,
+    TOKEN,
+    forge_at,
+    gitlab_site,
+    scripted,
+    settings,
+)
+
+GROUP = Scope("acme")
+RUNNER = RunnerRef(scope=GROUP, runner_id=RunnerId("7"), name=f"{PREFIX}7")
+
+
+def budget(forge: GitLabForge, family: str) -> RateBudget:
+    (found,) = [budget for budget in forge.budgets() if budget.family == family]
+    return found
+
+
+async def repeat(call: Callable[[], Awaitable[object]], *, times: int) -> None:
+    for _ in range(times):
+        await call()
+
+
+async def register(forge: GitLabForge, scope: Scope = GROUP) -> Any:
+    return await forge.register(scope=scope, group="", name=f"{PREFIX}1", labels=("linux",))
+
+
+# -- refusals name their remedy
+
+
+async def test_unknown_token_names_the_key_and_not_its_value() -> None:
+    async with gitlab_site() as site:
+        forge = site.forge(credentials={"token": Secret("glpat-revoked-long-ago")})
+        for call in (forge.list_jobs([]), forge.list_runners(), forge.get_job("acme/api", "1"), register(forge)):
+            with pytest.raises(ForgeUnauthorized, match=r"credentials\.token") as refusal:
+                await call
+            assert "glpat" not in str(refusal.value)
+
+
+async def test_token_without_the_scope_names_scope_and_role() -> None:
+    async with gitlab_site() as site:
+        site.world.add_project("acme/api", time.time())
+        swapped = site.forge(credentials={"token": Secret(TOKEN), "runner_token": Secret("glpat-other")})
+        with pytest.raises(ForgeUnauthorized, match=r"credentials\.runner_token"):
+            await register(swapped)
+        weak = site.forge(credentials={"token": Secret(RUNNER_TOKEN)})
+        with pytest.raises(ForgeUnauthorized, match=r"scope api.*Reporter"):
+            await weak.get_job("acme/api", "1")
+
+
+async def test_scope_that_does_not_exist_is_named() -> None:
+    async with gitlab_site() as site:
+        for scope in ("nobody", "acme/nothing"):
+            with pytest.raises(ForgeRefused, match=scope):
+                await register(site.forge(scope), Scope(scope))
+
+
+async def test_full_scope_says_what_to_delete() -> None:
+    async with gitlab_site() as site:
+        for number in range(1000):
+            site.add_runner(f"old-{number}")
+        with pytest.raises(ForgeRefused, match="delete unused runners"):
+            await register(site.forge())
+
+
+# -- limits
+
+
+async def test_learned_limit_is_shown_and_kept() -> None:
+    async with gitlab_site(limits=GitLabLimits(api_per_minute=5)) as site:
+        forge = site.forge()
+        await register(forge)
+        assert (budget(forge, "core").limit, budget(forge, "registration").limit) == (5, 5)
+        assert budget(forge, "core").remaining <= 3
+        with pytest.raises(RateLimited) as limited:
+            await repeat(forge.list_runners, times=6)
+        assert 0 < limited.value.retry_after_s <= 60
+        calls = site.seen.total()
+        with pytest.raises(RateLimited):
+            await forge.list_runners()
+        assert site.seen.total() == calls, "a used up budget is not tried at GitLab"
+
+
+async def test_limit_of_job_lists_is_a_family_of_its_own() -> None:
+    async with gitlab_site(limits=GitLabLimits(jobs_per_minute=2)) as site:
+        forge = site.forge()
+        _, (job_id,) = site.submit("linux")
+        with pytest.raises(RateLimited) as limited:
+            await repeat(lambda: forge.list_jobs([]), times=4)
+        assert limited.value.family == "jobs"
+        assert budget(forge, "jobs").remaining == 0
+        assert (await forge.get_job("acme/api", job_id)).labels == ("linux",)
+
+
+async def test_quiet_projects_are_polled_in_turn_and_active_ones_each_time() -> None:
+    projects = [
+        {"path_with_namespace": f"acme/p{number:03}", "last_activity_at": "2020-01-01T00:00:00Z"}
+        for number in range(120)
+    ]
+    asked: list[str] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        if request.path.endswith("/projects"):
+            return web.json_response(projects)
+        if request.path.endswith("/jobs"):
+            asked.append(request.path.split("/")[-2])
+            return web.json_response([])
+        return web.json_response({"id": 1})
+
+    async with scripted(answer) as (url, calls):
+        forge = forge_at(url, calls)
+        for _ in range(3):
+            listing = await forge.list_jobs(["acme/p007"])
+            assert "acme/p007" in listing.repos
+            assert len(listing.repos) <= 51
+        assert len(set(asked)) == 120
+        await forge.aclose()
+
+
+async def test_assumed_limit_refuses_nothing() -> None:
+    async def answer(request: web.Request) -> web.Response:
+        return web.json_response({"id": 7})
+
+    async with scripted(answer) as (url, calls):
+        forge = forge_at(url, calls)
+        before = budget(forge, "registration").remaining
+        await forge.seal(RUNNER)
+        assert budget(forge, "registration").remaining < before
+        await forge.aclose()
+
+
+@pytest.mark.parametrize(
+    ("headers", "at_most_s"),
+    [({"Retry-After": "7"}, 7), ({}, 60), ({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, 1)],
+)
+async def test_too_many_requests_is_obeyed(headers: dict[str, str], at_most_s: float) -> None:
+    asked = 0
+
+    async def answer(request: web.Request) -> web.Response:
+        nonlocal asked
+        asked += 1
+        return web.Response(status=429, text="Retry later\n", headers=headers)
+
+    async with scripted(answer) as (url, calls):
+        forge = forge_at(url, calls)
+        for _ in range(2):
+            with pytest.raises(RateLimited) as limited:
+                await forge.seal(RUNNER)
+            assert at_most_s - 1 <= limited.value.retry_after_s <= at_most_s
+        assert asked == 1
+        await forge.aclose()
+
+
+# -- no usable answer
+
+
+async def reading(forge: GitLabForge) -> object:
+    return await forge.get_job("acme/api", "1")
+
+
+async def writing(forge: GitLabForge) -> object:
+    await forge.seal(RUNNER)
+    return None
+
+
+@pytest.mark.parametrize("call", [reading, writing])
+async def test_gitlab_that_is_down_was_told_nothing(call: Callable[[GitLabForge], Awaitable[object]]) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        calls = Calls()
+        forge = forge_at(f"http://127.0.0.1:{unused.getsockname()[1]}", calls)
+        with pytest.raises(ForgeUnavailable, match="no connection"):
+            await call(forge)
+        await forge.aclose()
+        await calls.aclose()
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 520])
+@pytest.mark.parametrize(("call", "error"), [(reading, ForgeUnavailable), (writing, ForgeOutcomeUnknown)])
+async def test_server_error_leaves_a_write_open(
+    status: int, call: Callable[[GitLabForge], Awaitable[object]], error: type[ForgeError]
+) -> None:
+    asked = 0
+
+    async def answer(request: web.Request) -> web.Response:
+        nonlocal asked
+        asked += 1
+        return web.Response(status=status, text="<html>sorry</html>", content_type="text/html")
+
+    async with scripted(answer) as (url, calls):
+        forge = forge_at(url, calls)
+        with pytest.raises(error):
+            await call(forge)
+        assert asked == 1, "the SDK does not retry by itself"
+        await forge.aclose()
+
+
+@pytest.mark.parametrize(("call", "error"), [(reading, ForgeUnavailable), (writing, ForgeOutcomeUnknown)])
+async def test_silence_leaves_a_write_open(
+    monkeypatch: pytest.MonkeyPatch, call: Callable[[GitLabForge], Awaitable[object]], error: type[ForgeError]
+) -> None:
+    monkeypatch.setattr(gitlab_rest, "SDK_TIMEOUT_S", 0.2)
+    end = asyncio.Event()
+
+    async def answer(request: web.Request) -> web.Response:
+        await end.wait()
+        return web.Response()
+
+    async with scripted(answer) as (url, calls):
+        forge = forge_at(url, calls)
+        with pytest.raises(error, match="no answer in time"):
+            await call(forge)
+        end.set()
+        await forge.aclose()
+
+
+@pytest.mark.parametrize("body", ["<html>log in</html>", "[]", "null", "5", "{", ""])
+@pytest.mark.parametrize(("call", "error"), [(reading, ForgeUnavailable), (writing, ForgeOutcomeUnknown)])
+async def test_garbage_is_no_answer(
+    body: str, call: Callable[[GitLabForge], Awaitable[object]], error: type[ForgeError]
+) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(text=body, content_type="application/json")
+
+    async with scripted(answer) as (url, calls):
+        forge = forge_at(url, calls)
+        with pytest.raises(error):
+            await call(forge)
+        await forge.aclose()
+
+
+@pytest.mark.parametrize("body", ["[5]", "{}", "[{}]", '[{"id": 1, "status": "pending", "pipeline": null}]'])
+async def test_list_of_something_else_is_an_error_of_the_contract(body: str) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        if request.path.endswith("/jobs"):
+            return web.Response(text=body, content_type="application/json")
+        return web.json_response({"id": 1, "path_with_namespace": "acme/api"})
+
+    async with scripted(answer) as (url, calls):
+        forge = forge_at(url, calls, scopes=(Scope("acme/api"),))
+        with pytest.raises(ForgeError):
+            await forge.list_jobs([])
+        await forge.aclose()
+
+
+async def test_token_is_not_carried_along_a_redirect() -> None:
+    seen: list[str] = []
+
+    async def elsewhere(request: web.Request) -> web.Response:
+        seen.append(request.path)
+        return web.json_response({"id": 1})
+
+    async with scripted(elsewhere) as (other, _):
+
+        async def answer(request: web.Request) -> web.Response:
+            raise web.HTTPFound(f"{other}/stolen")
+
+        async with scripted(answer) as (url, calls):
+            forge = forge_at(url, calls)
+            for call in (reading, writing):
+                with pytest.raises(ForgeRefused, match="redirects"):
+                    await call(forge)
+            await forge.aclose()
+    assert seen == []
+
+
+async def test_next_page_is_asked_of_the_address_we_know() -> None:
+    pages: list[str] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        if not request.path.endswith("/jobs"):
+            return web.json_response({"id": 1, "path_with_namespace": "acme/api"})
+        pages.append(request.query_string)
+        link = {"Link": '<https://gitlab.internal/elsewhere?cursor=a%2Bb%3D&per_page=100>; rel="next"'}
+        return web.json_response([], headers=link if len(pages) == 1 else {})
+
+    async with scripted(answer) as (url, calls):
+        forge = forge_at(url, calls, scopes=(Scope("acme/api"),))
+        await forge.list_jobs([])
+        await forge.aclose()
+    assert len(pages) == 2
+    assert "cursor=a%2Bb%3D" in pages[1]
+
+
+# -- settings
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"credentials": {}}, "credentials.token"),
+        ({"credentials": {"token": Secret("")}}, "credentials.token"),
+        ({"credentials": {"token": Secret("glpat-x\n")}}, "credentials.token"),
+        ({"credentials": {"token": Secret("glrt-abc")}}, "credentials.token"),
+        (
+            {"credentials": {"token": Secret("glpat-a"), "runner_token": Secret("GR1348941x")}},
+            "credentials.runner_token",
+        ),
+        ({"credentials": {"token": Secret("glpat-a"), "app_id": "5"}}, "credentials.app_id"),
+        ({"webhook_secrets": (Secret("whsec_not base64"),)}, "webhook_secret"),
+        ({"webhook_secrets": (Secret("whsec_"),)}, "webhook_secret"),
+        ({"webhook_secrets": (Secret(""),)}, "webhook_secret"),
+        ({"url": "gitlab.example.com"}, "url"),
+        ({"url": "ftp://gitlab.example.com"}, "url"),
+        ({"url": "https://me:secret@gitlab.example.com"}, "url"),
+        ({"api_url": "https://"}, "api_url"),
+        ({"scopes": ()}, "scopes"),
+        ({"scopes": (Scope("/acme"),)}, "scopes"),
+        ({"scopes": (Scope("https://gitlab.example.com/acme"),)}, "scopes"),
+    ],
+)
+async def test_setting_that_cannot_work_is_named(changes: dict[str, Any], key: str) -> None:
+    calls = Calls()
+    surroundings = Surroundings(deployment="tests", runner_prefix=PREFIX, clock=SystemClock(), gates=calls)
+    given = settings(**{"url": "https://gitlab.example.com", **changes})
+    with pytest.raises(SettingsError) as refusal:
+        create(given, surroundings)
+    assert refusal.value.key == key
+    for secret in [*given.credentials.values(), *given.webhook_secrets]:
+        if isinstance(secret, Secret) and secret.reveal() not in ("", "whsec_"):
+            assert secret.reveal() not in str(refusal.value)
+
+
+@pytest.mark.parametrize("suffix", ["", "/", "/api/v4", "/api/v4/"])
+async def test_address_may_name_the_api_or_not(suffix: str) -> None:
+    async with gitlab_site() as site:
+        _, (job_id,) = site.submit("linux")
+        forge = site.forge(url="https://gitlab.example.com", api_url=site.url + suffix)
+        assert (await forge.get_job("acme/api", job_id)).name == "job 0"
+        made = await register(forge)
+        assert made.parameters["url"] == "https://gitlab.example.com"
+
+
+async def test_most_specific_scope_wins_by_whole_path_parts() -> None:
+    calls = Calls()
+    forge = forge_at("https://gitlab.example.com", calls, scopes=tuple(map(Scope, ("acme", "acme/Deep", "solo/app"))))
+    assert forge.scope_of("acme/api") == "acme"
+    assert forge.scope_of("ACME/deep/er/api") == "acme/Deep"
+    assert forge.scope_of("acme/deeper") == "acme"
+    assert forge.scope_of("solo/app") == "solo/app"
+    assert forge.scope_of("solo/application") is None
+    assert forge.scope_of("acmeother/api") is None
