@@ -271,10 +271,8 @@ def _why_cooling(pool: Pool, snapshot: Snapshot, now: datetime) -> str:
             return ""
         ends.append(cooldown)
     first = min(ends, key=lambda cooldown: cooldown.until)
-    return (
-        f"Every one of pool {pool.name}'s {len(offerings)} offerings was refused lately ({first.reason}); the next "
-        f"is tried in {ago(first.until - now)}."
-    )
+    what = f"All {len(offerings)} offerings of pool {pool.name} were" if len(offerings) > 1 else "The only offering was"
+    return f"{what} refused lately ({first.reason}); the next try is in {ago(first.until - now)}."
 
 
 def _why_lost(job: Job, now: datetime) -> str:

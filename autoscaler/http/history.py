@@ -1,4 +1,4 @@
-"""The last hour in numbers: samples of the store, at most 120 points a pool, for the page's plot."""
+"""The last hour in numbers: samples of the store, at most 60 points a pool, for the page's plot."""
 
 from datetime import datetime, timedelta
 
@@ -6,7 +6,7 @@ from autoscaler.http.documents import Document, instant
 from autoscaler.http.view import DaemonView
 from autoscaler.store import Sample
 
-POINTS = 120
+POINTS = 60
 
 
 async def history_document(view: DaemonView, *, minutes: int) -> Document:

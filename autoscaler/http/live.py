@@ -7,7 +7,7 @@ so that nothing is sent while nothing changes.
 import asyncio
 import json
 from collections import deque
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from autoscaler.http.documents import Document, condition_document, instant, instant_or_none, pool_documents
 from autoscaler.http.view import DaemonView
@@ -20,6 +20,7 @@ JOBS_SHOWN = 50
 UNSERVED_SHOWN = 20
 MACHINES_SHOWN = 400
 HAPPENINGS_SHOWN = 60
+STALE_AFTER = timedelta(seconds=4)
 MOVES_READ = 12
 """Machines whose history is read per refresh; in a burst the older ones are left to their own pages."""
 
@@ -31,17 +32,23 @@ class LiveState:
         self._view = view
         self._happenings = _Happenings(view)
         self._lock = asyncio.Lock()
-        self._number: int | None = None
+        self._number = -1
+        self._built_at: datetime | None = None
         self._text = b""
 
+    def has_waiting(self) -> bool:
+        """Whether any sentence on the page speaks of time that passes."""
+        return any(job.state is not JobState.RUNNING for job in self._view.snapshot().jobs.values())
+
     async def current(self, number: int) -> bytes:
-        """The state as of change `number` or later, as one line of JSON."""
+        """The state as of change `number` or later, a few seconds old at most, as one line of JSON."""
         async with self._lock:
-            if self._number is None or number > self._number:
+            is_stale = self._view.now() - self._built_at >= STALE_AFTER if self._built_at else True
+            if is_stale or number > self._number:
                 document = state_document(self._view)
                 document["happenings"] = await self._happenings.newest()
                 self._text = json.dumps(document, separators=(",", ":")).encode()
-                self._number = number
+                self._number, self._built_at = number, self._view.now()
             return self._text
 
 

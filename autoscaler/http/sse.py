@@ -1,4 +1,4 @@
-"""GET /events: the status page's live stream. One `state` event per change, at most two a second, comments between.
+"""GET /events: the status page's live stream. One `state` event per change, at most two a second, comments else.
 
 A stream ends by itself after a while, so that an ended session does not go on watching; the browser connects again.
 All streams end at once when the application shuts down.
@@ -14,7 +14,8 @@ from autoscaler.http.view import DaemonView
 
 MAX_STREAMS = 64
 SHORTEST_INTERVAL_S = 0.5
-KEEP_ALIVE_S = 15.0
+KEEP_ALIVE_S = 5.0
+"""Also how often the state is sent anew while jobs wait, since the sentences about them speak of passing time."""
 LIFETIME_S = 600.0
 WRITE_TIMEOUT_S = 10.0
 
@@ -57,10 +58,10 @@ class Events:
             await self._write(response, b"retry: 1000\n\n")
             while not self._closing.is_set() and loop.time() < until:
                 changed = await self._unless_closing(self._view.wait_change(seen), KEEP_ALIVE_S)
-                if changed is None:
+                if changed is None and not self._state.has_waiting():
                     await self._write(response, b": still here\n\n")
                 else:
-                    seen = changed
+                    seen = seen if changed is None else changed
                     await self._send_state(response, seen)
                 await self._unless_closing(asyncio.sleep(SHORTEST_INTERVAL_S), KEEP_ALIVE_S)
         except (TimeoutError, ConnectionError):
