@@ -44,7 +44,7 @@ class Broker:
         self._long_poll_s = long_poll_s
         self._minimum_version = minimum_version
         self._key = secrets.token_bytes(32)
-        self._pulse = asyncio.Event()
+        self._waiters: dict[asyncio.Future[None], tuple[int, bool]] = {}
         self._closing = False
 
     def routes(self) -> list[web.RouteDef]:
@@ -62,8 +62,10 @@ class Broker:
         return hmac.new(self._key, str(runner_id).encode(), hashlib.sha256).hexdigest()
 
     def wake(self) -> None:
-        pulse, self._pulse = self._pulse, asyncio.Event()
-        pulse.set()
+        """Lets those polls look again that would be answered; the others sleep on, however many they are."""
+        for waiter, (runner_id, busy) in self._waiters.items():
+            if not waiter.done() and (self._closing or self._world.has_message(runner_id, busy=busy)):
+                waiter.set_result(None)
 
     def close(self) -> None:
         """Ends the waiting polls."""
@@ -92,15 +94,18 @@ class Broker:
         until = loop.time() + self._long_poll_s
         # A poll whose client is gone must not take a job for it.
         while not self._closing and request.transport is not None and not request.transport.is_closing():
-            pulse = self._pulse
             message = self._cancellation(runner_id) if busy else self._job(runner_id)
             if message is not None:
                 return answer(200, message)
+            waiter: asyncio.Future[None] = loop.create_future()
+            self._waiters[waiter] = (runner_id, busy)
             try:
                 async with asyncio.timeout_at(until):
-                    await pulse.wait()
+                    await waiter
             except TimeoutError:
                 break
+            finally:
+                del self._waiters[waiter]
         return web.Response(status=202)
 
     async def renew(self, request: web.Request) -> web.Response:

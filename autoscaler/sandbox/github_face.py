@@ -8,6 +8,7 @@ webhooks to the sender. Not for the Internet: plain HTTP, everything in memory.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
@@ -96,13 +97,15 @@ class GitHubFace:
             world.add_hook(None, webhook_url, secret=webhook_secret.encode(), now=clock())
 
     def app(self) -> web.Application:
-        """The application alone, for a server of the caller's; `start` also lets time pass and sends webhooks."""
+        """The application, for a server of the caller's. While it is served, time passes and webhooks go out."""
         application = web.Application(middlewares=[*self._middlewares, self._middleware], client_max_size=25 * 1024**2)
         for prefix in ("", GHES_PREFIX):
             application.add_routes(self._actions.routes(prefix))
             application.add_routes(self._app_api.routes(prefix))
         application.add_routes(self._broker.routes())
         application.router.add_get("/_logs/{job_id}/{seal}", self._actions.serve_log)
+        application.on_startup.append(self._begin)
+        application.on_shutdown.append(self._end)
         return application
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> str:
@@ -111,15 +114,10 @@ class GitHubFace:
         await self._runner.setup()
         site = web.TCPSite(self._runner, host, port)
         await site.start()
-        self._pump = asyncio.create_task(self._let_time_pass())
         return f"http://{host}:{self._runner.addresses[0][1]}"
 
     async def aclose(self) -> None:
         """Stops listening and sending; runners see their connection refused."""
-        self._broker.close()
-        if self._pump is not None:
-            self._pump.cancel()
-            await asyncio.gather(self._pump, return_exceptions=True)
         if self._runner is not None:
             await self._runner.cleanup()
         await self.deliveries.aclose()
@@ -137,9 +135,17 @@ class GitHubFace:
 
     # -- time and webhooks --------------------------------------------------------------------------------------
 
+    async def _begin(self, _: web.Application) -> None:
+        self._pump = asyncio.create_task(self._let_time_pass())
+
+    async def _end(self, _: web.Application) -> None:
+        self._broker.close()
+        if self._pump is not None:
+            self._pump.cancel()
+            await asyncio.gather(self._pump, return_exceptions=True)
+
     def _changed(self) -> None:
         self._moved.set()
-        self._broker.wake()
 
     def _send_webhooks(self) -> None:
         for webhook in self.world.drain_webhooks():
@@ -147,18 +153,14 @@ class GitHubFace:
 
     async def _let_time_pass(self) -> None:
         while True:
-            before = len(self.world.runners)
             self.world.advance(self._clock())
             self._send_webhooks()
-            if len(self.world.runners) != before:
-                self._broker.wake()
+            self._broker.wake()
             deadline = self.world.next_deadline()
             wait_s = _IDLE_S if deadline is None else min(_IDLE_S, max(0.01, deadline - self._clock()))
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await self._moved.wait()
-            except TimeoutError:
-                self._broker.wake()
             self._moved.clear()
 
     # -- every request ------------------------------------------------------------------------------------------
@@ -177,20 +179,23 @@ class GitHubFace:
             return failure(405, "Method Not Allowed")
 
     async def _api_call(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
-        if self.faults.forge_error > self._dice.random():
-            return web.Response(status=502, text="<html><body>Unicorn!</body></html>", content_type="text/html")
-        if self.latency_s:
-            await asyncio.sleep(self.latency_s)
+        self.limiter.in_flight += 1
+        try:
+            if self.faults.forge_error > self._dice.random():
+                return web.Response(status=502, text="<html><body>Unicorn!</body></html>", content_type="text/html")
+            if self.latency_s:
+                await asyncio.sleep(self.latency_s)
+            return await self._charged(request, handler)
+        finally:
+            self.limiter.in_flight -= 1
+
+    async def _charged(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
         self.world.advance(self._clock())
         caller = self.authenticator.identify(request.headers.get("Authorization"))
         request[CALLER] = caller
         free = request.path.removeprefix(GHES_PREFIX) == "/rate_limit"
-        self.limiter.in_flight += 1
-        try:
-            refusal = None if free else self.limiter.charge(caller.budget, request.method, _endpoint(request))
-            response = _refused(refusal) if refusal else await self._answered(request, handler, caller)
-        finally:
-            self.limiter.in_flight -= 1
+        refusal = None if free else self.limiter.charge(caller.budget, request.method, _endpoint(request))
+        response = _refused(refusal) if refusal else await self._answered(request, handler, caller)
         response.headers.update(self.limiter.headers(caller.budget))
         return response
 

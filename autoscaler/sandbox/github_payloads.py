@@ -201,6 +201,14 @@ def _step(step: Step) -> Json:
     }
 
 
+def _steps(row: Job) -> list[Json]:
+    """What the runner reported at the end; while it runs, the one step that every job begins with."""
+    if row.status != "in_progress" or row.started_at is None:
+        return [_step(step) for step in row.steps]
+    begun = {"name": "Set up job", "status": "in_progress", "conclusion": None, "number": 1}
+    return [{**begun, "started_at": iso(row.started_at), "completed_at": None}]
+
+
 def job(row: Job, run: Run, urls: Urls) -> Json:
     """One job, as REST and `workflow_job` write it. An unassigned job has null runner fields.
 
@@ -224,7 +232,7 @@ def job(row: Job, run: Run, urls: Urls) -> Json:
         "started_at": iso(row.created_at if row.started_at is None else row.started_at),
         "completed_at": _iso_or_none(row.completed_at),
         "name": row.spec.name,
-        "steps": [_step(step) for step in row.steps],
+        "steps": _steps(row),
         "check_run_url": f"{api}/check-runs/{row.id}",
         "labels": list(row.spec.labels),
         "runner_id": row.runner_id,

@@ -62,6 +62,7 @@ class GitHubWorld:
         self.repos: dict[str, Repository] = {}
         self.runners: dict[int, Runner] = {}
         self.groups: dict[str, dict[int, RunnerGroup]] = {}
+        self._owned: dict[str, list[str]] = {}
         self._names: dict[tuple[str, str], int] = {}
         self._due: list[tuple[float, int, str, int]] = []
         self._order = itertools.count()
@@ -100,6 +101,7 @@ class GitHubWorld:
             self.repos[full_name] = Repository(
                 id=number, full_name=full_name, owner=account, private=private, created_at=self._created_at
             )
+            self._owned.setdefault(login, []).append(full_name)
         return self.repos[full_name]
 
     def add_runner_group(self, org: str, name: str, *, repos: Iterable[str] | None = None) -> RunnerGroup:
@@ -245,6 +247,15 @@ class GitHubWorld:
         self._book.start(job, now)
         return job
 
+    def has_message(self, runner_id: int, *, busy: bool) -> bool:
+        """Whether a poll would be answered now: a job, a cancellation, or that the registration is gone."""
+        runner = self.runners.get(runner_id)
+        if runner is None or not runner.session_open:
+            return True
+        if busy:
+            return self.cancel_asked(runner_id)
+        return not runner.busy and self._book.queue.oldest(self._repos_served(runner), runner.wanted) is not None
+
     def renew(self, runner_id: int, now: float) -> float:
         """Prolongs the lease and gives its new end; 404 when the job is no longer this runner's."""
         self.advance(now)
@@ -384,8 +395,8 @@ class GitHubWorld:
         if "/" in runner.scope:
             return [runner.scope]
         allowed = self.groups[runner.scope][runner.group_id].repos
-        owned = (name for name, repo in self.repos.items() if repo.owner.login == runner.scope)
-        return [name for name in owned if allowed is None or name in allowed]
+        owned = self._owned[runner.scope]
+        return owned if allowed is None else [name for name in owned if name in allowed]
 
 
 def _found(row: _Row | None) -> _Row:

@@ -222,9 +222,13 @@ async def test_github_enterprise_server_without_limits_sends_no_limit_headers() 
 
 @pytest.mark.parametrize("header", ["", "Bearer wrong", "token wrong", "Basic eDp5", "Bearer eyJhbGciOiJub25lIn0.e30."])
 async def test_bad_credentials_are_401(header: str) -> None:
-    async with served(app=APP) as here, aiohttp.ClientSession(here.url) as stranger:
-        async with stranger.get("/app", headers={"Authorization": header} if header else {}) as response:
-            assert response.status == 401
+    headers = {"Authorization": header} if header else {}
+    async with (
+        served(app=APP) as here,
+        aiohttp.ClientSession(here.url, headers=headers) as stranger,
+        stranger.get("/app") as response,
+    ):
+        assert response.status == 401
 
 
 async def test_app_tokens_must_be_signed_by_the_app_in_date_and_short() -> None:
@@ -462,6 +466,20 @@ async def test_forge_errors_are_502_and_change_nothing() -> None:
                 statuses.append(response.status)
         assert 8 < statuses.count(502) < 32
         assert len(here.world.runners) == statuses.count(201) == 40 - statuses.count(502)
+
+
+async def test_slow_answers_pile_up_into_the_limit_on_concurrent_requests() -> None:
+    async with served(latency_s=0.2, limits=Limits(secondary=True, concurrent=2)) as here:
+
+        async def status() -> int:
+            async with here.client.get(f"/repos/{REPO}/actions/runs") as response:
+                return response.status
+
+        began = time.monotonic()
+        statuses = sorted(await asyncio.gather(*(status() for _ in range(4))))
+        assert time.monotonic() - began >= 0.2
+        assert statuses[0] == 200
+        assert statuses[-1] == 403
 
 
 async def test_revoked_tokens_are_refused() -> None:
