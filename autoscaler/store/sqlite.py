@@ -302,5 +302,5 @@ class SqliteStore:
 
 def _vacuum(connection: Connection) -> None:
     """Give freed pages back to the file system, a bounded number at a time."""
-    connection.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
+    connection.executescript(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})")  # `execute` would free one page only
     connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()

@@ -160,8 +160,14 @@ async def outcome(call: Awaitable[object]) -> object:
 class StoreContract:
     """One suite for sqlite, postgres and memory."""
 
+    groups_writes = True
+
     @pytest.fixture
     def opener(self) -> Opener:
+        raise NotImplementedError
+
+    async def lose_lease(self, holder: Store) -> None:
+        """What the engine's lease can suffer without the holder's doing: the lock is free, the holder was not told."""
         raise NotImplementedError
 
     # ------------------------------------------------------------------ rows
@@ -391,6 +397,33 @@ class StoreContract:
                 await standby.commit(Changes(jobs=[a_job(1)]))
             assert [row.webhook.delivery_id for row in (await holder.load()).inbox] == ["d1"]
             assert not (await holder.load()).jobs
+
+    async def test_a_holder_that_lost_its_lease_can_change_nothing_and_may_stand_by(self, opener: Opener) -> None:
+        async with opener() as loser, opener() as winner:
+            assert await loser.acquire_lease("loser")
+            await loser.commit(Changes(jobs=[a_job(1)]))
+            await self.lose_lease(loser)
+            assert await winner.acquire_lease("winner")
+            with pytest.raises(LeaseLost):
+                await loser.commit(Changes(jobs=[a_job(2)]))
+            assert not await loser.holds_lease()
+            assert await winner.holds_lease()
+            assert not await loser.acquire_lease("loser")
+            await winner.commit(Changes(jobs=[a_job(3)]))
+            assert [job.forge_job_id for job in (await winner.load()).jobs] == ["1", "3"]
+
+    async def test_concurrent_webhooks_share_transactions(self, opener: Opener) -> None:
+        """At least 8 rows per commit under 32 concurrent senders."""
+        async with opener() as store:
+
+            async def send(sender: int) -> None:
+                for number in range(20):
+                    assert await store.accept(HUB, a_webhook(f"{sender}-{number}"), T0) is not None
+
+            await asyncio.gather(*(send(sender) for sender in range(32)))
+            assert store.stats.rows == 640
+            if self.groups_writes:
+                assert store.stats.rows / store.stats.commits >= 8
 
     async def test_a_closed_store_refuses_calls(self, opener: Opener) -> None:
         async with opener() as store:

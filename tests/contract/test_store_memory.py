@@ -12,6 +12,12 @@ from tests.contract.store_contract import HUB, T0, Opener, StoreContract, a_job,
 
 
 class TestMemoryStore(StoreContract):
+    groups_writes = False
+
+    async def lose_lease(self, holder: Store) -> None:
+        assert isinstance(holder, MemoryStore)
+        holder.break_lease()
+
     @pytest.fixture
     def opener(self) -> Opener:
         disk = MemoryDisk()
