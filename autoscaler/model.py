@@ -218,7 +218,6 @@ class Pool:
     requeue_enabled: bool = True
     requeue_attempts: int = 3
     opt_out_labels: Labels = ()
-    spread: int = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -316,6 +315,8 @@ class Snapshot:
     secretless: frozenset[InstanceId] = frozenset()
     """Registering machines whose agent asks for a registration that we no longer hold."""
     disputed: frozenset[InstanceId] = frozenset()
+    ending: Mapping[InstanceId, str] = field(default_factory=dict)
+    """Machines whose agent said that it ends, with the cause it gave."""
     doubtful: Mapping[JobId, str] = field(default_factory=dict)
     """Jobs to ask the forge about, and why."""
     retry_after: Mapping[str, datetime] = field(default_factory=dict)

@@ -74,17 +74,18 @@ def _due(
                 ends.wake(again_at)
                 return None
             return instance.ending or EndReason.SURPLUS, "not gone yet: asked again", False
+        case InstanceState.LAUNCHED | InstanceState.READY if instance.id in snapshot.disputed:
+            return EndReason.DISPUTED, "two claims with valid evidence: replaced", False
+        case InstanceState.LAUNCHED | InstanceState.READY if instance.id in snapshot.ending:
+            return EndReason.SELF_ENDED, f"its agent ended: {snapshot.ending[instance.id]}", False
+        case InstanceState.REGISTERING | InstanceState.IDLE if instance.id in snapshot.ending:
+            return EndReason.SELF_ENDED, f"its agent ended: {snapshot.ending[instance.id]}", True
         case InstanceState.REQUESTED:
             if _passed(instance, rules.launch_timeout, now, ends):
                 return EndReason.REFUSED, "the cloud never showed the machine that was asked for", False
         case InstanceState.LAUNCHED:
-            if instance.id in snapshot.disputed:
-                return EndReason.DISPUTED, "two claims with valid evidence: replaced", False
             if not instance.adopted and pool is not None and _passed(instance, pool.boot_timeout, now, ends):
                 return EndReason.BOOT_TIMEOUT, f"its agent said nothing within {pool.boot_timeout}", False
-        case InstanceState.READY:
-            if instance.id in snapshot.disputed:
-                return EndReason.DISPUTED, "two claims with valid evidence: replaced", False
         case InstanceState.REGISTERING:
             if _passed(instance, rules.registering_timeout, now, ends):
                 return EndReason.BOOT_TIMEOUT, f"its runner did not start within {rules.registering_timeout}", True

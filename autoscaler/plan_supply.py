@@ -153,6 +153,8 @@ def _supply_pool(
         supply.blocked.append(
             Blocked(pool=pool.name, jobs=len(unserved), reason=f"pool {pool.name} is {word} by an operator")
         )
+    if not all(f"{forge}/jobs" in snapshot.complete for forge in pool.forges or snapshot.forges):
+        return  # a forge that cannot be read may hold jobs that need these machines
     keep = 0 if control is PoolControl.DRAINING else pool.min
     patience = timedelta(0) if control is PoolControl.DRAINING else pool.idle_timeout
     kept_ready = max(0, keep - spare_coming)

@@ -1,0 +1,348 @@
+"""Carry out the actions that only a forge can do: register, deregister, seal, settle, sweep, hold, requeue.
+
+Part of apply, with the same rule: intent durable first, then the call. Every failure gets a time before which its
+action is not tried again, and an unhealthy forge is put on record for /readyz.
+"""
+
+import asyncio
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Coroutine, Mapping
+from datetime import datetime, timedelta
+from typing import Any, assert_never
+
+import structlog
+
+from autoscaler.facts import Fact, JobRead
+from autoscaler.health import Health
+from autoscaler.http.agents import AgentDesk
+from autoscaler.live import LiveRows
+from autoscaler.metrics import Metrics
+from autoscaler.model import (
+    HoldQueue,
+    Instance,
+    InstanceState,
+    Job,
+    JobState,
+    LedgerEntry,
+    Register,
+    Requeue,
+    Seal,
+    Settle,
+    SweepRunner,
+    Withdraw,
+    job_id,
+)
+from autoscaler.observe import Sightings
+from autoscaler.observe_jobs import JobObserver
+from autoscaler.spi import (
+    AlreadyRequeued,
+    Clock,
+    Forge,
+    ForgeError,
+    ForgeName,
+    ForgeRefused,
+    ForgeUnauthorized,
+    JobNotFound,
+    NotYet,
+    RateLimited,
+    Registration,
+    RunnerBusy,
+    RunnerRef,
+)
+
+log = structlog.get_logger()
+
+CALL_S = 30.0
+AFTER_FAILURE = timedelta(seconds=5)
+AFTER_REFUSED = timedelta(seconds=60)
+
+_S = InstanceState
+
+ForgeAction = Register | Withdraw | Seal | Settle | SweepRunner | HoldQueue | Requeue
+
+
+class ForgeCalls:
+    """Executes forge actions for the Applier."""
+
+    def __init__(
+        self,
+        *,
+        rows: LiveRows,
+        sightings: Sightings,
+        jobs: JobObserver,
+        forges: Mapping[ForgeName, Forge],
+        desk: AgentDesk,
+        clock: Clock,
+        metrics: Metrics,
+        health: Health,
+        report: Callable[[Fact], None],
+        runner_prefix: str,
+    ) -> None:
+        self._rows = rows
+        self._seen = sightings
+        self._jobs = jobs
+        self._forges = forges
+        self._desk = desk
+        self._clock = clock
+        self._metrics = metrics
+        self._health = health
+        self._report = report
+        self._runner_prefix = runner_prefix
+        self._gates: defaultdict[ForgeName, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(16))
+
+    def intend(self, action: ForgeAction, now: datetime) -> Coroutine[Any, Any, None] | None:
+        """Change the rows for an action; the coroutine makes its calls."""
+        match action:
+            case Register():
+                return self._intend_register(action, now)
+            case Withdraw():
+                row = self._rows.instances.get(action.instance)
+                return self._withdraw(row, action) if row is not None else None
+            case Seal():
+                row = self._rows.instances.get(action.instance)
+                return self._seal(row, action) if row is not None else None
+            case Settle():
+                job = self._rows.jobs.get(action.job)
+                return self._settle(job, action) if job is not None else None
+            case SweepRunner():
+                self._note("sweep", action.runner.name, "", action.reason, "asked")
+                self._metrics.orphans_total.inc()
+                return self._sweep(action)
+            case HoldQueue():
+                return self._hold(action, now)
+            case Requeue():
+                return self._requeue(action)
+            case _:
+                assert_never(action)
+
+    # ------------------------------------------------------------------ registrations
+
+    def _intend_register(self, action: Register, now: datetime) -> Coroutine[Any, Any, None] | None:
+        row = self._rows.instances.get(action.instance)
+        if row is None or row.state is not _S.READY:
+            return None
+        # A name is used once: a registration whose answer got lost is an orphan under its own name, never in our way.
+        name = f"{self._runner_prefix}{row.id}-{row.version}"
+        row = self._rows.move(
+            row,
+            _S.REGISTERING,
+            now=now,
+            cause=action.reason,
+            demand=action.demand,
+            runner_name=name,
+            runner_id=None,
+        )
+        self._desk.minting.add(row.id)
+        return self._register(row, action)
+
+    async def _register(self, row: Instance, action: Register) -> None:
+        demand = action.demand
+        try:
+            registration: Registration = await self._call(
+                demand.forge,
+                "register",
+                lambda forge: forge.register(
+                    scope=demand.scope, group=demand.group, name=row.runner_name, labels=demand.labels
+                ),
+            )
+        except ForgeError as error:
+            self._failed(action.key, error)
+            self._unregister(row, f"the forge did not register it: {_one_line(error)}")
+            if isinstance(error, ForgeRefused):
+                self._note("register", row.id, row.pool, _one_line(error), "refused")
+            await self._rows.flush()
+            return
+        finally:
+            self._desk.minting.discard(row.id)
+        current = self._rows.instances.get(row.id)
+        if current is None or current.runner_name != row.runner_name or current.state is not _S.REGISTERING:
+            return
+        self._rows.amend(current, runner_id=registration.ref.runner_id)
+        self._desk.hand_over(row.id, registration)
+        await self._rows.flush()
+
+    def _unregister(self, row: Instance, cause: str) -> None:
+        current = self._rows.instances.get(row.id)
+        if current is not None and current.state is _S.REGISTERING and current.runner_name == row.runner_name:
+            self._desk.take_back(row.id)
+            self._rows.move(
+                current,
+                _S.READY,
+                now=self._clock.now(),
+                cause=cause,
+                demand=None,
+                runner_name="",
+                runner_id=None,
+            )
+
+    async def _withdraw(self, row: Instance, action: Withdraw) -> None:
+        if await self.deregister(row, job_is_done=False):
+            self._unregister(row, action.reason)
+            await self._rows.flush()
+        else:
+            self._seen.retry_after[action.key] = self._clock.now() + AFTER_FAILURE
+
+    async def deregister(self, row: Instance, *, job_is_done: bool) -> bool:
+        """Whether the forge let the runner go. A registration whose id we never learned is swept as an orphan."""
+        runner = row.runner
+        if runner is None or row.demand is None:
+            return True
+        forge_name = row.demand.forge
+        try:
+            await self._call(forge_name, "deregister", lambda forge: forge.deregister(runner, job_is_done=job_is_done))
+        except RunnerBusy:
+            self._note("release", row.id, row.pool, "the forge says its runner runs a job", "kept")
+            return False
+        except ForgeError as error:
+            log.warning("deregister_failed", instance=row.id, forge=forge_name, error=_one_line(error))
+            return False
+        return True
+
+    async def _seal(self, row: Instance, action: Seal) -> None:
+        runner = row.runner
+        if runner is None or row.demand is None:
+            return
+        try:
+            await self._call(row.demand.forge, "seal", lambda forge: forge.seal(runner))
+        except ForgeError as error:
+            self._failed(action.key, error)
+        else:
+            self._seen.sealed.add(row.id)
+
+    async def _sweep(self, action: SweepRunner) -> None:
+        runner: RunnerRef = action.runner
+        try:
+            await self._call(action.forge, "deregister", lambda forge: forge.deregister(runner))
+        except ForgeError as error:
+            self._failed(action.key, error)
+        else:
+            self._seen.orphan_runners.pop((action.forge, runner.runner_id), None)
+
+    async def _hold(self, action: HoldQueue, now: datetime) -> None:
+        digest = hashlib.sha256(f"{action.scope}|{'|'.join(action.labels)}".encode()).hexdigest()[:12]
+        name = f"{self._runner_prefix}hold-{digest}"
+        try:
+            await self._call(
+                action.forge,
+                "hold_queue",
+                lambda forge: forge.hold_queue(scope=action.scope, group="", labels=action.labels, name=name),
+            )
+        except ForgeError as error:
+            self._failed(action.key, error)
+        else:
+            self._seen.holders[action.forge, action.scope, action.labels] = (name, now)
+            self._note("hold_queue", name, action.pool, action.reason, "done")
+
+    # ------------------------------------------------------------------ jobs
+
+    async def _settle(self, job: Job, action: Settle) -> None:
+        try:
+            seen = await self._call(job.forge, "get_job", lambda forge: forge.get_job(job.repo, job.forge_job_id))
+        except JobNotFound:
+            self._report(JobRead(job=job.id, seen=None))
+        except ForgeError as error:
+            self._failed(action.key, error)
+        else:
+            self._report(JobRead(job=job.id, seen=seen))
+
+    async def _requeue(self, action: Requeue) -> None:
+        jobs = [job for id_ in action.jobs if (job := self._rows.jobs.get(id_)) and job.state is JobState.LOST]
+        if not jobs:
+            return
+        ids = [job.forge_job_id for job in jobs]
+        successors: Mapping[str, str] = {}
+        outcome = "requeued"
+        try:
+            result = await self._call(
+                action.forge, "requeue", lambda forge: forge.requeue(action.repo, action.run_id, ids)
+            )
+            successors = result.successors
+        except AlreadyRequeued as error:
+            outcome = "already requeued"
+            successors = {ids[0]: error.successor} if error.successor and len(ids) == 1 else {}
+        except NotYet as error:
+            retry_at = self._clock.now() + timedelta(seconds=error.retry_after_s)
+            for job in jobs:
+                if (current := self._rows.jobs.get(job.id)) is not None and current.state is JobState.LOST:
+                    self._rows.amend_job(current, retry_at=retry_at, reason=_one_line(error))
+            await self._rows.flush()
+            return
+        except ForgeError as error:
+            self._failed(action.key, error)
+            return
+        self._requeued(jobs, successors, action, outcome)
+        await self._rows.flush()
+
+    def _requeued(self, jobs: list[Job], successors: Mapping[str, str], action: Requeue, outcome: str) -> None:
+        for job in jobs:
+            current = self._rows.jobs.get(job.id)
+            if current is None or current.state is not JobState.LOST:
+                continue
+            new = successors.get(job.forge_job_id)
+            successor = job_id(job.forge, new) if new else None
+            self._rows.move_job(current, JobState.REQUEUED, successor=successor, reason=action.reason)
+            self._jobs.requeued[job.forge, job.repo, job.run_id, job.name] = job.attempt
+            self._note("requeue", job.id, job.pool or "", action.reason, outcome)
+            self._metrics.requeues_total.labels(pool=job.pool or "", outcome="requeued").inc()
+
+    # ------------------------------------------------------------------ one call
+
+    async def _call(self, name: ForgeName, call: str, make: Callable[[Forge], Any]) -> Any:
+        """One bounded call; its outcome counts for the forge's health. Raises ForgeError only."""
+        try:
+            async with self._gates[name], asyncio.timeout(CALL_S):
+                answer = await make(self._forges[name])
+        except TimeoutError as error:
+            self._metrics.forge_calls_total.labels(forge=name, outcome="timeout").inc()
+            self._health.ill(f"forge/{name}", f"{call} took longer than {CALL_S:.0f} s")
+            raise ForgeError(f"{call} took longer than {CALL_S:.0f} s") from error
+        except ForgeError as error:
+            self._metrics.forge_calls_total.labels(forge=name, outcome=type(error).__name__).inc()
+            if isinstance(error, RunnerBusy | JobNotFound | NotYet | AlreadyRequeued):
+                self._health.well(f"forge/{name}")
+            else:
+                self._health.ill(f"forge/{name}", f"{call}: {_one_line(error)}", remedy=_remedy(error))
+            raise
+        self._metrics.forge_calls_total.labels(forge=name, outcome="ok").inc()
+        self._health.well(f"forge/{name}")
+        return answer
+
+    def _failed(self, key: str, error: ForgeError) -> None:
+        now = self._clock.now()
+        match error:
+            case RateLimited():
+                delay = timedelta(seconds=max(0.05, error.retry_after_s))
+            case ForgeUnauthorized() | ForgeRefused():
+                delay = AFTER_REFUSED
+            case _:
+                delay = AFTER_FAILURE
+        self._seen.retry_after[key] = now + delay
+        log.warning("forge_call_failed", action=key, kind=type(error).__name__, error=_one_line(error))
+
+    def _note(self, action: str, subject: str, pool: str, reason: str, outcome: str) -> None:
+        self._rows.note(
+            LedgerEntry(
+                at=self._clock.now(),
+                actor="autoscaler",
+                action=action,
+                subject=subject,
+                pool=pool,
+                reason=reason,
+                outcome=outcome,
+            )
+        )
+
+
+def _remedy(error: ForgeError) -> str:
+    match error:
+        case ForgeUnauthorized():
+            return "check the credentials and the permissions that the README lists for this forge"
+        case RateLimited():
+            return f"nothing to do: calls go on in {error.retry_after_s:.0f} s"
+        case _:
+            return ""
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join((str(error) or type(error).__name__).split())[:300]

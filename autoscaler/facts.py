@@ -1,0 +1,130 @@
+"""What was observed, as values: everything that reaches the core from outside passes through here.
+
+HTTP handlers, listings and answers of calls put facts into the loop's mailbox; only `observe` consumes them.
+`started_at` of a listing is when it was asked for: it says nothing about anything younger.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from autoscaler.model import JobId
+from autoscaler.spi import (
+    BatchToken,
+    CloudInstance,
+    ForgeJob,
+    ForgeName,
+    ForgeRunner,
+    InstanceId,
+    JobListing,
+    LaunchResult,
+    ProviderName,
+    Webhook,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebhookArrived:
+    """An authenticated webhook, durable in the inbox under `seq`."""
+
+    seq: int
+    forge: ForgeName
+    webhook: Webhook
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobsListed:
+    forge: ForgeName
+    listing: JobListing
+    started_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRead:
+    """The forge's answer about one job; `seen` is None when it no longer knows the job."""
+
+    job: JobId
+    seen: ForgeJob | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnersListed:
+    forge: ForgeName
+    runners: Sequence[ForgeRunner]
+    started_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstancesListed:
+    """A complete listing of a provider, or with `is_complete` False the given ids only."""
+
+    provider: ProviderName
+    instances: Sequence[CloudInstance]
+    started_at: datetime
+    is_complete: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListingFailed:
+    """A listing of a forge or provider failed: nothing is ended on its word until one succeeds."""
+
+    target: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchAnswered:
+    """A launch came back: with machines, or with an error (then `result` is None).
+
+    `is_unknown`: it may have taken effect, so the rows stay until a listing settles them."""
+
+    token: BatchToken
+    result: LaunchResult | None
+    error: str = ""
+    is_unknown: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSaidHello:
+    """A machine proved itself and its claim is on the row. `runner_name` when it already runs one (we forgot it)."""
+
+    instance: InstanceId
+    runner_name: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimDisputed:
+    """A second claim with valid evidence for one machine."""
+
+    instance: InstanceId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssignmentAsked:
+    """An agent waits for a registration."""
+
+    instance: InstanceId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentReported:
+    """One event of an agent: a hint, except where it speaks of itself (`runner_started`, `ending`)."""
+
+    instance: InstanceId
+    kind: str
+    cause: str = ""
+    ran_job: bool = False
+
+
+Fact = (
+    WebhookArrived
+    | JobsListed
+    | JobRead
+    | RunnersListed
+    | InstancesListed
+    | ListingFailed
+    | LaunchAnswered
+    | AgentSaidHello
+    | ClaimDisputed
+    | AssignmentAsked
+    | AgentReported
+)

@@ -1,0 +1,269 @@
+"""The live rows in memory, written through to the store.
+
+Owns the rows that are not terminal, their look-ups, and the changes not yet committed. Moving a row is synchronous
+and checked against `states`; `flush` makes everything so far durable, in order. Nothing may call a forge or a cloud
+for a row before the flush that holds its intent returned. A Conflict or LeaseLost is fatal to this process: the rows
+in memory are no longer the truth, and a restart reads them anew.
+"""
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import datetime
+from typing import Any, TypeVar
+
+from autoscaler.model import (
+    EndReason,
+    Instance,
+    InstanceMove,
+    InstanceState,
+    Job,
+    JobId,
+    JobState,
+    LedgerEntry,
+    PoolControl,
+)
+from autoscaler.spi import BatchToken, InstanceId, PoolName, ProviderId, ProviderName
+from autoscaler.states import is_live, is_live_job, move_instance, move_job
+from autoscaler.store import Changes, Sample, Store, Stored
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+REMEMBERED = 20_000
+"""Ended jobs and machines remembered, so that late events about them cost no look-up."""
+
+
+class LiveRows:
+    """See the module docstring. Not thread-safe: one event loop owns it."""
+
+    def __init__(self, store: Store) -> None:
+        self.jobs: dict[JobId, Job] = {}
+        self.instances: dict[InstanceId, Instance] = {}
+        self.controls: dict[PoolName, PoolControl] = {}
+        self.settings: dict[str, str] = {}
+        self.is_new_store = False
+        self.lost: set[JobId] = set()
+        self.ended_jobs: OrderedDict[JobId, JobState] = OrderedDict()
+        self.ended_claims: OrderedDict[str, InstanceId] = OrderedDict()
+        self.changed = 0
+        """Counts visible changes, for live views."""
+        self._store = store
+        self._by_provider_id: dict[tuple[ProviderName, ProviderId], InstanceId] = {}
+        self._by_runner: dict[str, InstanceId] = {}
+        self._by_claim: dict[str, InstanceId] = {}
+        self._by_token: dict[BatchToken, set[InstanceId]] = {}
+        self._saved: dict[str, int] = {}
+        self._buffer = _Buffer()
+        self._pending: deque[Changes] = deque()
+        self._flushing = asyncio.Lock()
+
+    def load(self, stored: Stored) -> None:
+        """Take over what the store holds. Only once, before anything else."""
+        self.is_new_store = stored.is_new
+        self.controls = dict(stored.controls)
+        self.settings = dict(stored.settings)
+        for job in stored.jobs:
+            self.jobs[job.id] = job
+            self._saved[job.id] = job.version
+            if job.state is JobState.LOST:
+                self.lost.add(job.id)
+        for instance in stored.instances:
+            self._saved[instance.id] = instance.version
+            self._index(instance)
+
+    # ------------------------------------------------------------------ look-ups
+
+    def by_provider_id(self, provider: ProviderName, id_: ProviderId) -> Instance | None:
+        return self._live(self._by_provider_id.get((provider, id_)))
+
+    def by_runner(self, name: str) -> Instance | None:
+        return self._live(self._by_runner.get(name)) if name else None
+
+    def by_claim(self, claim: str) -> Instance | None:
+        return self._live(self._by_claim.get(claim))
+
+    def of_token(self, token: BatchToken) -> list[Instance]:
+        """The live rows of one launch batch, in a stable order."""
+        return [self.instances[id_] for id_ in sorted(self._by_token.get(token, ()))]
+
+    def _live(self, id_: InstanceId | None) -> Instance | None:
+        return self.instances.get(id_) if id_ is not None else None
+
+    def remember_ended(self, job: JobId, state: JobState) -> None:
+        """Events about this job change nothing any more."""
+        _remember(self.ended_jobs, job, state)
+
+    # ------------------------------------------------------------------ writes
+
+    def add_job(self, job: Job) -> Job:
+        """A job never seen before."""
+        return self._save_job(job)
+
+    def amend_job(self, job: Job, **fields: Any) -> Job:
+        """Change fields that are not the state."""
+        return self._save_job(replace(job, **fields))
+
+    def move_job(self, job: Job, to_state: JobState, **fields: Any) -> Job:
+        return self._save_job(replace(move_job(job, to_state), **fields))
+
+    def add_instance(self, instance: Instance, *, cause: str) -> Instance:
+        """A new row: the intent to have a machine, or one adopted from the cloud."""
+        self._buffer.moves.append(
+            InstanceMove(instance=instance.id, at=instance.since, from_state=None, to_state=instance.state, cause=cause)
+        )
+        return self._save_instance(instance)
+
+    def amend(self, instance: Instance, **fields: Any) -> Instance:
+        """Change fields that are not the state."""
+        return self._save_instance(replace(instance, **fields))
+
+    def move(
+        self,
+        instance: Instance,
+        to_state: InstanceState,
+        *,
+        now: datetime,
+        cause: str,
+        ending: EndReason | None = None,
+        **fields: Any,
+    ) -> Instance:
+        """One checked step of an instance. Raises IllegalMove."""
+        moved, line = move_instance(instance, to_state, now=now, cause=cause, ending=ending)
+        self._buffer.moves.append(line)
+        return self._save_instance(replace(moved, **fields))
+
+    def note(self, entry: LedgerEntry) -> None:
+        self._buffer.ledger.append(entry)
+        self.changed += 1
+
+    def consume(self, seq: int) -> None:
+        self._buffer.consumed.append(seq)
+
+    def sample(self, samples: Iterable[Sample]) -> None:
+        self._buffer.samples.extend(samples)
+
+    def set_control(self, pool: PoolName, control: PoolControl) -> None:
+        self.controls[pool] = control
+        self._buffer.controls[pool] = control
+        self.changed += 1
+
+    def set_setting(self, key: str, value: str) -> None:
+        self.settings[key] = value
+        self._buffer.settings[key] = value
+
+    def _save_job(self, job: Job) -> Job:
+        job = replace(job, version=self._next_version(job.id, job.id in self._buffer.jobs))
+        self._buffer.jobs[job.id] = job
+        if is_live_job(job):
+            self.jobs[job.id] = job
+        else:
+            self.jobs.pop(job.id, None)
+            self.remember_ended(job.id, job.state)
+        if job.state is JobState.LOST:
+            self.lost.add(job.id)
+        else:
+            self.lost.discard(job.id)
+        self.changed += 1
+        return job
+
+    def _save_instance(self, instance: Instance) -> Instance:
+        before = self.instances.get(instance.id)
+        instance = replace(instance, version=self._next_version(instance.id, instance.id in self._buffer.instances))
+        self._buffer.instances[instance.id] = instance
+        if before is not None:
+            self._unindex(before)
+        if is_live(instance):
+            self._index(instance)
+        elif instance.claim:
+            _remember(self.ended_claims, instance.claim, instance.id)
+        self.changed += 1
+        return instance
+
+    def _next_version(self, id_: str, is_buffered: bool) -> int:
+        if not is_buffered:
+            self._saved[id_] = self._saved.get(id_, 0) + 1
+        return self._saved[id_]
+
+    def _index(self, instance: Instance) -> None:
+        self.instances[instance.id] = instance
+        self._by_token.setdefault(instance.token, set()).add(instance.id)
+        if instance.provider_id is not None:
+            self._by_provider_id[instance.provider, instance.provider_id] = instance.id
+        if instance.runner_name:
+            self._by_runner[instance.runner_name] = instance.id
+        if instance.claim:
+            self._by_claim[instance.claim] = instance.id
+
+    def _unindex(self, instance: Instance) -> None:
+        self.instances.pop(instance.id, None)
+        ids = self._by_token.get(instance.token, set())
+        ids.discard(instance.id)
+        if not ids:
+            self._by_token.pop(instance.token, None)
+        if instance.provider_id is not None:
+            self._by_provider_id.pop((instance.provider, instance.provider_id), None)
+        self._by_runner.pop(instance.runner_name, None)
+        self._by_claim.pop(instance.claim, None)
+
+    # ------------------------------------------------------------------ durability
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether everything is durable."""
+        return not self._pending and self._buffer.is_empty
+
+    async def flush(self) -> None:
+        """Make every change so far durable. On StoreError the changes are kept and the next flush repeats them."""
+        async with self._flushing:
+            if not self._buffer.is_empty:
+                self._pending.append(self._buffer.take())
+                self._buffer = _Buffer()
+            while self._pending:
+                await self._store.commit(self._pending[0])
+                self._forget_terminal(self._pending.popleft())
+
+    def _forget_terminal(self, changes: Changes) -> None:
+        rows: tuple[Job | Instance, ...] = (*changes.jobs, *changes.instances)
+        for row in rows:
+            is_gone = row.id not in self.jobs and row.id not in self.instances
+            if is_gone and row.id not in self._buffer.jobs and row.id not in self._buffer.instances:
+                self._saved.pop(row.id, None)
+
+
+class _Buffer:
+    """Changes not yet handed to the store; at most one version of each row."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, Job] = {}
+        self.instances: dict[str, Instance] = {}
+        self.moves: list[InstanceMove] = []
+        self.ledger: list[LedgerEntry] = []
+        self.consumed: list[int] = []
+        self.samples: list[Sample] = []
+        self.controls: dict[PoolName, PoolControl] = {}
+        self.settings: dict[str, str] = {}
+
+    @property
+    def is_empty(self) -> bool:
+        return not any(vars(self).values())
+
+    def take(self) -> Changes:
+        return Changes(
+            jobs=tuple(self.jobs.values()),
+            instances=tuple(self.instances.values()),
+            moves=tuple(self.moves),
+            ledger=tuple(self.ledger),
+            consumed=tuple(self.consumed),
+            samples=tuple(self.samples),
+            controls=dict(self.controls),
+            settings=dict(self.settings),
+        )
+
+
+def _remember(memory: OrderedDict[_K, _V], key: _K, value: _V) -> None:
+    memory[key] = value
+    memory.move_to_end(key)
+    if len(memory) > REMEMBERED:
+        memory.popitem(last=False)

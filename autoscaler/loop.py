@@ -1,0 +1,211 @@
+"""The loop: observe -> plan -> apply, woken by events, and repeated anyway.
+
+Owns the mailbox of facts, the tick and when it runs. Edges only wake: a fact or a settled call sets one bit; ticks
+never overlap; a tick without news and without a deadline that came due plans nothing. The listings that keep the
+level true are in `polls`.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+
+import structlog
+
+from autoscaler.apply import Applier
+from autoscaler.facts import Fact
+from autoscaler.health import Health
+from autoscaler.http.agents import AgentDesk
+from autoscaler.http.view import TickView
+from autoscaler.live import LiveRows
+from autoscaler.metrics import Metrics
+from autoscaler.model import Blocked, JobState, Rules, Snapshot
+from autoscaler.observe import Observer
+from autoscaler.observe_jobs import JobObserver
+from autoscaler.plan import plan
+from autoscaler.spi import Clock, Forge, ForgeName
+from autoscaler.store import Conflict, LeaseLost, Sample, Store, StoreError
+
+log = structlog.get_logger()
+
+DEBOUNCE_S = 0.02
+"""The least time between two ticks: a storm of events costs one tick each 20 ms."""
+STORE_RETRY_S = 1.0
+
+
+class Loop:
+    """One daemon's decisions. `rules` may be replaced between ticks."""
+
+    def __init__(
+        self,
+        *,
+        rows: LiveRows,
+        store: Store,
+        observer: Observer,
+        jobs: JobObserver,
+        forges: Mapping[ForgeName, Forge],
+        desk: AgentDesk,
+        clock: Clock,
+        metrics: Metrics,
+        health: Health,
+        rules: Rules,
+        period: timedelta,
+    ) -> None:
+        self._rows = rows
+        self._store = store
+        self._observer = observer
+        self._jobs = jobs
+        self._forges = forges
+        self._desk = desk
+        self._clock = clock
+        self._metrics = metrics
+        self._health = health
+        self.rules = rules
+        self._period = period
+        self._mailbox: list[Fact] = []
+        self._wake = asyncio.Event()
+        self._wake_at: datetime | None = None
+        self._planned_change = -1
+        self._broken: BaseException | None = None
+        self.applier: Applier | None = None
+        self.blocked: Sequence[Blocked] = ()
+        self.last_tick: TickView | None = None
+        self.snapshot: Snapshot | None = None
+
+    def report(self, fact: Fact) -> None:
+        """Take a fact and wake up."""
+        self._mailbox.append(fact)
+        self._wake.set()
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    def break_off(self, error: BaseException) -> None:
+        """A call raised what it may not: end the loop with it."""
+        self._broken = error
+        self._wake.set()
+
+    def replace_rules(self, rules: Rules) -> None:
+        """New configuration: queued jobs find their pools anew, and the next tick plans by it."""
+        self.rules = rules
+        self._jobs.rematch(rules)
+        self._planned_change = -1
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Tick until cancelled. Raises what broke the daemon: LeaseLost, Conflict or a bug."""
+        while True:
+            try:
+                await self.tick()
+                self._health.well("store")
+            except (LeaseLost, Conflict):
+                raise
+            except StoreError as error:
+                log.error("store_failed", error=str(error))
+                self._health.ill("store", str(error), remedy="see the log; nothing is acknowledged until it works")
+                await self._clock.sleep(STORE_RETRY_S)
+                self._planned_change = -1
+                continue
+            if self._broken is not None:
+                raise self._broken
+            await self._wait()
+
+    async def _wait(self) -> None:
+        left_s = self._period.total_seconds()
+        for at in (self._wake_at, self._jobs.next_doubt()):
+            if at is not None:
+                left_s = min(left_s, (at - self._clock.now()).total_seconds())
+        try:
+            async with asyncio.timeout(max(DEBOUNCE_S, left_s)):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+        await self._clock.sleep(DEBOUNCE_S if self._is_busy() else 0.0)
+
+    def _is_busy(self) -> bool:
+        """Whether the last tick was so recent that more events are likely on their way: then take them together."""
+        return self.last_tick is not None and self._clock.now() - self.last_tick.at < timedelta(seconds=DEBOUNCE_S)
+
+    async def tick(self) -> None:
+        """One pass. Raises StoreError: then the facts are kept and nothing was asked of anybody."""
+        self._wake.clear()
+        await self._recall_ended()
+        started = self._clock.monotonic()
+        now = self._clock.now()
+        facts, self._mailbox = self._mailbox, []
+        self._observer.consume(facts, self.rules, now)
+        self._desk.forget_ended()
+        if not facts and not self._is_due(now):
+            await self._rows.flush()
+            return
+        unhealthy = {name for name in self._forges if not self._health.is_well(f"forge/{name}")}
+        self.snapshot = self._observer.snapshot(
+            now, forges=self._forges, unhealthy=set(unhealthy), handed=self._desk.handed()
+        )
+        plan_started = self._clock.monotonic()
+        planned = plan(self.snapshot, self.rules, now)
+        plan_s = self._clock.monotonic() - plan_started
+        self.blocked = planned.blocked
+        self._wake_at = planned.wake_at
+        taken = await self.applier.apply(planned, now) if self.applier is not None else 0
+        self._planned_change = self._rows.changed
+        self._note_tick(now, self._clock.monotonic() - started, plan_s, len(facts), taken)
+
+    async def _recall_ended(self) -> None:
+        """Jobs that ended before this process began must not begin again: the store remembers them."""
+        unknown = self._jobs.unknown_ids(self._mailbox)
+        if not unknown:
+            return
+        for job in await self._store.jobs_by_ids(unknown):
+            if job.id not in self._rows.jobs:
+                self._rows.remember_ended(job.id, job.state)
+
+    def _is_due(self, now: datetime) -> bool:
+        if self._rows.changed != self._planned_change:
+            return True
+        times = [at for at in (self._wake_at, self._jobs.next_doubt()) if at is not None]
+        return any(at <= now for at in times)
+
+    def _note_tick(self, now: datetime, took_s: float, plan_s: float, facts: int, actions: int) -> None:
+        number = self.last_tick.number + 1 if self.last_tick is not None else 1
+        self.last_tick = TickView(number=number, at=now, took_s=took_s, plan_s=plan_s, actions=actions)
+        self._metrics.tick_seconds.observe(took_s)
+        self._metrics.plan_seconds.observe(plan_s)
+        if actions or facts:
+            log.info(
+                "tick",
+                tick=number,
+                facts=facts,
+                actions=actions,
+                jobs=len(self._rows.jobs),
+                instances=len(self._rows.instances),
+                took_ms=round(took_s * 1000, 1),
+            )
+
+    def take_samples(self, now: datetime) -> None:
+        """One sample per pool for the plots of the status page; durable with the next flush."""
+        queued: dict[str, int] = {}
+        running: dict[str, int] = {}
+        oldest: dict[str, datetime] = {}
+        for job in self._rows.jobs.values():
+            if job.pool is None:
+                continue
+            if job.state is JobState.QUEUED:
+                queued[job.pool] = queued.get(job.pool, 0) + 1
+                oldest[job.pool] = min(oldest.get(job.pool, job.queued_at), job.queued_at)
+            elif job.state is JobState.RUNNING:
+                running[job.pool] = running.get(job.pool, 0) + 1
+        instances: dict[str, dict[str, int]] = {}
+        for row in self._rows.instances.values():
+            states = instances.setdefault(row.pool, {})
+            states[row.state] = states.get(row.state, 0) + 1
+        self._rows.sample(
+            Sample(
+                at=now,
+                pool=pool,
+                queued=queued.get(pool, 0),
+                running=running.get(pool, 0),
+                oldest_wait_s=(now - oldest[pool]).total_seconds() if pool in oldest else 0.0,
+                instances=instances.get(pool, {}),
+            )
+            for pool in self.rules.pools
+        )

@@ -1,0 +1,373 @@
+"""Turn facts into passive moves of rows, and rows into the snapshot that plan sees.
+
+Owns every passive move of `states` for instances; jobs are in `observe_jobs`. A fact that is already implied by the
+row's state is no news and changes nothing: late, doubled and reordered facts are normal. Nothing here calls a forge,
+a cloud or the store; the caller flushes the rows.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, assert_never
+
+from autoscaler.facts import (
+    AgentReported,
+    AgentSaidHello,
+    AssignmentAsked,
+    ClaimDisputed,
+    Fact,
+    InstancesListed,
+    JobRead,
+    JobsListed,
+    LaunchAnswered,
+    ListingFailed,
+    RunnersListed,
+    WebhookArrived,
+)
+from autoscaler.live import LiveRows
+from autoscaler.model import (
+    Cooldown,
+    Demand,
+    EndReason,
+    ForgeView,
+    Instance,
+    InstanceState,
+    LedgerEntry,
+    OrphanInstance,
+    OrphanRunner,
+    Rules,
+    Snapshot,
+)
+from autoscaler.observe_jobs import JobObserver
+from autoscaler.placement import cooled
+from autoscaler.spi import (
+    CapacityPool,
+    CapacityUnavailable,
+    CloudInstance,
+    Forge,
+    ForgeName,
+    ForgeRunner,
+    InstanceId,
+    Labels,
+    MachineState,
+    Offering,
+    PoolName,
+    ProviderId,
+    ProviderName,
+    QuotaExceeded,
+    Refusal,
+    RunnerId,
+    Scope,
+)
+from autoscaler.states import REGISTERED_STATES
+
+LISTING_GRACE = timedelta(seconds=10)
+"""Clouds list eventually: a machine younger than this when the listing began may be missing from it."""
+COMPLETE_SIGHTINGS = 2
+HOLDER_LIFE = timedelta(minutes=30)
+HOLDER_FORGOTTEN = timedelta(hours=2)
+
+_S = InstanceState
+
+
+@dataclass(slots=True)
+class Sightings:
+    """What was observed and is no row: kept in memory only, and learned anew after a restart."""
+
+    complete: set[str] = field(default_factory=set)
+    absences: dict[InstanceId, int] = field(default_factory=dict)
+    orphan_instances: dict[tuple[ProviderName, ProviderId], OrphanInstance] = field(default_factory=dict)
+    orphan_runners: dict[tuple[ForgeName, RunnerId], OrphanRunner] = field(default_factory=dict)
+    cooldowns: dict[CapacityPool, Cooldown] = field(default_factory=dict)
+    offerings: dict[PoolName, tuple[Offering, ...]] = field(default_factory=dict)
+    held_back: dict[PoolName, str] = field(default_factory=dict)
+    sealed: set[InstanceId] = field(default_factory=set)
+    asking: set[InstanceId] = field(default_factory=set)
+    disputed: set[InstanceId] = field(default_factory=set)
+    ending: dict[InstanceId, str] = field(default_factory=dict)
+    holders: dict[tuple[ForgeName, Scope, Labels], tuple[str, datetime]] = field(default_factory=dict)
+    """Queue holders by demand: their runner name and when they were refreshed."""
+    retry_after: dict[str, datetime] = field(default_factory=dict)
+    spent: dict[str, float] = field(default_factory=dict)
+    """USD of ended machines by UTC date."""
+
+    def forget(self, instance: InstanceId) -> None:
+        for remembered in (self.sealed, self.asking, self.disputed):
+            remembered.discard(instance)
+        self.absences.pop(instance, None)
+        self.ending.pop(instance, None)
+
+
+class Observer:
+    """Consumes facts. `is_adopting` while the store is new: unknown machines of our name become rows."""
+
+    def __init__(self, rows: LiveRows, sightings: Sightings, jobs: JobObserver, *, runner_prefix: str) -> None:
+        self._rows = rows
+        self._seen = sightings
+        self._jobs = jobs
+        self._runner_prefix = runner_prefix
+        self.is_adopting = rows.is_new_store
+
+    def consume(self, facts: Sequence[Fact], rules: Rules, now: datetime) -> None:
+        for fact in facts:
+            match fact:
+                case WebhookArrived():
+                    self._jobs.webhook(fact, rules, now)
+                case JobsListed():
+                    self._seen.complete.add(f"{fact.forge}/jobs")
+                    self._jobs.listed(fact, rules, now)
+                case JobRead():
+                    self._jobs.read(fact, rules, now)
+                case RunnersListed():
+                    self._runners_listed(fact, now)
+                case InstancesListed():
+                    self._instances_listed(fact, now)
+                case ListingFailed():
+                    self._seen.complete.discard(fact.target)
+                case LaunchAnswered():
+                    self._launch_answered(fact, now)
+                case AgentSaidHello():
+                    self._hello(fact, now)
+                case ClaimDisputed():
+                    self._seen.disputed.add(fact.instance)
+                case AssignmentAsked():
+                    self._seen.asking.add(fact.instance)
+                case AgentReported():
+                    self._agent_reported(fact, now)
+                case _:
+                    assert_never(fact)
+
+    # ------------------------------------------------------------------ launches and listings of clouds
+
+    def _launch_answered(self, fact: LaunchAnswered, now: datetime) -> None:
+        if fact.is_unknown:
+            return
+        waiting = [row for row in self._rows.of_token(fact.token) if row.provider_id is None]
+        made = fact.result.instances if fact.result is not None else ()
+        fresh = [m for m in made if self._rows.by_provider_id(m.provider, m.provider_id) is None]
+        for row, machine in zip(waiting, fresh, strict=False):
+            self._bind(row, machine, now, cause="the cloud launched it")
+        for refusal in fact.result.refusals if fact.result is not None else ():
+            self._cool(refusal, now)
+        refused = fact.error or "the cloud launched fewer machines than asked"
+        for row in waiting[len(fresh) :]:
+            if row.state is _S.REQUESTED:
+                self._end(row, now, cause=refused, ending=EndReason.REFUSED)
+
+    def _cool(self, refusal: Refusal, now: datetime) -> None:
+        if not isinstance(refusal.error, CapacityUnavailable | QuotaExceeded):
+            return
+        pool = refusal.offering.capacity_pool
+        before = self._seen.cooldowns.get(pool)
+        self._seen.cooldowns[pool] = cooled(pool, before=before, now=now, reason=str(refusal.error))
+
+    def _bind(self, row: Instance, machine: CloudInstance, now: datetime, *, cause: str) -> None:
+        """A row learns which machine it is; one that is going already learns it too, so that it can be ended."""
+        fields: dict[str, Any] = {
+            "provider_id": machine.provider_id,
+            "capacity_pool": machine.capacity_pool,
+            "price_usd_hour": machine.price_usd_hour,
+        }
+        if row.state is _S.REQUESTED:
+            self._rows.move(row, _S.LAUNCHED, now=now, cause=cause, **fields)
+        else:
+            self._rows.amend(row, **fields)
+
+    def _instances_listed(self, fact: InstancesListed, now: datetime) -> None:
+        listed: set[InstanceId] = set()
+        orphans: dict[tuple[ProviderName, ProviderId], OrphanInstance] = {}
+        for machine in fact.instances:
+            row = self._rows.by_provider_id(machine.provider, machine.provider_id) or self._adopt(machine, now)
+            if row is not None:
+                listed.add(row.id)
+                if machine.state is MachineState.TERMINATED:
+                    self._end(row, now, cause=f"the cloud says it ended {machine.end_detail}".strip())
+            elif fact.is_complete and machine.state in (MachineState.PENDING, MachineState.RUNNING):
+                key = (machine.provider, machine.provider_id)
+                before = self._seen.orphan_instances.get(key)
+                count = 1 if before is None else before.sightings + 1
+                orphans[key] = OrphanInstance(instance=machine, sightings=count)
+        if not fact.is_complete:
+            return
+        self._seen.complete.add(fact.provider)
+        kept = {key: orphan for key, orphan in self._seen.orphan_instances.items() if key[0] != fact.provider}
+        self._seen.orphan_instances = kept | orphans
+        self._note_absent(fact, listed, now)
+        self.is_adopting = False
+
+    def _adopt(self, machine: CloudInstance, now: datetime) -> Instance | None:
+        """The row that waits for a machine of this token, or, into a new store, a row of its own."""
+        if machine.state is MachineState.TERMINATED:
+            return None
+        for row in self._rows.of_token(machine.token):
+            if row.provider_id is None:
+                self._bind(row, machine, now, cause="the cloud lists it with our token")
+                return self._rows.instances[row.id]
+        if not self.is_adopting:
+            return None
+        row = Instance(
+            id=InstanceId(f"adopted-{machine.provider_id}"),
+            pool=machine.pool,
+            provider=machine.provider,
+            token=machine.token,
+            state=_S.LAUNCHED,
+            since=now,
+            created_at=machine.launched_at,
+            capacity_pool=machine.capacity_pool,
+            price_usd_hour=machine.price_usd_hour,
+            provider_id=machine.provider_id,
+            adopted=True,
+        )
+        return self._rows.add_instance(row, cause="adopted: the store is new and the cloud lists it under our name")
+
+    def _note_absent(self, fact: InstancesListed, listed: set[InstanceId], now: datetime) -> None:
+        """Rows that two complete listings in a row do not show are gone."""
+        oldest = fact.started_at - LISTING_GRACE
+        for row in list(self._rows.instances.values()):
+            if row.provider != fact.provider:
+                continue
+            never_shown = row.provider_id is None and row.state is not _S.TERMINATING
+            if row.id in listed or row.created_at > oldest or never_shown:
+                self._seen.absences.pop(row.id, None)
+                continue
+            absences = self._seen.absences.get(row.id, 0) + 1
+            self._seen.absences[row.id] = absences
+            if absences >= COMPLETE_SIGHTINGS:
+                self._end(row, now, cause="absent from two complete listings")
+
+    def _end(self, row: Instance, now: datetime, *, cause: str, ending: EndReason | None = None) -> None:
+        """The machine is gone. What it was doing is settled with the forge, never guessed."""
+        said = self._seen.ending.get(row.id)
+        if ending is None:
+            ending = EndReason.SELF_ENDED if said is not None else EndReason.VANISHED
+        if said == "job_done":
+            ending = EndReason.JOB_DONE
+        ended = self._rows.move(row, _S.TERMINATED, now=now, cause=cause, ending=ending)
+        hours = (now - row.created_at).total_seconds() / 3600
+        today = f"{now:%Y-%m-%d}"
+        self._seen.spent[today] = self._seen.spent.get(today, 0.0) + hours * row.price_usd_hour
+        self._jobs.machine_ended(ended, now, ran_to_end=said == "job_done")
+        self._seen.forget(row.id)
+
+    # ------------------------------------------------------------------ runners
+
+    def _runners_listed(self, fact: RunnersListed, now: datetime) -> None:
+        self._seen.complete.add(fact.forge)
+        orphans: dict[tuple[ForgeName, RunnerId], OrphanRunner] = {}
+        holders = self._holder_names(now)
+        for runner in fact.runners:
+            row = self._rows.by_runner(runner.ref.name)
+            if row is not None:
+                self._runner_seen(row, fact.forge, runner, now)
+            elif runner.ref.name not in holders and not self._may_be_adopted():
+                key = (fact.forge, runner.ref.runner_id)
+                before = self._seen.orphan_runners.get(key)
+                count = 1 if before is None else before.sightings + 1
+                orphans[key] = OrphanRunner(
+                    forge=fact.forge, runner=runner.ref, is_busy=runner.is_busy, sightings=count
+                )
+        kept = {key: orphan for key, orphan in self._seen.orphan_runners.items() if key[0] != fact.forge}
+        self._seen.orphan_runners = kept | orphans
+
+    def _holder_names(self, now: datetime) -> set[str]:
+        return {name for name, refreshed in self._seen.holders.values() if refreshed + HOLDER_FORGOTTEN > now}
+
+    def _may_be_adopted(self) -> bool:
+        """A machine adopted into a new store has not yet told which runner it runs."""
+        return self.is_adopting or any(row.adopted and not row.runner_name for row in self._rows.instances.values())
+
+    def _runner_seen(self, row: Instance, forge: ForgeName, runner: ForgeRunner, now: datetime) -> None:
+        if row.runner_id is None:
+            demand = row.demand or Demand(forge=forge, scope=runner.ref.scope, group="", labels=runner.labels)
+            row = self._rows.amend(row, runner_id=runner.ref.runner_id, demand=demand)
+        if runner.is_busy and row.state in REGISTERED_STATES:
+            self._rows.move(row, _S.BUSY, now=now, cause="the forge lists its runner as busy")
+        elif runner.is_online and row.state is _S.REGISTERING:
+            self._rows.move(row, _S.IDLE, now=now, cause="the forge lists its runner as online")
+
+    # ------------------------------------------------------------------ agents
+
+    def _hello(self, fact: AgentSaidHello, now: datetime) -> None:
+        row = self._rows.instances.get(fact.instance)
+        if row is None:
+            return
+        if row.state is _S.LAUNCHED:
+            row = self._rows.move(row, _S.READY, now=now, cause="its agent said hello")
+        if fact.runner_name and row.state is _S.READY and not row.runner_name:
+            self._rows.move(
+                row, _S.REGISTERING, now=now, cause="its agent runs a runner already", runner_name=fact.runner_name
+            )
+
+    def _agent_reported(self, fact: AgentReported, now: datetime) -> None:
+        row = self._rows.instances.get(fact.instance)
+        if row is None:
+            return
+        match fact.kind:
+            case "assignment_received" | "runner_started" if row.state is _S.REGISTERING:
+                if fact.kind == "runner_started":
+                    self._rows.move(row, _S.IDLE, now=now, cause="its agent started the runner")
+            case "runner_exited":
+                self._seen.ending[row.id] = "job_done" if fact.ran_job else f"runner_failed {fact.cause}".strip()
+            case "ending":
+                self._seen.ending.setdefault(row.id, fact.cause)
+                if row.state in (_S.BUSY, _S.DRAINING) and fact.cause == "max_runtime":
+                    self._jobs.passed_runtime(row)
+            case _:
+                pass
+
+    # ------------------------------------------------------------------ the snapshot
+
+    def snapshot(
+        self, now: datetime, *, forges: Mapping[ForgeName, Forge], unhealthy: set[str], handed: set[InstanceId]
+    ) -> Snapshot:
+        """The world as of now. `handed` are the machines whose registration is minted or being minted."""
+        seen = self._seen
+        seen.retry_after = {key: at for key, at in seen.retry_after.items() if at > now}
+        registering = {
+            id_
+            for id_ in seen.asking
+            if id_ not in handed and (row := self._rows.instances.get(id_)) and row.state is _S.REGISTERING
+        }
+        seen.asking.intersection_update(self._rows.instances.keys())
+        return Snapshot(
+            jobs=self._rows.jobs,
+            instances=self._rows.instances,
+            forges={name: self._forge_view(name, forge, name not in unhealthy, now) for name, forge in forges.items()},
+            offerings=seen.offerings,
+            complete=frozenset(seen.complete),
+            cooldowns=seen.cooldowns,
+            controls=self._rows.controls,
+            held_back=seen.held_back,
+            orphan_instances=tuple(seen.orphan_instances.values()),
+            orphan_runners=tuple(seen.orphan_runners.values()),
+            sealed=frozenset(seen.sealed),
+            secretless=frozenset(registering),
+            disputed=frozenset(seen.disputed),
+            ending=dict(seen.ending),
+            doubtful=self._jobs.doubtful(now),
+            retry_after=seen.retry_after,
+            spent_today_usd=seen.spent.get(f"{now:%Y-%m-%d}", 0.0),
+        )
+
+    def _forge_view(self, name: ForgeName, forge: Forge, is_healthy: bool, now: datetime) -> ForgeView:
+        budgets = [budget for budget in forge.budgets() if budget.family == "registration"]
+        holders = {
+            (scope, labels)
+            for (holder_forge, scope, labels), (_, refreshed) in self._seen.holders.items()
+            if holder_forge == name and refreshed + HOLDER_LIFE > now
+        }
+        return ForgeView(
+            name=name,
+            traits=forge.traits,
+            is_healthy=is_healthy,
+            registrations_left=min((budget.remaining for budget in budgets), default=1e9),
+            registrations_per_s=min((budget.refill_per_s for budget in budgets), default=1e9),
+            holders=frozenset(holders),
+        )
+
+
+def ledger_line(now: datetime, *, action: str, subject: str, pool: str, reason: str, outcome: str) -> LedgerEntry:
+    """A line of the ledger written by the daemon itself."""
+    return LedgerEntry(
+        at=now, actor="autoscaler", action=action, subject=subject, pool=pool, reason=reason, outcome=outcome
+    )

@@ -1,0 +1,309 @@
+"""Passive moves of jobs: webhooks, listings and single reads become rows, never backwards.
+
+A job's events may be missing, late, doubled or out of order (specs: github-rest B2, gitlab 1.2). Status only ever
+rises; a job id that ended stays ended. What a listing does not show any more, or whose machine is gone, is doubtful:
+the forge is asked, and only its answer decides whether the job is done or lost.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from autoscaler.demand import match_pool
+from autoscaler.facts import Fact, JobRead, JobsListed, WebhookArrived
+from autoscaler.live import LiveRows
+from autoscaler.metrics import Metrics
+from autoscaler.model import EndReason, Instance, InstanceState, Job, JobId, JobState, Rules, SeenBy, job_id
+from autoscaler.spi import Conclusion, Forge, ForgeJob, ForgeName, JobStatus
+from autoscaler.states import REGISTERED_STATES
+
+DONE_GRACE = timedelta(seconds=5)
+"""How long after its machine ended well a job's completed webhook may take before the forge is asked."""
+LOST_AFTER_DONE = timedelta(seconds=60)
+"""A runner that said it finished its job may be ahead of the forge by this much before the job counts as lost."""
+
+_RANK = {JobState.QUEUED: 1, JobState.RUNNING: 2, JobState.LOST: 2}
+
+
+class JobObserver:
+    """Consumes what forges say about jobs. Memory beside the rows: doubts, activity of repos, jobs without labels."""
+
+    def __init__(self, rows: LiveRows, forges: Mapping[ForgeName, Forge], metrics: Metrics) -> None:
+        self._rows = rows
+        self._forges = forges
+        self._metrics = metrics
+        self._doubts: dict[JobId, tuple[datetime, str]] = {}
+        self._touched: dict[JobId, datetime] = {}
+        self._ran_to_end: dict[JobId, datetime] = {}
+        self.unlabelled: dict[ForgeName, dict[str, str]] = defaultdict(dict)
+        """Queued jobs whose labels a webhook did not carry, by forge: forge job id -> repo."""
+        self.unlabelled_came: dict[ForgeName, asyncio.Event] = defaultdict(asyncio.Event)
+        self.active_repos: dict[ForgeName, dict[str, datetime]] = defaultdict(dict)
+        self.requeued: dict[tuple[ForgeName, str, str, str], int] = {}
+        """Attempts made by jobs whose requeue was accepted and whose successor has not been seen yet, by
+        (forge, repo, run, name)."""
+
+    def load(self, now: datetime) -> None:
+        """After a restart: jobs whose machine ended while we were away are doubtful at once."""
+        for job in self._rows.jobs.values():
+            self.active_repos[job.forge][job.repo] = now
+            if job.state is JobState.RUNNING and job.instance is not None and self._machine_of(job) is None:
+                self._doubt(job.id, now, "its machine ended while the daemon was away")
+
+    def rematch(self, rules: Rules) -> None:
+        """The configuration changed: queued jobs find their pools anew."""
+        for job in list(self._rows.jobs.values()):
+            if job.state is not JobState.QUEUED:
+                continue
+            match = match_pool(
+                forge=job.forge, repo=job.repo, labels=job.labels, run_id=job.run_id, pools=rules.pools.values()
+            )
+            if (match.pool, match.reason) != (job.pool, job.unserved):
+                self._rows.amend_job(job, pool=match.pool, unserved=match.reason)
+
+    def doubtful(self, now: datetime) -> dict[JobId, str]:
+        """Jobs to ask their forge about now, and why."""
+        due = {id_: reason for id_, (at, reason) in self._doubts.items() if at <= now and id_ in self._rows.jobs}
+        self._doubts = {id_: doubt for id_, doubt in self._doubts.items() if id_ in self._rows.jobs}
+        return due
+
+    def unknown_ids(self, facts: Sequence[Fact]) -> list[JobId]:
+        """Jobs in these facts that memory does not know: the store may know that they ended long ago."""
+        found: dict[JobId, None] = {}
+        for fact in facts:
+            match fact:
+                case WebhookArrived():
+                    seen: Sequence[ForgeJob] = fact.webhook.jobs
+                case JobsListed():
+                    seen = fact.listing.jobs
+                case _:
+                    continue
+            for job in seen:
+                id_ = job_id(job.forge, job.forge_job_id)
+                if id_ not in self._rows.jobs and id_ not in self._rows.ended_jobs:
+                    found[id_] = None
+        return list(found)
+
+    def next_doubt(self) -> datetime | None:
+        return min((at for at, _ in self._doubts.values()), default=None)
+
+    def _doubt(self, id_: JobId, at: datetime, reason: str) -> None:
+        self._doubts.setdefault(id_, (at, reason))
+
+    # ------------------------------------------------------------------ facts
+
+    def webhook(self, fact: WebhookArrived, rules: Rules, now: datetime) -> None:
+        self._rows.consume(fact.seq)
+        for seen in fact.webhook.jobs:
+            self._see(seen, SeenBy.WEBHOOK, rules, now)
+        for run in fact.webhook.runs:
+            self.active_repos[run.forge][run.repo] = now
+            if run.is_finished:
+                self._retry_lost_of(run.forge, run.repo, run.run_id, now)
+
+    def listed(self, fact: JobsListed, rules: Rules, now: datetime) -> None:
+        shown = set()
+        for seen in fact.listing.jobs:
+            id_ = job_id(seen.forge, seen.forge_job_id)
+            shown.add(id_)
+            self._see(seen, SeenBy.POLL, rules, now)
+        for job in list(self._rows.jobs.values()):
+            if job.forge != fact.forge or job.id in shown or job.repo not in fact.listing.repos:
+                continue
+            touched = self._touched.get(job.id)
+            if job.state is not JobState.LOST and (touched is None or touched < fact.started_at):
+                self._doubt(job.id, now, "a complete listing does not show it any more")
+
+    def read(self, fact: JobRead, rules: Rules, now: datetime) -> None:
+        self._doubts.pop(fact.job, None)
+        job = self._rows.jobs.get(fact.job)
+        if fact.seen is not None:
+            self._see(fact.seen, SeenBy.WEBHOOK if job is not None else SeenBy.POLL, rules, now)
+            job = self._rows.jobs.get(fact.job)
+            if job is not None and job.state is JobState.RUNNING and fact.seen.status is not JobStatus.DONE:
+                self._lost_or_not_yet(job, now)
+        elif job is not None and job.state is not JobState.LOST:
+            self._finish(job, Conclusion.UNKNOWN, now, reason="the forge no longer knows it")
+
+    def _lost_or_not_yet(self, job: Job, now: datetime) -> None:
+        """The forge still says that it runs. Without a machine it is lost, unless its runner said it finished."""
+        if job.instance is None or self._machine_of(job) is not None or job.reason.startswith("max_runtime"):
+            return
+        finished = self._ran_to_end.get(job.id)
+        if finished is not None and now < finished + LOST_AFTER_DONE:
+            self._doubt(job.id, now + DONE_GRACE, "its runner finished and the forge does not say so yet")
+            return
+        self._rows.move_job(job, JobState.LOST, reason="its machine ended before it did")
+
+    def machine_ended(self, instance: Instance, now: datetime, *, ran_to_end: bool) -> None:
+        """Called when an instance row ends."""
+        job = self._rows.jobs.get(instance.job) if instance.job is not None else None
+        if job is None or job.state is not JobState.RUNNING:
+            return
+        if instance.ending is EndReason.MAX_RUNTIME:
+            self._rows.amend_job(job, reason="max_runtime: its machine was ended")
+        if ran_to_end:
+            self._ran_to_end[job.id] = now
+        self._doubt(job.id, now + DONE_GRACE if ran_to_end else now, "its machine ended")
+
+    def passed_runtime(self, instance: Instance) -> None:
+        """The agent's own timer ended the runner: that is not a loss."""
+        job = self._rows.jobs.get(instance.job) if instance.job is not None else None
+        if job is not None:
+            self._rows.amend_job(job, reason="max_runtime: its agent ended the runner")
+
+    def _machine_of(self, job: Job) -> Instance | None:
+        return self._rows.instances.get(job.instance) if job.instance is not None else None
+
+    def _retry_lost_of(self, forge: ForgeName, repo: str, run_id: str, now: datetime) -> None:
+        for job in [self._rows.jobs[lost] for lost in sorted(self._rows.lost)]:
+            if (job.forge, job.repo, job.run_id) == (forge, repo, run_id):
+                self._rows.amend_job(job, retry_at=now)
+
+    # ------------------------------------------------------------------ one job
+
+    def _see(self, seen: ForgeJob, seen_by: SeenBy, rules: Rules, now: datetime) -> None:
+        id_ = job_id(seen.forge, seen.forge_job_id)
+        self.active_repos[seen.forge][seen.repo] = now
+        job = self._rows.jobs.get(id_)
+        if job is None:
+            if id_ not in self._rows.ended_jobs:
+                self._first_sight(id_, seen, seen_by, rules, now)
+            return
+        self._touched[id_] = now
+        if seen.status.rank < _RANK[job.state]:
+            return
+        match seen.status:
+            case JobStatus.RUNNING:
+                self._started(job, seen, now)
+            case JobStatus.DONE:
+                self._concluded(job, seen, now)
+            case JobStatus.CREATED | JobStatus.QUEUED:
+                pass
+
+    def _first_sight(self, id_: JobId, seen: ForgeJob, seen_by: SeenBy, rules: Rules, now: datetime) -> None:
+        unlabelled = self.unlabelled[seen.forge]
+        if seen.status is JobStatus.DONE:
+            unlabelled.pop(seen.forge_job_id, None)
+            self._rows.remember_ended(id_, JobState.DONE)
+            self._machine_done_with(seen, id_, now)
+            return
+        if seen.status is JobStatus.CREATED:
+            return
+        scope = self._forges[seen.forge].scope_of(seen.repo)
+        if scope is None:
+            return
+        if seen.labels is None:
+            unlabelled[seen.forge_job_id] = seen.repo
+            self.unlabelled_came[seen.forge].set()
+            return
+        if unlabelled.pop(seen.forge_job_id, None) is not None:
+            seen_by = SeenBy.WEBHOOK
+        match = match_pool(
+            forge=seen.forge, repo=seen.repo, labels=seen.labels, run_id=seen.run_id, pools=rules.pools.values()
+        )
+        if match.is_hosted and match.pool is None:
+            return
+        job = Job(
+            id=id_,
+            forge=seen.forge,
+            forge_job_id=seen.forge_job_id,
+            repo=seen.repo,
+            run_id=seen.run_id,
+            run_attempt=seen.run_attempt,
+            workflow=seen.workflow,
+            name=seen.name,
+            labels=seen.labels,
+            scope=scope,
+            state=JobState.QUEUED,
+            queued_at=min(seen.queued_at or now, now),
+            first_seen_at=now,
+            seen_by=seen_by,
+            pool=match.pool,
+            unserved=match.reason,
+            url=seen.url,
+            attempt=self._attempt_of(seen, id_),
+        )
+        if seen_by is SeenBy.POLL:
+            self._metrics.intake_divergence.inc()
+        job = self._rows.add_job(job)
+        self._touched[id_] = now
+        if seen.status is JobStatus.RUNNING:
+            self._started(job, seen, now)
+
+    def _attempt_of(self, seen: ForgeJob, id_: JobId) -> int:
+        """One more than the lost job that this one replaces; that one is thereby requeued, whoever asked for it."""
+        for job in [self._rows.jobs[lost] for lost in sorted(self._rows.lost)]:
+            if job.id != id_ and _is_successor(seen, job):
+                self._rows.move_job(job, JobState.REQUEUED, successor=id_, reason="its successor appeared")
+                return job.attempt + 1
+        return self.requeued.pop((seen.forge, seen.repo, seen.run_id, seen.name), 0) + 1
+
+    def _started(self, job: Job, seen: ForgeJob, now: datetime) -> None:
+        machine = self._rows.by_runner(seen.runner_name)
+        if job.state is JobState.QUEUED:
+            job = self._rows.move_job(
+                job,
+                JobState.RUNNING,
+                started_at=min(seen.started_at or now, now),
+                runner_name=seen.runner_name,
+                instance=machine.id if machine is not None else None,
+            )
+            if job.pool is not None and job.started_at is not None:
+                wait_s = max(0.0, (job.started_at - job.queued_at).total_seconds())
+                self._metrics.job_wait_seconds.labels(pool=job.pool).observe(wait_s)
+        elif job.state is JobState.RUNNING and machine is not None and job.instance is None:
+            job = self._rows.amend_job(job, runner_name=seen.runner_name, instance=machine.id)
+        if machine is not None:
+            self._make_busy(machine, seen, job.id, now)
+
+    def _make_busy(self, machine: Instance, seen: ForgeJob, id_: JobId, now: datetime) -> None:
+        cause = f"the forge says it runs {seen.name} of {seen.repo}"
+        if machine.state in REGISTERED_STATES:
+            self._rows.move(machine, InstanceState.BUSY, now=now, cause=cause, job=id_, **_runner_of(machine, seen))
+        elif machine.state is InstanceState.BUSY and machine.job is None:
+            self._rows.amend(machine, job=id_, **_runner_of(machine, seen))
+
+    def _concluded(self, job: Job, seen: ForgeJob, now: datetime) -> None:
+        conclusion = seen.conclusion or Conclusion.UNKNOWN
+        if job.state is JobState.LOST and conclusion is not Conclusion.SUCCESS:
+            if job.retry_at is not None and job.retry_at > now:
+                self._rows.amend_job(job, retry_at=now)
+            return
+        if seen.runner_name and job.instance is None:
+            machine = self._rows.by_runner(seen.runner_name)
+            if machine is not None:
+                job = self._rows.amend_job(job, instance=machine.id, runner_name=seen.runner_name)
+        self._machine_done_with(seen, job.id, now)
+        started = job.started_at or seen.started_at
+        self._finish(job, conclusion, now, started_at=started, finished_at=min(seen.finished_at or now, now))
+
+    def _machine_done_with(self, seen: ForgeJob, id_: JobId, now: datetime) -> None:
+        """The machine whose runner ran a job that ended before we heard that it began."""
+        machine = self._rows.by_runner(seen.runner_name)
+        if machine is not None:
+            self._make_busy(machine, seen, id_, now)
+
+    def _finish(self, job: Job, conclusion: Conclusion, now: datetime, *, reason: str = "", **fields: Any) -> None:
+        fields.setdefault("finished_at", now)
+        self._rows.move_job(job, JobState.DONE, conclusion=conclusion, reason=reason, **fields)
+        self._touched.pop(job.id, None)
+        self._ran_to_end.pop(job.id, None)
+        self._metrics.jobs_done_total.labels(pool=job.pool or "", conclusion=conclusion).inc()
+
+
+def _runner_of(machine: Instance, seen: ForgeJob) -> dict[str, Any]:
+    if machine.runner_id is None and seen.runner_id is not None:
+        return {"runner_id": seen.runner_id}
+    return {}
+
+
+def _is_successor(seen: ForgeJob, job: Job) -> bool:
+    same = (seen.forge, seen.repo, seen.run_id, seen.name) == (job.forge, job.repo, job.run_id, job.name)
+    return same and (seen.run_attempt > job.run_attempt or _number(seen.forge_job_id) > _number(job.forge_job_id))
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isdigit() else 0

@@ -1,0 +1,41 @@
+"""From configuration to the rules that decisions read."""
+
+from datetime import timedelta
+
+from autoscaler.config import Config, PoolConfig
+from autoscaler.model import Caps, Pool, Rules
+
+
+def rules_of(config: Config) -> Rules:
+    """The decision rules of a configuration."""
+    caps = config.autoscaler.caps
+    return Rules(
+        pools={pool.name: _pool(pool) for pool in config.pools},
+        caps=Caps(instances=caps.instances, usd_per_hour=caps.usd_per_hour, usd_per_day=caps.usd_per_day),
+        terminate_again_after=max(timedelta(seconds=5), config.autoscaler.list_instances),
+    )
+
+
+def _pool(pool: PoolConfig) -> Pool:
+    return Pool(
+        name=pool.name,
+        forges=frozenset(pool.forges),
+        repos=pool.repos,
+        labels=pool.labels,
+        runner_group=pool.runner_group,
+        priority=pool.priority,
+        image=pool.image,
+        providers=pool.providers,
+        shape=pool.shape,
+        min=pool.min,
+        max=pool.max,
+        boot_timeout=pool.boot_timeout,
+        idle_timeout=pool.idle_timeout,
+        max_job_runtime=pool.max_job_runtime,
+        target=pool.wait.target,
+        spot_enabled=pool.spot.enabled,
+        max_spot_price_usd_hour=pool.spot.max_price,
+        requeue_enabled=pool.requeue.enabled,
+        requeue_attempts=pool.requeue.attempts,
+        opt_out_labels=pool.requeue.opt_out_labels,
+    )
