@@ -178,3 +178,14 @@ async def mint(served: Served, name: str = "runner-1", *, labels: tuple[str, ...
 def unpacked(jit: str) -> dict[str, Any]:
     files: dict[str, str] = json.loads(base64.b64decode(jit))
     return {name: json.loads(base64.b64decode(content)) for name, content in files.items()}
+
+
+async def serve_next(here: Served, conclusion: Any = "success", *, name: str = "runner") -> int:
+    """A simulated runner serves the oldest job; gives the job's id."""
+    now = time.time()
+    runner = here.world.generate_jitconfig("octo-org", name, 1, ["linux"], now)
+    here.world.connect(runner.id, now)
+    taken = here.world.take_job(runner.id, now)
+    assert taken is not None
+    here.world.complete(runner.id, conclusion, now, annotations=("Process completed with exit code 1.",))
+    return taken.id
