@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import formatdate
 from typing import TypeVar
+from urllib.parse import urlencode
 
 from aiohttp import web
-from yarl import URL
 
 from autoscaler.sandbox.gitlab_model import GitLabRefusal
 
@@ -179,8 +179,8 @@ def as_words(value: object) -> list[str]:
 
 def _link(request: web.Request, base_url: str, **changes: str) -> str:
     query = [(name, value) for name, value in request.query.items() if name not in changes]
-    url = URL(base_url).join(URL(request.raw_path.split("?", 1)[0], encoded=True))
-    return str(url.with_query([*query, *changes.items()]))
+    path = request.raw_path.split("?", 1)[0]
+    return f"{base_url}{path}?{urlencode([*query, *changes.items()])}"
 
 
 def _per_page(request: web.Request) -> int:

@@ -3,8 +3,10 @@
 Pure. The working copy is never cloned (`GIT_STRATEGY=none`): the sandbox's jobs are shell lines.
 """
 
+from collections.abc import Sequence
+
 from autoscaler.sandbox.gitlab_model import Job, Pipeline, Project, Runner
-from autoscaler.sandbox.gitlab_payloads import FAILURE_REASONS, JOB_TIMEOUT_S, NULL_SHA, Json, queued_s
+from autoscaler.sandbox.gitlab_payloads import JOB_TIMEOUT_S, NULL_SHA, Json, queued_s
 
 
 def _variable(key: str, value: str, *, secret: bool = False) -> Json:
@@ -43,10 +45,11 @@ def runner_job(
     runner: Runner,
     *,
     queue_size: int,
+    failure_reasons: Sequence[str],
     timeout_s: int = JOB_TIMEOUT_S,
     now: float,
 ) -> Json:
-    """What the runner gets for `job`; `queue_size` is how many jobs it could have had."""
+    """What the runner gets for `job`; `queue_size` counts what it could have had; it may report `failure_reasons`."""
     timeout = min(timeout_s, runner.maximum_timeout) if runner.maximum_timeout else timeout_s
     host = base_url.split("://", 1)[-1]
     return {
@@ -104,7 +107,7 @@ def runner_job(
         "features": {
             "trace_sections": True,
             "token_mask_prefixes": ["glpat-"],
-            "failure_reasons": list(FAILURE_REASONS),
+            "failure_reasons": list(failure_reasons),
             "tracing": None,
         },
         "secrets": {},

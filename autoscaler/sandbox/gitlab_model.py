@@ -127,7 +127,7 @@ class Job:
     created_at: float
     retries: int
     user: User
-    token: str
+    token: str = field(repr=False)
     retried: bool = False
     pending_at: float | None = None
     started_at: float | None = None
@@ -142,7 +142,7 @@ class Job:
     ack_deadline: float | None = None
     final_put_at: float | None = None
     cancel_gracefully: bool = False
-    trace: bytearray = field(default_factory=bytearray)
+    trace: bytearray = field(default_factory=bytearray, repr=False)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -74,6 +74,7 @@ class Pipelines:
         self._queue: dict[tuple[int, frozenset[str]], list[int]] = {}
         self._held: dict[int, Job] = {}
         self._due: list[tuple[float, int]] = []
+        self._due_ids: set[int] = set()
         self._outbox: deque[WebhookDelivery] = deque()
         self.queue_version = 0
 
@@ -103,7 +104,7 @@ class Pipelines:
         return [self.jobs[job_id] for job_id in sorted(ids)]
 
     def waiting_for(self, runner: Runner) -> list[list[int]]:
-        """The non-empty queue parts, each oldest first, that this runner may take from."""
+        """The parts of the queue, each oldest first, that this runner may take from."""
         return [
             ids
             for (project_id, tags), ids in self._queue.items()
@@ -186,7 +187,8 @@ class Pipelines:
     def _make_due(self, job: Job, now: float) -> None:
         if self._enqueue_delay_s <= 0:
             self._enqueue(job, now)
-        elif all(job_id != job.id for _, job_id in self._due):
+        elif job.id not in self._due_ids:
+            self._due_ids.add(job.id)
             heapq.heappush(self._due, (now + self._enqueue_delay_s, job.id))
 
     def _enqueue(self, job: Job, now: float) -> None:
@@ -199,6 +201,7 @@ class Pipelines:
         """Make pending what has been created for long enough."""
         while self._due and self._due[0][0] <= now:
             at, job_id = heapq.heappop(self._due)
+            self._due_ids.discard(job_id)
             if self.jobs[job_id].status is JobStatus.CREATED:
                 self._enqueue(self.jobs[job_id], at)
 
@@ -295,6 +298,8 @@ class Pipelines:
         at = bisect.bisect_left(ids, job.id)
         if at < len(ids) and ids[at] == job.id:
             del ids[at]
+            if not ids:
+                del self._queue[job.project_id, job.tags]
 
     def _release(self, job: Job) -> None:
         job.handed_to = job.ack_deadline = None

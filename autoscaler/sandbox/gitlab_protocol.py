@@ -30,6 +30,7 @@ class ProtocolRoutes:
         router.add_put(r"/api/v4/jobs/{job:\d+}", self.update_job)
         router.add_patch(r"/api/v4/jobs/{job:\d+}/trace", self.append_trace)
         router.add_post("/api/v4/runners/verify", self.verify)
+        router.add_post("/api/v4/runners", self.register)
         router.add_delete("/api/v4/runners", self.unregister)
         router.add_delete("/api/v4/runners/managers", self.forget_machine)
         router.add_get("/api/v4/runners/router/discovery", self.discovery)
@@ -104,6 +105,10 @@ class ProtocolRoutes:
         system_id = _text(body, "system_id")
         runner = self._site.world.verify(token, system_id, self._site.clock(), contact=_contact(body))
         return web.json_response({"id": runner.id, "token": runner.token, "token_expires_at": None})
+
+    async def register(self, request: web.Request) -> web.Response:
+        """POST /runners with a registration token: gone since GitLab 17.0; runners are made by POST /user/runners."""
+        return web.json_response({"message": "410 Gone"}, status=410)
 
     async def unregister(self, request: web.Request) -> web.Response:
         """DELETE /runners with the runner's own token."""

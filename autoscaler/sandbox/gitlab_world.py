@@ -28,7 +28,7 @@ from autoscaler.sandbox.gitlab_model import (
     User,
     WebhookDelivery,
 )
-from autoscaler.sandbox.gitlab_payloads import Json, rest_job
+from autoscaler.sandbox.gitlab_payloads import FAILURE_REASONS, Json, rest_job
 from autoscaler.sandbox.gitlab_pipelines import Pipelines
 from autoscaler.sandbox.gitlab_runners import RunnerRequest, Runners, check_fields
 from autoscaler.sandbox.gitlab_workers import drop_silent, drop_stuck_pending
@@ -47,7 +47,8 @@ class GitLabWorld:
     """One GitLab with groups, projects, pipelines, jobs and runners.
 
     `base_url` goes into payloads (a face sets it once it listens). `enqueue_delay_s` is how long a runnable job stays
-    `created`; `trace_archive_s` how long a final update is answered 202 before the job ends.
+    `created`; `trace_archive_s` how long a final update is answered 202 before the job ends; `failure_reasons` what
+    runners are told they may report (a GitLab before 19.1 does not list `runner_interrupted`).
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class GitLabWorld:
         seed: int = 0,
         enqueue_delay_s: float = 0.0,
         trace_archive_s: float = 0.0,
+        failure_reasons: Sequence[str] = FAILURE_REASONS,
     ) -> None:
         self.base_url = base_url
         self.groups: dict[int, Group] = {}
@@ -64,6 +66,7 @@ class GitLabWorld:
         self._group_ids: dict[str, int] = {}
         self._project_ids: dict[str, int] = {}
         self._trace_archive_s = trace_archive_s
+        self._failure_reasons = tuple(failure_reasons)
         self._runners = Runners(self.groups, self.projects, f"gitlab/{seed}")
         self._pipelines = Pipelines(
             self.projects, self._runners, base_url=lambda: self.base_url, enqueue_delay_s=enqueue_delay_s
@@ -317,6 +320,7 @@ class GitLabWorld:
             job,
             runner,
             queue_size=queue_size,
+            failure_reasons=self._failure_reasons,
             now=now,
         )
 

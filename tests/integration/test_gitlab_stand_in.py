@@ -12,6 +12,7 @@ import pytest
 from autoscaler.sandbox.faults import Faults
 from autoscaler.sandbox.gitlab_access import GitLabLimits
 from autoscaler.sandbox.gitlab_model import JobStatus
+from autoscaler.sandbox.gitlab_payloads import FAILURE_REASONS
 from autoscaler.sandbox.gitlab_world import GitLabWorld
 from tests.integration.gitlab_sandbox import (
     RUNNER_PROGRAM,
@@ -83,8 +84,15 @@ async def test_max_builds_jobs_are_run_by_one_process(tmp_path: Path) -> None:
         assert [outcome.served_count for outcome in face.world.outcomes()] == [1, 1, 0]
 
 
-async def test_sigterm_ends_the_script_and_reports_runner_interrupted(tmp_path: Path) -> None:
-    async with serving() as face:
+@pytest.mark.parametrize(
+    ("known", "reported"),
+    [(FAILURE_REASONS, "runner_interrupted"), (("script_failure", "runner_system_failure"), "unknown_failure")],
+    ids=["since_19_1", "before_19_1"],
+)
+async def test_sigterm_ends_the_script_and_reports_the_interruption(
+    tmp_path: Path, known: tuple[str, ...], reported: str
+) -> None:
+    async with serving(world=GitLabWorld(failure_reasons=known)) as face:
         pid_file = tmp_path / "pid"
         face.submit(pipeline((f"echo $$ > {pid_file}; sleep 600",)))
         async with running(face.world.base_url, add_runner(face).token, tmp_path, *ONE_JOB) as process:
@@ -94,7 +102,7 @@ async def test_sigterm_ends_the_script_and_reports_runner_interrupted(tmp_path: 
             assert await asyncio.wait_for(process.wait(), 20) == 0
             assert time.monotonic() - sent_at < 8
         job = only_job(face)
-        assert (job.status, job.failure_reason) == (JobStatus.FAILED, "runner_interrupted")
+        assert (job.status, job.failure_reason) == (JobStatus.FAILED, reported)
         assert not alive(int(pid_file.read_text()))
 
 

@@ -1,10 +1,13 @@
 """What the sandbox's GitLab says about jobs: webhooks, REST jobs and handouts, compared with the documented shapes."""
 
 import json
+from collections.abc import Callable
+
+import pytest
 
 from autoscaler.sandbox.gitlab_world import GitLabWorld
 from tests.shared import require_shared
-from tests.unit.gitlab_builders import T0, add_runner, hooks, newest, serve, spec, submit
+from tests.unit.gitlab_builders import HOUR_S, T0, add_runner, hooks, newest, serve, spec, start, submit
 
 
 def test_each_announced_change_sends_one_webhook_and_skipped_sends_none() -> None:
@@ -18,20 +21,79 @@ def test_each_announced_change_sends_one_webhook_and_skipped_sends_none() -> Non
     assert hooks(world) == []
 
 
-def test_webhook_bodies_have_exactly_the_documented_keys() -> None:
-    folder = require_shared() / "fixtures" / "gitlab"
-    seen = set()
-    for end in ("success", "failed"):
-        world = GitLabWorld()
-        submit(world, spec("a"))
-        serve(world, add_runner(world, "linux"), end)
-        for delivery in world.drain_webhooks():
-            body = json.loads(json.dumps(delivery.payload))
-            status = body["build_status"]
-            name = "job_failed_script" if status == "failed" else f"job_{status}"
-            assert shape(body) == shape(json.loads((folder / f"{name}.json").read_text())), status
-            seen.add(status)
-    assert seen == {"created", "pending", "running", "success", "failed"}
+def bodies(world: GitLabWorld) -> dict[str, dict[str, object]]:
+    """The webhooks so far as they go over the wire; the last of each status."""
+    return {str(d.payload["build_status"]): json.loads(json.dumps(d.payload)) for d in world.drain_webhooks()}
+
+
+def one_job(now: float = T0) -> GitLabWorld:
+    world = GitLabWorld()
+    submit(world, spec("a"), now=now)
+    return world
+
+
+def ended(state: str) -> dict[str, dict[str, object]]:
+    world = one_job()
+    serve(world, add_runner(world, "linux"), state)
+    return bodies(world)
+
+
+def canceled_while_pending() -> dict[str, object]:
+    world = one_job()
+    world.cancel_job(newest(world, "a").id, T0 + 1)
+    return bodies(world)["canceled"]
+
+
+def canceled_while_running() -> dict[str, object]:
+    world = one_job()
+    job = start(world, add_runner(world, "linux"))
+    world.cancel_job(job.id, T0 + 1)
+    world.update_job(job.token, "failed", T0 + 2)
+    return bodies(world)["canceled"]
+
+
+def stuck() -> dict[str, object]:
+    world = one_job()
+    world.advance(T0 + 2 * HOUR_S)
+    return bodies(world)["failed"]
+
+
+def silent() -> dict[str, object]:
+    world = one_job()
+    start(world, add_runner(world, "linux"))
+    world.advance(T0 + 3 * HOUR_S)
+    return bodies(world)["failed"]
+
+
+@pytest.mark.parametrize(
+    ("fixture", "make"),
+    [
+        ("job_created", lambda: ended("success")["created"]),
+        ("job_pending", lambda: ended("success")["pending"]),
+        ("job_running", lambda: ended("success")["running"]),
+        ("job_success", lambda: ended("success")["success"]),
+        ("job_failed_script", lambda: ended("failed")["failed"]),
+        ("job_canceled_while_pending", canceled_while_pending),
+        ("job_canceled_while_running", canceled_while_running),
+        ("job_failed_stuck_pending_no_matching_runners", stuck),
+        ("job_failed_no_updates_running", silent),
+    ],
+)
+def test_webhook_bodies_have_exactly_the_documented_keys(fixture: str, make: Callable[[], dict[str, object]]) -> None:
+    expected = json.loads((require_shared() / "fixtures" / "gitlab" / f"{fixture}.json").read_text())
+    body = make()
+    assert shape(body) == shape(expected)
+    for key in ("object_kind", "build_status", "build_failure_reason", "retries_count"):
+        assert body[key] == expected[key]
+
+
+def test_the_webhook_of_a_retry_counts_the_attempts() -> None:
+    world = one_job()
+    failed = serve(world, add_runner(world, "linux"), "failed")
+    world.drain_webhooks()
+    clone = world.retry_job(failed.id, T0 + 9)
+    body = bodies(world)["pending"]
+    assert (body["build_id"], body["retries_count"], body["pipeline_id"]) == (clone.id, 1, failed.pipeline_id)
 
 
 def test_webhooks_carry_no_job_tags_and_no_runner_before_the_start() -> None:
