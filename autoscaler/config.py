@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from autoscaler.config_checks import Reporters, Sections, check_sections
 from autoscaler.config_fields import Section
 from autoscaler.config_pool_schema import PoolSection
-from autoscaler.config_problems import near_miss, raw_names, report_errors, report_unknown_key
+from autoscaler.config_problems import dates_in, near_miss, raw_names, report_errors, report_unknown_key
 from autoscaler.config_schema import AutoscalerSection, ForgeSection, ImageSection, ProviderSection
 from autoscaler.config_secrets import SecretReader
 from autoscaler.config_types import (
@@ -65,6 +65,8 @@ __all__ = [
 
 _REPEATED = {"forge": ForgeSection, "provider": ProviderSection, "image": ImageSection, "pool": PoolSection}
 _TABLES = ["autoscaler", *_REPEATED]
+_SLIP = 0.85
+"""How alike a key must be to a common one to be a slip of it: "scope" is, "webhook_url" is a key of its own."""
 _S = TypeVar("_S", bound=Section)
 
 
@@ -159,13 +161,16 @@ class _Reader:
             message = "there is none" if raw is None else "this is not a table"
             self._fault(key, message, f"Write a section that starts with [{key}]")
             return None
+        if model.model_config["extra"] == "allow":
+            # Adapters judge the keys that only they know; a slip of a common key should not get that far.
+            common = list(model.model_fields)
+            for extra in raw.keys() - set(common):
+                if near_miss(extra, common, likeness=_SLIP):
+                    report_unknown_key(extra, common, f"{key}.{extra}", self._fault)
+                for path in dates_in(raw[extra], f"{key}.{extra}"):
+                    self._fault(path, "this is a date", "No key takes one: write a text, a number, a list or a table")
         try:
-            section = model.model_validate(raw)
+            return model.model_validate(raw)
         except ValidationError as error:
             report_errors(model, error, key, self._fault)
             return None
-        for extra in section.model_extra or {}:
-            # Adapters judge the keys that only they know; a slip of a common key should not get that far.
-            if near_miss(extra, list(model.model_fields)):
-                report_unknown_key(extra, list(model.model_fields), f"{key}.{extra}", self._fault)
-        return section

@@ -77,7 +77,11 @@ def _credential(value: object) -> "Secret | str":
     """Ids may be numbers; they are texts from here on."""
     if isinstance(value, Secret):
         return value
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else _text(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        if value <= 0:
+            raise ValueError("an id is above 0")
+        return str(value)
+    return _text(value)
 
 
 def _labels(value: object) -> Labels:

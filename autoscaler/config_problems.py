@@ -5,6 +5,7 @@ Never shows a value by itself: where a message quotes one, its parser in `config
 
 import difflib
 from collections.abc import Iterator, Mapping
+from datetime import date, time
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -47,9 +48,9 @@ def report_unknown_key(key: str, known: list[str], path: str, fault: Report) -> 
     fault(path, f'the key "{key}" is not known here', f"{guess}Known keys: {', '.join(known)}")
 
 
-def near_miss(word: str, known: list[str]) -> str:
+def near_miss(word: str, known: list[str], *, likeness: float = 0.7) -> str:
     """The known word that `word` is most likely a slip of; empty when none is near."""
-    found = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
+    found = difflib.get_close_matches(word, known, n=1, cutoff=likeness)
     return found[0] if found else ""
 
 
@@ -95,6 +96,18 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield annotation
     for argument in get_args(annotation):
         yield from _models_in(argument)
+
+
+def dates_in(value: Any, path: str) -> Iterator[str]:
+    """The key paths of TOML dates and times inside a raw value."""
+    if isinstance(value, (date, time)):
+        yield path
+    elif isinstance(value, dict):
+        for key, one in value.items():
+            yield from dates_in(one, f"{path}.{key}")
+    elif isinstance(value, list):
+        for index, one in enumerate(value):
+            yield from dates_in(one, f"{path}[{index}]")
 
 
 def raw_names(document: Mapping[str, Any], kind: str) -> set[str]:

@@ -79,6 +79,13 @@ class _Place:
         except SettingsError as error:
             self._problem(error.key, str(error), f'Correct this key; config.example.toml shows "{settings.kind}"')
             return None
+        except (TypeError, AttributeError, LookupError) as error:
+            # An adapter that did not expect a value of this type. Its text may hold the value, which may be a secret.
+            remedy = f'Compare its keys with config.example.toml, which shows "{settings.kind}"'
+            self._problem(
+                "kind", f'the adapter "{settings.kind}" failed on this section: {type(error).__name__}', remedy
+            )
+            return None
         for key in options.unread():
             self._problem(key, f'the kind "{settings.kind}" does not know this key', "Remove it, or correct its name")
         missing = ", ".join(name for name in _members(contract) if not hasattr(adapter, name))
