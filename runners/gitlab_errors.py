@@ -58,7 +58,8 @@ class Refused:
 
 def translate(refused: Refused, operation: Operation, *, forge: str, now_s: float) -> ForgeError:
     """The contract's error for a refusal. `now_s` is Unix time, for headers that carry instants."""
-    what = f"{forge}: could not {operation.doing} ({refused.path}): {refused.status} {refused.text[:_TEXT_LIMIT]}"
+    said = " ".join(refused.text.split())[:_TEXT_LIMIT]
+    what = f"{forge}: could not {operation.doing} ({refused.path}): {refused.status} {said}"
     match refused.status:
         case 401:
             return ForgeUnauthorized(f"{what}; the token is wrong, expired or revoked: renew {_key(operation)}")

@@ -16,7 +16,7 @@ with activity in the last day each time; quiet ones in turn, within a share of t
 """
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from datetime import datetime, timedelta
 
 from autoscaler.spi import (
@@ -43,6 +43,7 @@ _LIST = Operation(doing="list a project's jobs", needs=_NEEDS, family="jobs")
 _GET = Operation(doing="read a job", needs=_NEEDS)
 
 QUIET_PER_POLL = 50
+SPELLINGS_KEPT = 1000
 FORBIDDEN_FOR = timedelta(minutes=10)
 """How long a group's project whose jobs we may not see (CI off, role missing) is left alone."""
 
@@ -145,8 +146,8 @@ class JobReader:
         self._running_on: dict[str, frozenset[RunnerId]] = {}
 
     def spellings(self, labels: Labels) -> list[str]:
-        """The tags to give a runner for these labels: as jobs spell them, all variants that were seen."""
-        return sorted(tag for label in labels for tag in self._spellings.get(label, {label}))
+        """The tags to give a runner for these labels: the labels, and every variant that jobs were seen to use."""
+        return sorted({tag for label in labels for tag in (label, *self._spellings.get(label, ()))})
 
     def seen_running(self) -> frozenset[RunnerId]:
         """Runners that had a running job when their project was last listed."""
@@ -221,12 +222,15 @@ class JobReader:
         except ForgeError as error:
             return error
 
-    def _job(self, repo: str, row: Row, path: str) -> ForgeJob:
-        for tag in row.get("tag_list") or ():
+    def _remember_spellings(self, tags: Iterable[object]) -> None:
+        for tag in tags:
             if isinstance(tag, str) and tag != tag.lower():
                 self._spellings.setdefault(tag.strip().lower(), set()).add(tag.strip())
-            elif tag in self._spellings:
-                self._spellings[tag].add(tag)
+        while len(self._spellings) > SPELLINGS_KEPT:
+            del self._spellings[next(iter(self._spellings))]
+
+    def _job(self, repo: str, row: Row, path: str) -> ForgeJob:
+        self._remember_spellings(row.get("tag_list") or ())
         return read_job(self._rest.name, repo, row, path=path, now=self._clock.now())
 
 

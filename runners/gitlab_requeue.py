@@ -42,6 +42,7 @@ _RETRY = Operation(
     is_write=True,
 )
 CANCELING_RETRY_AFTER_S = 30.0
+FORCED_RETRY_AFTER_S = 1.0
 
 
 class Requeuer:
@@ -80,7 +81,7 @@ class Requeuer:
             rows = await self._rest.list(path, _LIST, {"include_retried": "true"})
         except Absent as error:
             raise JobNotFound(str(error)) from error
-        return {str(row["id"]): row for row in rows if "id" in row}
+        return {str(row["id"]): row for row in rows if isinstance(row.get("id"), int)}
 
     async def _retry(self, repo: str, run_id: str, row: Row) -> tuple[str, bool]:
         """The successor's id, and whether this call made it."""
@@ -105,19 +106,20 @@ class Requeuer:
         if successor is not None:
             return successor, isinstance(error, ForgeOutcomeUnknown)
         status = str(pipeline.get(job_id, {}).get("status"))
-        if isinstance(error, NotRetryable) and status == "canceling":
-            await self._force(repo, job_id)
-        if isinstance(error, NotRetryable) and status in ("canceling", "running"):
-            raise NotYet(
-                f"{self._rest.name}: job {job_id} of {repo} is still {status}", retry_after_s=CANCELING_RETRY_AFTER_S
-            ) from error
-        raise error
+        if not isinstance(error, NotRetryable) or status not in ("canceling", "running"):
+            raise error
+        is_forced = status == "canceling" and await self._force(repo, job_id)
+        wait_s = FORCED_RETRY_AFTER_S if is_forced else CANCELING_RETRY_AFTER_S
+        raise NotYet(f"{self._rest.name}: job {job_id} of {repo} is still {status}", retry_after_s=wait_s) from error
 
-    async def _force(self, repo: str, job_id: str) -> None:
-        """End a `canceling` job whose runner is dead. Older versions need it, and it needs Maintainer: without that
-        GitLab ends the job by itself, later."""
-        with contextlib.suppress(Forbidden, ForgeRefused):
+    async def _force(self, repo: str, job_id: str) -> bool:
+        """End a `canceling` job whose runner is dead; whether that was done. Older versions need it, and it needs
+        Maintainer: without that GitLab ends the job by itself, later."""
+        try:
             await self._rest.post(f"{project_path(repo)}/jobs/{job_id}/cancel", _FORCE, query={"force": "true"})
+        except (Forbidden, ForgeRefused):
+            return False
+        return True
 
 
 def _successor(pipeline: Mapping[str, Row], job_id: str) -> str | None:
@@ -128,6 +130,6 @@ def _successor(pipeline: Mapping[str, Row], job_id: str) -> str | None:
 
 
 def _new_id(row: Mapping[str, Any]) -> str:
-    if "id" not in row:
+    if not isinstance(row.get("id"), int):
         raise ForgeOutcomeUnknown("the answer to a retry has no job id")
-    return str(int(row["id"]))
+    return str(row["id"])

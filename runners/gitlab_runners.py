@@ -124,6 +124,7 @@ class RunnerDesk:
             if says_active or await self._has_live_job(runner):
                 raise RunnerBusy(f"{self._rest.name}: runner {runner.name} ({runner.runner_id}) runs a job")
         await self._delete(runner.runner_id)
+        self._holders.pop(runner.name, None)
 
     async def list_runners(self) -> list[ForgeRunner]:
         """Every runner of ours in every scope, all pages, or raise."""

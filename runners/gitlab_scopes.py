@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from urllib.parse import quote
 
-from autoscaler.spi import Clock, ForgeRefused, Scope
+from autoscaler.spi import Clock, ForgeRefused, ForgeUnavailable, RateLimited, Scope
 from runners.gitlab_errors import Absent, Operation
 from runners.gitlab_rest import Rest, Row
 from runners.gitlab_times import parse_instant
@@ -17,7 +17,8 @@ from runners.gitlab_times import parse_instant
 _RESOLVE = Operation(doing="look up a scope", needs="scope api and the role Reporter there")
 _PROJECTS = Operation(doing="list a group's projects", needs="scope api and the role Reporter in the group")
 
-PROJECTS_KEPT_FOR = timedelta(minutes=3)
+PROJECTS_KEPT_FOR = timedelta(minutes=1)
+"""A call for each hundred projects: with 2,000 projects one percent of the budget."""
 RECENT = timedelta(hours=25)
 """GitLab updates `last_activity_at` once an hour at most: a day, and that hour."""
 
@@ -93,9 +94,15 @@ class ScopeMap:
     async def projects(self) -> Projects:
         """The projects of all scopes; looked up again after some minutes."""
         async with self._lock:
-            if self._projects is None or self._clock.now() >= self._projects_until:
+            if self._projects is not None and self._clock.now() < self._projects_until:
+                return self._projects
+            try:
                 self._projects = await self._list_projects()
                 self._projects_until = self._clock.now() + PROJECTS_KEPT_FOR
+            except (ForgeUnavailable, RateLimited):
+                # The last list is better than none; asked again at the next call.
+                if self._projects is None:
+                    raise
             return self._projects
 
     async def _resolve(self, scope: Scope) -> Target:
@@ -107,23 +114,38 @@ class ScopeMap:
                 row = await self._rest.get(f"/{kind}s/{quote(scope, safe='')}", _RESOLVE, query)
             except Absent:
                 continue
+            if not isinstance(row.get("id"), int):
+                raise ForgeUnavailable(f"{self._rest.name}: the answer for scope {scope!r} has no id")
             full_path = row.get("path_with_namespace") or row.get("full_path") or scope
-            return Target(scope=scope, kind=kind, id=int(row["id"]), full_path=str(full_path))
+            return Target(scope=scope, kind=kind, id=row["id"], full_path=str(full_path))
         raise ForgeRefused(
             f"{self._rest.name}: scope {scope!r} is neither a group nor a project that credentials.token can see: "
             "correct scopes, or give the token's user the role Maintainer (project) or Owner (group) there"
         )
 
+    async def _known_targets(self) -> list[Target]:
+        """The scopes that GitLab knows: a wrong one must not stop the others. Raises where it knows none."""
+        known, refusals = [], []
+        for scope in self.scopes:
+            try:
+                known.append(await self.target(scope))
+            except ForgeRefused as refusal:
+                refusals.append(refusal)
+        if refusals and not known:
+            raise refusals[0]
+        return known
+
     async def _list_projects(self) -> Projects:
         since = self._clock.now() - RECENT
         is_recent: dict[str, bool] = {}
-        for target in await self.targets():
+        for target in await self._known_targets():
             if target.kind is ScopeKind.PROJECT:
                 is_recent[target.full_path] = True
                 continue
             query = {"include_subgroups": "true", "archived": "false", "simple": "true", "order_by": "id"}
             for row in await self._rest.list(f"{target.path}/projects", _PROJECTS, query):
-                is_recent.setdefault(str(row["path_with_namespace"]), _was_active(row, since))
+                if isinstance(row.get("path_with_namespace"), str):
+                    is_recent.setdefault(row["path_with_namespace"], _was_active(row, since))
         return Projects(
             recent=tuple(sorted(path for path, recent in is_recent.items() if recent)),
             quiet=tuple(sorted(path for path, recent in is_recent.items() if not recent)),

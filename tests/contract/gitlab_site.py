@@ -56,6 +56,9 @@ class Site:
     calls: Calls
     url: str
     seen: Counter[str] = field(default_factory=Counter)
+    """Requests by method and path."""
+    lost_answers: set[str] = field(default_factory=set)
+    """Ends of paths whose requests take effect and are then answered 502."""
     forges: list[GitLabForge] = field(default_factory=list)
 
     def forge(self, *scopes: str, **changes: Any) -> GitLabForge:
@@ -109,7 +112,7 @@ async def gitlab_site(
     signing_secret: str | None = None,
 ) -> AsyncIterator[Site]:
     """Serve a world with the project acme/api."""
-    world, faults, seen = GitLabWorld(), Faults(), Counter[str]()
+    world, faults, seen, lost_answers = GitLabWorld(), Faults(), Counter[str](), set[str]()
     world.add_project("acme/api", time.time())
     tokens = {TOKEN: ["api"], RUNNER_TOKEN: ["create_runner", "manage_runner"]}
     face = GitLabFace(
@@ -128,13 +131,15 @@ async def gitlab_site(
         request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         seen[f"{request.method} {request.path}"] += 1
-        return await handler(request)
+        answer = await handler(request)
+        is_lost = any(request.path.endswith(end) for end in lost_answers)
+        return web.Response(status=502, text="Bad Gateway") if is_lost else answer
 
     app.middlewares.insert(0, count)
     async with served(app) as url:
         world.base_url = url
         calls = Calls()
-        site = Site(world=world, face=face, faults=faults, calls=calls, url=url, seen=seen)
+        site = Site(world=world, face=face, faults=faults, calls=calls, url=url, seen=seen, lost_answers=lost_answers)
         try:
             yield site
         finally:

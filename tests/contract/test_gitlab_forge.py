@@ -241,12 +241,13 @@ async def test_runner_is_shown_online_and_busy(site: Site) -> None:
 
 async def test_lost_answer_leaves_a_runner_that_the_listing_shows(site: Site) -> None:
     forge = site.forge()
-    await forge.list_runners()
-    site.faults.forge_error = 1
+    site.lost_answers.add("/user/runners")
     with pytest.raises(ForgeOutcomeUnknown):
         await forge.register(scope=GROUP, group="", name=f"{PREFIX}1", labels=LINUX)
-    site.faults.forge_error = 0
-    assert await forge.list_runners() == []
+    (runner,) = await forge.list_runners()
+    assert (runner.ref.name, runner.labels) == (f"{PREFIX}1", LINUX)
+    await forge.deregister(runner.ref)
+    assert site.runner_names() == []
 
 
 async def test_runners_can_be_managed_with_a_token_of_their_own(site: Site) -> None:
@@ -385,6 +386,14 @@ async def test_unknown_jobs_and_runs_are_not_found(site: Site) -> None:
     for repo, run, job in (("acme/api", run_id, "99999"), ("acme/api", "99999", job_id), ("acme/no", run_id, job_id)):
         with pytest.raises(JobNotFound):
             await site.forge().requeue(repo, run, [job])
+
+
+async def test_retry_whose_answer_is_lost_is_settled_by_its_successor(site: Site) -> None:
+    run_id, job_id = await start_one(site, "linux")
+    site.lost_answers.add("/retry")
+    result = await site.forge().requeue("acme/api", run_id, [job_id])
+    jobs = site.world.list_pipeline_jobs(site.world.pipeline(int(run_id)), include_retried=True)
+    assert sorted(str(job.id) for job in jobs) == sorted([job_id, result.successors[job_id]])
 
 
 async def test_requeue_survives_an_unreliable_gitlab(site: Site) -> None:

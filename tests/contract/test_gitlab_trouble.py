@@ -4,6 +4,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from autoscaler.spi import (
     ForgeRefused,
     ForgeUnauthorized,
     ForgeUnavailable,
+    NotYet,
     RateBudget,
     RateLimited,
     RunnerId,
@@ -27,7 +29,7 @@ from autoscaler.spi import (
     SettingsError,
     Surroundings,
 )
-from runners import gitlab_rest
+from runners import gitlab_rest, gitlab_scopes
 from runners.gitlab import GitLabForge, create
 from tests.contract.gitlab_site import (
     PREFIX,
@@ -93,6 +95,77 @@ async def test_full_scope_says_what_to_delete() -> None:
             site.add_runner(f"old-{number}")
         with pytest.raises(ForgeRefused, match="delete unused runners"):
             await register(site.forge())
+
+
+async def test_wrong_scope_does_not_stop_the_others() -> None:
+    async with gitlab_site() as site:
+        site.submit("linux")
+        forge = site.forge("nobody", "acme")
+        assert len((await forge.list_jobs([])).jobs) == 1
+        with pytest.raises(ForgeRefused, match="nobody"):
+            await forge.list_runners()
+
+
+async def test_project_that_shows_no_jobs_is_left_alone_for_a_while() -> None:
+    asked: list[str] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        if request.path.endswith("/projects"):
+            return web.json_response([{"path_with_namespace": "acme/open"}, {"path_with_namespace": "acme/closed"}])
+        if request.path.endswith("/jobs"):
+            asked.append(request.path.split("/")[-2])
+            return web.json_response([]) if "open" in asked[-1] else web.json_response({}, status=403)
+        return web.json_response({"id": 1})
+
+    async with scripted(answer) as (url, calls):
+        forge = forge_at(url, calls)
+        for _ in range(3):
+            assert (await forge.list_jobs([])).repos == {"acme/open"}
+        await forge.aclose()
+    assert sorted(asked) == ["closed", "open", "open", "open"]
+
+
+async def test_old_gitlab_needs_force_for_a_job_that_is_canceling() -> None:
+    asked: list[str] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        asked.append(request.path_qs.removeprefix("/api/v4/projects/acme%2Fapi"))
+        if request.path.endswith("/retry"):
+            return web.json_response({"message": "403 Forbidden - Job is not retryable"}, status=403)
+        if request.method == "POST":
+            return web.json_response({"id": 5}, status=201)
+        return web.json_response([{"id": 5, "name": "build", "status": "canceling"}])
+
+    async with scripted(answer) as (url, calls):
+        forge = forge_at(url, calls)
+        with pytest.raises(NotYet) as later:
+            await forge.requeue("acme/api", "2", ["5"])
+        assert 0 < later.value.retry_after_s <= 5
+        await forge.aclose()
+    assert asked[-1] == "/jobs/5/cancel?force=true"
+
+
+async def test_job_that_can_never_be_retried_is_refused() -> None:
+    async def answer(request: web.Request) -> web.Response:
+        if request.method == "POST":
+            return web.json_response({"message": "403 Forbidden - Job is not retryable"}, status=403)
+        return web.json_response([{"id": 5, "name": "build", "status": "failed"}])
+
+    async with scripted(answer) as (url, calls):
+        forge = forge_at(url, calls)
+        with pytest.raises(ForgeRefused, match="not retryable"):
+            await forge.requeue("acme/api", "2", ["5"])
+        await forge.aclose()
+
+
+async def test_project_list_outlives_a_short_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gitlab_scopes, "PROJECTS_KEPT_FOR", timedelta(0))
+    async with gitlab_site() as site:
+        forge = site.forge()
+        await forge.list_jobs([])
+        site.lost_answers.add("/projects")
+        site.submit("linux")
+        assert len((await forge.list_jobs([])).jobs) == 1
 
 
 # -- limits
