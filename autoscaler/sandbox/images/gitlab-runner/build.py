@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-from protocol import REVISION, VERSION, Server, Trace, log
+from protocol import REVISION, VERSION, Server, Trace, log  # type: ignore[import-not-found]
 
 SHUTDOWN_S, KILL_S = 30.0, 600.0
 OUTPUT_LIMIT_KIB = 4096
