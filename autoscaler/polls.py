@@ -8,6 +8,8 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
+from functools import partial
+from operator import methodcaller
 from typing import Any
 
 import structlog
@@ -33,7 +35,7 @@ from autoscaler.spi import (
     RateLimited,
     Unauthorized,
 )
-from autoscaler.store import LeaseLost, Store
+from autoscaler.store import LeaseLost, Store, StoreError
 
 log = structlog.get_logger()
 
@@ -94,17 +96,17 @@ class Polls:
     ) -> None:
         """Start every periodic task in a group."""
         for forge in self._forges:
-            group.create_task(self._every(poll[forge], lambda name=forge: self.list_jobs(name)))
-            group.create_task(self._every(list_runners, lambda name=forge: self.list_runners(name)))
-            group.create_task(self._every(DELIVERIES_EVERY, lambda name=forge: self.recover_deliveries(name)))
+            group.create_task(self._every(poll[forge], partial(self.list_jobs, forge)))
+            group.create_task(self._every(list_runners, partial(self.list_runners, forge)))
+            group.create_task(self._every(DELIVERIES_EVERY, partial(self.recover_deliveries, forge)))
             group.create_task(self._read_unlabelled(forge))
         for provider in self._providers:
-            group.create_task(self._every(list_instances, lambda name=provider: self.list_instances(name)))
+            group.create_task(self._every(list_instances, partial(self.list_instances, provider)))
             group.create_task(
-                self._every(OFFERINGS_EVERY, lambda name=provider: self.list_offerings(name), delay=OFFERINGS_EVERY)
+                self._every(OFFERINGS_EVERY, partial(self.list_offerings, provider), delay=OFFERINGS_EVERY)
             )
         group.create_task(self._every(SAMPLES_EVERY, self._sample))
-        group.create_task(self._every(PRUNE_EVERY, lambda: self.prune(retention)))
+        group.create_task(self._every(PRUNE_EVERY, partial(self.prune, retention)))
         group.create_task(self._every(LEASE_EVERY, self._check_lease))
 
     async def _every(
@@ -227,8 +229,7 @@ class Polls:
         for pool in self._loop.rules.pools.values():
             if name not in pool.providers:
                 continue
-            shape = pool.shape
-            found = await self._ask_provider(name, lambda provider, shape=shape: provider.offerings(shape))
+            found = await self._ask_provider(name, methodcaller("offerings", pool.shape))
             if found is None:
                 return
             others = [o for o in self._seen.offerings.get(pool.name, ()) if o.capacity_pool.provider != name]
@@ -253,14 +254,19 @@ class Polls:
         self._loop.take_samples(self._clock.now())
 
     async def prune(self, retention: timedelta) -> None:
-        """Delete what is older than retention, in bounded steps."""
+        """Delete what is older than retention, in bounded steps. A store that fails is the loop's to report."""
         now = self._clock.now()
-        while await self._store.prune(
-            before=now - retention,
-            deliveries_before=now - min(retention, DELIVERIES_KEPT),
-            samples_before=now - SAMPLES_KEPT,
-        ):
-            await self._clock.sleep(0.1)
+        try:
+            while await self._store.prune(
+                before=now - retention,
+                deliveries_before=now - min(retention, DELIVERIES_KEPT),
+                samples_before=now - SAMPLES_KEPT,
+            ):
+                await self._clock.sleep(0.1)
+        except LeaseLost:
+            raise
+        except StoreError as error:
+            log.warning("prune_failed", error=str(error))
 
     async def _check_lease(self) -> None:
         if not await self._store.holds_lease():

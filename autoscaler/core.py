@@ -1,0 +1,271 @@
+"""One daemon's working parts put together, free of sockets and signals: rows, loop, polls, desk.
+
+The same object runs in production under `daemon` and in simulations on a virtual-time loop. It implements
+`http.view.DaemonView` for the admin side.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
+
+import structlog
+
+from autoscaler.apply import Applier, Launcher
+from autoscaler.apply_forge import ForgeCalls
+from autoscaler.config import Config
+from autoscaler.facts import Fact, WebhookArrived
+from autoscaler.health import Health
+from autoscaler.http.agents import AgentDesk
+from autoscaler.http.view import Condition, TickView
+from autoscaler.live import LiveRows
+from autoscaler.loop import Loop
+from autoscaler.metrics import Metrics
+from autoscaler.model import Blocked, LedgerEntry, Pool, PoolControl, Rules, Snapshot
+from autoscaler.observe import Observer, Sightings
+from autoscaler.observe_jobs import JobObserver
+from autoscaler.polls import Polls
+from autoscaler.rules import rules_of
+from autoscaler.spi import BatchToken, Clock, Forge, ForgeName, PoolName, Provider, ProviderName, Webhook
+from autoscaler.store import Store
+
+log = structlog.get_logger()
+
+
+def runner_prefix(deployment: str) -> str:
+    """What every runner name of a deployment starts with; another deployment's name is never a prefix of it."""
+    return f"{deployment}--"
+
+
+class Core:
+    """See the module docstring. `prepare` once, then `run` until cancelled or broken."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        store: Store,
+        forges: Mapping[ForgeName, Forge],
+        providers: Mapping[ProviderName, Provider],
+        launcher: Launcher,
+        clock: Clock,
+        metrics: Metrics,
+        health: Health,
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._forges = forges
+        self._providers = providers
+        self._launcher = launcher
+        self._clock = clock
+        self.metrics = metrics
+        self.health = health
+        self._changed = asyncio.Condition()
+        self._rules = rules_of(config)
+
+    async def prepare(self) -> None:
+        """Read the store and build the parts. The lease must be ours."""
+        clock, health, metrics = self._clock, self.health, self.metrics
+        rows = self.rows = LiveRows(self._store)
+        stored = await self._store.load()
+        rows.load(stored)
+        prefix = runner_prefix(self._config.autoscaler.name)
+        sightings = self.sightings = Sightings()
+        jobs = self.jobs = JobObserver(rows, self._forges, metrics)
+        jobs.load(clock.now())
+        self.desk = AgentDesk(rows, self._providers, clock, rules=self.rules, report=self._report)
+        observer = Observer(rows, sightings, jobs, runner_prefix=prefix)
+        loop = self.loop = Loop(
+            rows=rows,
+            store=self._store,
+            observer=observer,
+            jobs=jobs,
+            forges=self._forges,
+            desk=self.desk,
+            clock=clock,
+            metrics=metrics,
+            health=health,
+            rules=self._rules,
+            period=self._config.autoscaler.tick,
+        )
+        forge_calls = ForgeCalls(
+            rows=rows,
+            sightings=sightings,
+            jobs=jobs,
+            forges=self._forges,
+            desk=self.desk,
+            clock=clock,
+            metrics=metrics,
+            health=health,
+            report=loop.report,
+            runner_prefix=prefix,
+        )
+        self.applier = loop.applier = Applier(
+            rows=rows,
+            sightings=sightings,
+            providers=self._providers,
+            forge_calls=forge_calls,
+            desk=self.desk,
+            launcher=self._launcher,
+            clock=clock,
+            metrics=metrics,
+            report=loop.report,
+            pools=lambda: loop.rules.pools,
+            settled=loop.wake,
+            broke=loop.break_off,
+        )
+        self.polls = Polls(
+            loop=loop,
+            rows=rows,
+            store=self._store,
+            sightings=sightings,
+            jobs=jobs,
+            forges=self._forges,
+            providers=self._providers,
+            clock=clock,
+            health=health,
+            metrics=metrics,
+        )
+        for row in stored.inbox:
+            loop.report(WebhookArrived(seq=row.seq, forge=row.forge, webhook=row.webhook))
+        loop.replace_rules(self._rules)
+        await self.polls.prepare()
+        self.applier.relaunch_unsettled(clock.now())
+        log.info("daemon_prepared", jobs=len(rows.jobs), instances=len(rows.instances), inbox=len(stored.inbox))
+
+    async def run(self) -> None:
+        """Decide until cancelled; raises what broke it."""
+        section = self._config.autoscaler
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.loop.run())
+                group.create_task(self._tell_changes())
+                self.polls.start(
+                    group,
+                    poll={forge.name: forge.poll for forge in self._config.forges},
+                    list_runners=section.list_runners,
+                    list_instances=section.list_instances,
+                    retention=section.retention,
+                )
+        except BaseExceptionGroup as failures:
+            raise _first_of(failures) from None
+
+    async def aclose(self, *, grace_s: float) -> None:
+        """Let running calls end, make what they changed durable."""
+        self.desk.close()
+        await self.applier.aclose(grace_s)
+
+    def accepted(self, seq: int, forge: ForgeName, webhook: Webhook) -> None:
+        """A webhook is durable: look at it with the next tick."""
+        self.loop.report(WebhookArrived(seq=seq, forge=forge, webhook=webhook))
+
+    def reload(self, config: Config) -> None:
+        """Take over pools, caps and images; forges and providers keep what they were started with."""
+        self._config = config
+        self._rules = rules_of(config)
+        self.loop.replace_rules(self._rules)
+
+    @property
+    def config(self) -> Config:
+        return self._config
+
+    def _report(self, fact: Fact) -> None:
+        self.loop.report(fact)
+
+    async def _tell_changes(self) -> None:
+        seen = -1
+        while True:
+            await self._clock.sleep(0.25)
+            if self.rows.changed != seen:
+                seen = self.rows.changed
+                async with self._changed:
+                    self._changed.notify_all()
+
+    # ------------------------------------------------------------------ DaemonView
+
+    @property
+    def deployment(self) -> str:
+        return self._config.autoscaler.name
+
+    @property
+    def store(self) -> Store:
+        return self._store
+
+    def now(self) -> datetime:
+        return self._clock.now()
+
+    def snapshot(self) -> Snapshot:
+        if self.loop.snapshot is not None:
+            return self.loop.snapshot
+        return Snapshot(jobs=self.rows.jobs, instances=self.rows.instances, forges={}, offerings={})
+
+    def rules(self) -> Rules:
+        return self._rules
+
+    def blocked(self) -> Sequence[Blocked]:
+        return self.loop.blocked
+
+    def conditions(self) -> Sequence[Condition]:
+        return self.health.conditions()
+
+    def last_tick(self) -> TickView | None:
+        return self.loop.last_tick
+
+    async def wait_change(self, after: int) -> int:
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.rows.changed > after)
+        return self.rows.changed
+
+    async def set_control(self, pool: PoolName, control: PoolControl, *, actor: str) -> None:
+        if pool not in self._rules.pools:
+            raise KeyError(pool)
+        self.rows.set_control(pool, control)
+        self.rows.note(
+            LedgerEntry(
+                at=self._clock.now(),
+                actor=actor,
+                action="control",
+                subject=pool,
+                pool=pool,
+                reason="asked through the admin API",
+                outcome=control,
+            )
+        )
+        await self.rows.flush()
+        self.loop.wake()
+
+
+def _first_of(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The one failure that matters: the others were cancelled because of it."""
+    first = failures.exceptions[0]
+    return _first_of(first) if isinstance(first, BaseExceptionGroup) else first
+
+
+def make_launcher(
+    config: Callable[[], Config],
+    *,
+    user_data_of: Callable[..., str],
+    new_id: Callable[[str], str],
+    ca_pem: str = "",
+) -> Launcher:
+    """How machines are made by this configuration. `user_data_of` is `runners.bootstrap.boot_document`."""
+
+    def image_of(pool: Pool, provider_name: ProviderName) -> Mapping[str, str]:
+        now = config()
+        settings = next(provider for provider in now.providers if provider.name == provider_name)
+        image = next(image for image in now.images if image.name == pool.image)
+        return image.reference_for(settings) or {}
+
+    def user_data(pool: Pool, provider_name: ProviderName, token: BatchToken) -> str:
+        now = config()
+        chosen = next(candidate for candidate in now.pools if candidate.name == pool.name)
+        return user_data_of(
+            daemon_url=now.autoscaler.public_url,
+            provider=provider_name,
+            batch=token,
+            boot_timeout=chosen.boot_timeout,
+            max_lifetime=chosen.boot_timeout + chosen.idle_timeout + chosen.max_job_runtime + timedelta(minutes=5),
+            image=image_of(pool, provider_name),
+            ca_pem=ca_pem,
+        )
+
+    return Launcher(image_of=image_of, user_data_of=user_data, new_id=new_id)
