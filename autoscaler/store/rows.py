@@ -7,7 +7,7 @@ can read each other's rows. Columns beside the body exist only for what queries 
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from dataclasses import Field, dataclass, fields, is_dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import cache
@@ -28,6 +28,7 @@ _Code = Callable[[Any], Any]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _KEY_LENGTH = 200
+_NOTHING = object()
 _encode_json = json.JSONEncoder(separators=(",", ":")).encode  # ASCII: lone surrogates and NUL survive as escapes
 
 
@@ -87,15 +88,15 @@ def _codes(kind: Any) -> _Codes:
 @cache
 def _made_codes(kind: Any) -> _Codes:
     hints = get_type_hints(kind)
-    plans = [(item.name, *_code(hints[item.name]), _is_empty_by_default(item)) for item in fields(kind)]
-    encoders = [(name, encode, skip) for name, encode, _, skip in plans]
+    plans = [(item.name, *_code(hints[item.name]), _left_out(item)) for item in fields(kind)]
+    encoders = [(name, encode, left_out) for name, encode, _, left_out in plans]
     decoders = {name: decode for name, _, decode, _ in plans}
 
     def encode(value: Any) -> dict[str, Any]:
         out = {}
-        for name, to_json, skip in encoders:
+        for name, to_json, left_out in encoders:
             item = getattr(value, name)
-            if skip and (item is None or item == ""):
+            if item == left_out:
                 continue
             out[name] = item if to_json is None else to_json(item)
         return out
@@ -111,8 +112,9 @@ def _made_codes(kind: Any) -> _Codes:
     return _Codes(encode, decode)
 
 
-def _is_empty_by_default(item: Field[Any]) -> bool:
-    return item.default is not MISSING and (item.default is None or item.default == "")
+def _left_out(item: Field[Any]) -> object:
+    """The value that a body leaves out; one that equals nothing where the default is not None or empty."""
+    return item.default if item.default is None or item.default == "" else _NOTHING
 
 
 def _code(hint: Any) -> tuple[_Code | None, _Code | None]:

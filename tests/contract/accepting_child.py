@@ -6,7 +6,7 @@ import os
 import sys
 
 from autoscaler.store import open_store
-from tests.contract.store_contract import HUB, T0, a_webhook
+from tests.contract.store_builders import HUB, T0, a_webhook
 
 
 async def main() -> None:
@@ -24,4 +24,5 @@ async def main() -> None:
     await asyncio.gather(*(send(sender) for sender in range(16)))
 
 
-asyncio.run(main())
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -8,7 +8,8 @@ import pytest
 
 from autoscaler.store import Changes, LeaseLost, Store
 from autoscaler.store.memory import MemoryDisk, MemoryStore
-from tests.contract.store_contract import HUB, T0, Opener, StoreContract, a_job, a_webhook
+from tests.contract.store_builders import HUB, T0, a_job, a_webhook
+from tests.contract.store_contract import Opener, StoreContract
 
 
 class TestMemoryStore(StoreContract):

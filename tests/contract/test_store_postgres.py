@@ -11,7 +11,8 @@ import pytest
 from autoscaler.store import Changes, LeaseLost, Store, StoreError
 from autoscaler.store.postgres import PostgresStore
 from autoscaler.store.queries import queries
-from tests.contract.store_contract import HUB, T0, Opener, StoreContract, a_job, a_webhook, outcome
+from tests.contract.store_builders import HUB, T0, a_job, a_webhook
+from tests.contract.store_contract import Opener, StoreContract, outcome
 from tests.contract.store_durability import acknowledged_until_killed, waiting_deliveries
 from tests.postgres import postgres_dsn, postgres_server, running_postgres  # noqa: F401 (fixtures)
 

@@ -18,16 +18,8 @@ import pytest
 from autoscaler.store import Changes, Store, StoreError, open_store
 from autoscaler.store.queries import queries
 from autoscaler.store.sqlite import SqliteStore
-from tests.contract.store_contract import (
-    HUB,
-    T0,
-    Opener,
-    StoreContract,
-    a_job,
-    a_webhook,
-    an_entry,
-    outcome,
-)
+from tests.contract.store_builders import HUB, T0, a_job, a_webhook, an_entry
+from tests.contract.store_contract import Opener, StoreContract, outcome
 from tests.contract.store_durability import acknowledged_until_killed, waiting_deliveries
 
 
