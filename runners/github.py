@@ -9,6 +9,7 @@
     github_errors    what refusals mean           github_deliveries  failed webhooks
 """
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 
@@ -41,6 +42,9 @@ from runners.github_rest import Rest
 from runners.github_runners import Runners
 from runners.github_settings import TokenCredentials, api_url_of, credentials_of, options_of, scopes_of
 from runners.github_webhooks import WebhookReader
+
+# Names go into paths as they are, so what could change a path is not a repo.
+_REPO = re.compile(r"[\w-]+/(?!\.{1,2}$)[\w.-]+", re.ASCII)
 
 _READ_JOB = Purpose(does="read a job", permission="repository permission Actions: read")
 
@@ -88,11 +92,10 @@ class GitHubForge:
         return self._webhooks.read(headers, body)
 
     def scope_of(self, repo: str) -> Scope | None:
-        lowered = repo.lower()
-        owner, slash, name = lowered.partition("/")
-        if not owner or not name or not slash:
+        if not _REPO.fullmatch(repo):
             return None
-        return self._scopes.get(lowered) or self._scopes.get(owner)
+        lowered = repo.lower()
+        return self._scopes.get(lowered) or self._scopes.get(lowered.partition("/")[0])
 
     async def list_jobs(self, active: Collection[str]) -> JobListing:
         return await self._poller.list_jobs(active)

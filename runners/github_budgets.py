@@ -21,6 +21,9 @@ _HOUR_S = 3600.0
 # Listings stop at this share of the primary limit, so that registering, deregistering and requeueing go on.
 READ_RESERVE = 0.1
 
+# Listings together stay under the 900 points a minute that each of their endpoints has.
+LISTINGS_PER_MINUTE = 800
+
 # Without a retry-after header wait a minute, then twice as long each time (specs B9).
 _FIRST_PAUSE_S = 60.0
 _LONGEST_PAUSE_S = 900.0
@@ -33,14 +36,19 @@ class Budgets:
         self._clock = clock
         self._core: dict[str, TokenBucket] = {}
         self._mints = WindowLimit(limit=MINTS_PER_MINUTE, window_s=60)
+        self._listings: dict[str, WindowLimit] = {}
         self._limits_in_a_row: dict[str, int] = {}
 
-    def admit(self, account: str, purpose: Purpose, *, share_kept: float = 0.0) -> None:
-        """Raise RateLimited where a call now would break a limit; `share_kept` of the primary limit is left."""
+    def admit(self, account: str, purpose: Purpose, *, is_listing: bool = False) -> None:
+        """Raise RateLimited where a call now would break a limit; listings leave a reserve and are paced."""
         bucket, now = self._bucket(account), self._clock.monotonic()
-        wait_s = bucket.wait_s(1 + share_kept * bucket.capacity, now)
+        kept = READ_RESERVE * bucket.capacity if is_listing else 0.0
+        wait_s = bucket.wait_s(1 + kept, now)
         if wait_s > 0:
             raise rate_limited(purpose, retry_after_s=wait_s, family=CORE, why="the budget is used up")
+        window = self._listings.get(account)
+        if is_listing and window is not None and not window.take(now):
+            raise rate_limited(purpose, retry_after_s=window.wait_s(now), family=CORE, why="800 listings a minute")
 
     def admit_mint(self, purpose: Purpose) -> None:
         """Take one registration from the budget, or raise RateLimited."""
@@ -111,6 +119,8 @@ class Budgets:
         reset = _number(answer.headers.get("x-ratelimit-reset"))
         if not limit or remaining is None or reset is None:
             return None
+        # Only who counts limits at all is paced: GHES by default does not.
+        self._listings.setdefault(account, WindowLimit(limit=LISTINGS_PER_MINUTE, window_s=60))
         resets_in_s = max(0.0, reset - self._clock.now().timestamp())
         self._bucket(account).observe(remaining=remaining, limit=limit, resets_in_s=resets_in_s, now=now)
         return resets_in_s

@@ -6,16 +6,17 @@ rate budget allows, which finds what a lost webhook would have told. Unchanged p
 """
 
 import asyncio
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TypeVar
 
 import structlog
 
-from autoscaler.spi import Clock, ForgeError, ForgeJob, ForgeName, JobListing, JobStatus, RateLimited, Scope
+from autoscaler.spi import Clock, ForgeError, ForgeJob, ForgeName, JobListing, JobStatus, Scope
 from runners.github_auth import Auth
-from runners.github_budgets import READ_RESERVE, Budgets
+from runners.github_budgets import Budgets
 from runners.github_errors import Answer, Purpose
 from runners.github_payloads import (
     JobsPagePayload,
@@ -29,7 +30,7 @@ from runners.github_rest import Page, Rest, parsed
 _log = structlog.get_logger(__name__)
 
 # In the order in which a run passes through them: one that moves on while we look is still met once.
-_OPEN_STATUSES = ("requested", "pending", "queued", "in_progress")
+_OPEN_STATUSES = ("requested", "pending", "waiting", "queued", "in_progress")
 
 # GitHub gives no more than this many results for a filtered listing of runs.
 _SEARCH_CAP = 1000
@@ -69,12 +70,28 @@ class _Account:
     cursor: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Polled:
-    """One repo's open jobs, and how many requests were not answered 304."""
+    """One repo's open jobs, why these may not be all, and how many requests were not answered 304."""
 
-    jobs: list[ForgeJob]
-    paid: int
+    repo: str
+    jobs: list[ForgeJob] = field(default_factory=list)
+    failures: list[ForgeError] = field(default_factory=list)
+    paid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """An open run; `repo` as GitHub spells it, "" where it does not say."""
+
+    id: int
+    repo: str
+
+
+@dataclass(frozen=True, slots=True)
+class _RunsPage:
+    total: int
+    runs: list[_Run]
 
 
 class JobPoller:
@@ -102,39 +119,42 @@ class JobPoller:
         self._single_repos = tuple(scope for scope in scopes.values() if "/" in scope)
         self._accounts = {scope: _Account() for scope in scopes.values() if "/" not in scope}
         self._open: frozenset[str] = frozenset()
+        self._jobs_listed_at: dict[str, dict[int, float]] = {}
         self._paid_per_swept_repo = float(len(_OPEN_STATUSES))
         self._repo_slots = asyncio.Semaphore(_CONCURRENT_REPOS)
         self._read_slots = asyncio.Semaphore(_CONCURRENT_READS)
 
     async def list_jobs(self, active: Collection[str]) -> JobListing:
-        """Open jobs of the repos polled this time. One repo's failure leaves it out; if all fail, that is raised."""
+        """Open jobs of the repos polled this time.
+
+        What cannot be listed is left out and its repo not named as complete; if that is everything, it is raised.
+        """
         wanted = {repo.lower(): repo for repo in (*self._single_repos, *active, *self._open) if self._scope_of(repo)}
         failures: list[ForgeError] = []
         swept: set[str] = set()
         for scope in self._accounts:
             try:
                 recent, quiet = await self._found_in(scope, frozenset(wanted))
-                wanted |= {repo.lower(): repo for repo in (*recent, *quiet)}
-                swept.update(quiet)
             except ForgeError as error:
                 failures.append(error)
-                _log.warning("github_repositories_not_listed", forge=self._forge, scope=scope, error=str(error))
-        repos = list(wanted.values())
-        results = await asyncio.gather(*(self._jobs_or_error(repo) for repo in repos))
+            else:
+                wanted |= {repo.lower(): repo for repo in (*recent, *quiet)}
+                swept.update(quiet)
         jobs: list[ForgeJob] = []
         listed: set[str] = set()
-        for repo, result in zip(repos, results, strict=True):
-            if isinstance(result, ForgeError):
-                failures.append(result)
-                if not isinstance(result, RateLimited):
-                    _log.warning("github_jobs_not_listed", forge=self._forge, repo=repo, error=str(result))
-            else:
-                listed |= {repo, *(job.repo for job in result.jobs)}
-                jobs.extend(result.jobs)
-                if repo in swept:  # Free 304 answers let the sweep run far wider than its worst case.
-                    self._paid_per_swept_repo += 0.5 * (max(0.25, result.paid) - self._paid_per_swept_repo)
-        if failures and not listed:
-            raise failures[0]
+        for polled in await asyncio.gather(*(self._polled(repo) for repo in wanted.values())):
+            jobs.extend(polled.jobs)
+            failures.extend(polled.failures)
+            if not polled.failures:
+                listed |= {polled.repo, *(job.repo for job in polled.jobs)}
+                if polled.repo in swept:  # Free 304 answers let the sweep run far wider than its worst case.
+                    self._paid_per_swept_repo += 0.5 * (max(0.25, polled.paid) - self._paid_per_swept_repo)
+        if failures:
+            if not listed and not jobs:
+                raise failures[0]
+            _log.warning(
+                "github_listing_incomplete", forge=self._forge, failures=len(failures), first_error=str(failures[0])
+            )
         self._open = frozenset(job.repo for job in jobs) | (self._open - listed)
         return JobListing(jobs=tuple(jobs), repos=frozenset(listed))
 
@@ -164,44 +184,50 @@ class JobPoller:
             path, read = "/installation/repositories?per_page=100", _read_installation_repos
         else:
             path, read = f"/orgs/{scope}/repos?per_page=100&sort=full_name", _read_org_repos
-        pages = await self._rest.pages(
-            path, read, account=scope, purpose=_LIST_REPOS, share_kept=READ_RESERVE, remembered=True
-        )
+        pages = await self._rest.pages(path, read, account=scope, purpose=_LIST_REPOS, is_listing=True, remembered=True)
         mine = [repo for page in pages for repo in page.value if self._scope_of(repo.name) == scope]
         account.repositories = tuple(sorted(mine, key=lambda repo: repo.name.lower()))
         account.page_count, account.listed_at = len(pages), now
 
-    async def _jobs_or_error(self, repo: str) -> _Polled | ForgeError:
-        try:
-            async with self._repo_slots:
-                return await self._jobs_of(repo)
-        except ForgeError as error:
-            return error
+    async def _polled(self, repo: str) -> _Polled:
+        """What can be listed of one repo."""
+        polled = _Polled(repo)
+        async with self._repo_slots:
+            try:
+                runs = await self._open_runs(polled)
+            except ForgeError as error:
+                polled.failures.append(error)
+                return polled
+            await asyncio.gather(*(self._add_jobs(polled, run) for run in runs))
+        return polled
 
-    async def _jobs_of(self, repo: str) -> _Polled:
-        """All open jobs of one repo, or an error."""
-        runs: dict[int, str] = {}
-        paid = 0
+    async def _open_runs(self, polled: _Polled) -> list[_Run]:
+        """The repo's open runs; first those whose jobs were listed longest ago, in case the budget ends."""
+        runs: dict[int, _Run] = {}
         for status in _OPEN_STATUSES:
-            pages = await self._get(
-                f"/repos/{repo}/actions/runs?status={status}&per_page=100", _read_runs, repo, _LIST_RUNS
-            )
-            found = [run for page in pages for run in page.value[1]]
-            paid += sum(page.was_fresh for page in pages)
-            runs.update(found)
-            if pages[0].value[0] > len(found) >= _SEARCH_CAP:
-                raise ForgeError(f"{repo} has {pages[0].value[0]} runs {status}, GitHub lists only {len(found)}")
-        listings = await asyncio.gather(
-            *(self._run_jobs(spelled or repo, run_id) for run_id, spelled in runs.items()), return_exceptions=True
-        )
-        jobs: list[ForgeJob] = []
-        for listing in listings:
-            if isinstance(listing, BaseException):
-                raise listing
-            for page in listing:
-                jobs.extend(page.value)
-                paid += page.was_fresh
-        return _Polled(jobs, paid)
+            path = f"/repos/{polled.repo}/actions/runs?status={status}&per_page=100"
+            pages = await self._get(path, _read_runs, polled.repo, _LIST_RUNS)
+            polled.paid += sum(page.was_fresh for page in pages)
+            found = [run for page in pages for run in page.value.runs]
+            runs |= {run.id: run for run in found}
+            total = pages[0].value.total
+            if total > len(found) >= _SEARCH_CAP:
+                text = f"{polled.repo} has {total} runs {status}, GitHub lists only {len(found)}"
+                polled.failures.append(ForgeError(text))
+        known = self._jobs_listed_at.get(polled.repo, {})
+        self._jobs_listed_at[polled.repo] = {run_id: known[run_id] for run_id in runs if run_id in known}
+        return sorted(runs.values(), key=lambda run: known.get(run.id, -math.inf))
+
+    async def _add_jobs(self, polled: _Polled, run: _Run) -> None:
+        try:
+            pages = await self._run_jobs(run.repo or polled.repo, run.id)
+        except ForgeError as error:
+            polled.failures.append(error)
+            return
+        self._jobs_listed_at[polled.repo][run.id] = self._clock.monotonic()
+        for page in pages:
+            polled.jobs.extend(page.value)
+            polled.paid += page.was_fresh
 
     async def _run_jobs(self, repo: str, run_id: int) -> Sequence[Page[list[ForgeJob]]]:
         def read(answer: Answer) -> list[ForgeJob]:
@@ -218,17 +244,15 @@ class JobPoller:
                 read,
                 account=repo.partition("/")[0],
                 purpose=purpose,
-                share_kept=READ_RESERVE,
+                is_listing=True,
                 remembered=True,
             )
 
 
-def _read_runs(answer: Answer) -> tuple[int, list[tuple[int, str]]]:
-    """How many runs there are, and those of this page with their repo as GitHub spells it."""
+def _read_runs(answer: Answer) -> _RunsPage:
     page = parsed(RunsPagePayload, answer, _LIST_RUNS)
-    return page.total_count, [
-        (run.id, run.repository.full_name if run.repository else "") for run in page.workflow_runs
-    ]
+    runs = [_Run(run.id, run.repository.full_name if run.repository else "") for run in page.workflow_runs]
+    return _RunsPage(page.total_count, runs)
 
 
 def _read_installation_repos(answer: Answer) -> list[_Repository]:

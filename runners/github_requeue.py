@@ -37,7 +37,7 @@ class Requeuer:
         else:
             await self._check_attempt(repo, run_id, job_ids[0])
             answer = await self._post(repo, f"runs/{run_id}/rerun-failed-jobs", purpose)
-            if answer.status == 403 and "cannot be retried" in answer.message.lower():
+            if answer.status == 403 and await self._has_bad_end(answer, repo, job_ids):
                 # Reported of runs whose lost jobs all ended as cancelled; GitHub takes a re-run of the whole run.
                 answer = await self._post(repo, f"runs/{run_id}/rerun", purpose)
         if answer.status in (201, 202):
@@ -46,6 +46,17 @@ class Requeuer:
             raise JobNotFound(f"{repo} has no run {run_id} with job {job_ids[0]}")
         await self._explain(answer, repo, run_id, job_ids[0])
         raise refusal(answer, purpose)
+
+    async def _has_bad_end(self, answer: Answer, repo: str, job_ids: Sequence[str]) -> bool:
+        """Whether GitHub sees no failed jobs although one of ours did not end well: then all were cancelled."""
+        if "cannot be retried" not in answer.message.lower():
+            return False
+        for job_id in job_ids:
+            path = f"/repos/{repo}/actions/jobs/{job_id}"
+            job = await self._rest.read(path, JobPayload, account=repo.partition("/")[0], purpose=_READ)
+            if job is not None and job.conclusion not in ("success", "skipped", "neutral"):
+                return True
+        return False
 
     async def _explain(self, answer: Answer, repo: str, run_id: str, job_id: str) -> None:
         """Raise what GitHub's text means; return where it is a plain refusal."""

@@ -21,7 +21,8 @@ from runners.github_budgets import CORE, Budgets
 from runners.github_errors import Answer, Purpose, refusal, unanswered
 
 # Shorter than any deadline of the core's, longer than GitHub's own 10 s limit for one request.
-_TIMEOUT = aiohttp.ClientTimeout(total=15, sock_connect=5)
+_TIMEOUT_S = 15.0
+_CONNECT_TIMEOUT_S = 5.0
 _CONNECTIONS = 50
 _REDIRECTS = 3
 _PAGES = 1000
@@ -51,10 +52,11 @@ class Page(Generic[T]):
 class Rest:
     """The HTTP client of one GitHub forge."""
 
-    def __init__(self, *, api_url: str, auth: Auth, budgets: Budgets) -> None:
+    def __init__(self, *, api_url: str, auth: Auth, budgets: Budgets, timeout_s: float = _TIMEOUT_S) -> None:
         self._base = URL(api_url)
         self._auth = auth
         self._budgets = budgets
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(timeout_s, _CONNECT_TIMEOUT_S))
         self._session: aiohttp.ClientSession | None = None
         self._pages: OrderedDict[tuple[str, str], _Cached] = OrderedDict()
 
@@ -68,14 +70,14 @@ class Rest:
         body: Mapping[str, Any] | None = None,
         etag: str = "",
         family: str = CORE,
-        share_kept: float = 0.0,
+        is_listing: bool = False,
     ) -> Answer:
         """One call for the account ("" is the App itself). `path` is relative to the base, or one of its URLs.
 
         Raises RateLimited, ForgeUnauthorized for 401, ForgeUnavailable or ForgeOutcomeUnknown without an answer.
         """
         paid_by = self._auth.budget_of(account)
-        self._budgets.admit(paid_by, purpose, share_kept=share_kept)
+        self._budgets.admit(paid_by, purpose, is_listing=is_listing)
         url = self._url(path)
         answer = await self._request(method, url, account=account, purpose=purpose, body=body, etag=etag)
         if answer.status == 401 and self._auth.forget(account):
@@ -104,7 +106,7 @@ class Rest:
         *,
         account: str,
         purpose: Purpose,
-        share_kept: float = 0.0,
+        is_listing: bool = False,
         remembered: bool = False,
     ) -> tuple[Page[T], str]:
         """One page and the URL of the next one ("" after the last).
@@ -115,7 +117,7 @@ class Rest:
         key = (account, str(self._url(path)))
         cached = self._pages.get(key) if remembered else None
         answer = await self.call(
-            "GET", path, account=account, purpose=purpose, etag=cached.etag if cached else "", share_kept=share_kept
+            "GET", path, account=account, purpose=purpose, etag=cached.etag if cached else "", is_listing=is_listing
         )
         if answer.status == 304 and cached is not None:
             self._pages.move_to_end(key)
@@ -137,7 +139,7 @@ class Rest:
         *,
         account: str,
         purpose: Purpose,
-        share_kept: float = 0.0,
+        is_listing: bool = False,
         remembered: bool = False,
     ) -> list[Page[T]]:
         """All pages of a listing, or an error. See `page`."""
@@ -147,7 +149,7 @@ class Rest:
             if len(found) == _PAGES:
                 raise ForgeUnavailable(f"GitHub did not {purpose.does}: the listing does not end")
             page, url = await self.page(
-                url, read, account=account, purpose=purpose, share_kept=share_kept, remembered=remembered
+                url, read, account=account, purpose=purpose, is_listing=is_listing, remembered=remembered
             )
             found.append(page)
         return found
@@ -203,7 +205,7 @@ class Rest:
         """The session, made at first use because it belongs to the running loop."""
         if self._session is None or self._session.closed:
             self._session = aiohttp.ClientSession(
-                timeout=_TIMEOUT,
+                timeout=self._timeout,
                 connector=aiohttp.TCPConnector(limit=_CONNECTIONS),
                 headers={
                     "Accept": "application/vnd.github+json",

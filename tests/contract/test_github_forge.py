@@ -227,6 +227,43 @@ async def test_one_repos_failure_leaves_the_others_listed(driver: GitHubDriver) 
     assert driver.repo in listing.repos
 
 
+async def test_runs_that_cannot_be_read_do_not_hide_the_others() -> None:
+    async with sandbox(limits=Limits(primary_per_hour=None)) as driver:
+        names = {f"job-{number:02}" for number in range(20)}
+        for name in names:
+            await driver.submit(driver.repo, jobs=(name,))
+        driver.face.faults.forge_error = 0.1
+        seen: set[str] = set()
+        incomplete, complete_with = 0, set()
+
+        for _ in range(60):
+            try:
+                listing = await driver.forge.list_jobs({driver.repo})
+            except ForgeUnavailable:
+                continue
+            seen |= {job.name for job in listing.jobs}
+            if driver.repo in listing.repos:
+                complete_with.add(len(listing.jobs))
+            else:
+                incomplete += 1
+
+        assert seen == names
+        assert incomplete > 0
+        assert complete_with <= {20}
+
+
+async def test_more_runs_than_may_be_read_in_a_minute_are_read_in_turn() -> None:
+    async with sandbox() as driver:
+        names = [f"{number:04}" for number in range(900)]
+        for name in names:
+            await driver.submit(driver.repo, jobs=(name,))
+
+        first = await driver.forge.list_jobs({driver.repo})
+
+        assert driver.repo not in first.repos
+        assert 700 < len(first.jobs) < 800
+
+
 async def test_quiet_repos_are_swept_within_the_budget() -> None:
     async with sandbox(limits=Limits(primary_per_hour=600)) as driver:
         for number in range(60):
@@ -391,6 +428,19 @@ async def test_requeue_by_somebody_else_names_the_successor(driver: GitHubDriver
 
     successor = await driver.forge.get_job(driver.repo, refused.value.successor)
     assert (successor.status, successor.run_attempt) == (JobStatus.QUEUED, 2)
+
+
+async def test_run_without_failed_jobs_is_not_run_again(driver: GitHubDriver) -> None:
+    run_id, ended = await driver.submit(driver.repo, jobs=("a", "b")), []
+    for name in ("a", "b"):
+        registration = await register(driver, name)
+        ended.append(await driver.take(registration))
+        await driver.finish(registration)
+
+    with pytest.raises(ForgeRefused, match="cannot be retried"):
+        await driver.forge.requeue(driver.repo, run_id, ended)
+
+    assert (await driver.forge.list_jobs({driver.repo})).jobs == ()
 
 
 @pytest.mark.parametrize("as_app", [True, False])
