@@ -95,7 +95,8 @@ class Life:
 
     @property
     def _runs_job(self) -> bool:
-        return self._job_started_at is not None and not self._is_job_completed
+        """From the job's start until the runner's own exit: after the completed hook it still sends the result."""
+        return self._job_started_at is not None and self._runner is not None
 
     def _note_job(self, kind: str) -> None:
         # The hook and the runner's own output both tell: the first one counts.

@@ -27,6 +27,7 @@ class Reporter:
         self._changed = threading.Condition()
         self._pending: list[dict[str, Any]] = []
         self._next_seq = 1
+        self._is_refused = False
         threading.Thread(target=self._run, name="reporter", daemon=True).start()
 
     def report(self, kind: str, **detail: str) -> None:
@@ -35,10 +36,11 @@ class Reporter:
             self._changed.notify_all()
 
     def flush(self, timeout_s: float) -> bool:
-        """Wait until everything is acknowledged; False when that took longer than `timeout_s`."""
+        """Wait until everything is acknowledged; False when it takes longer, or when the daemon refused us."""
         with self._changed:
             self._changed.notify_all()
-            return self._changed.wait_for(lambda: not self._pending, timeout_s)
+            self._changed.wait_for(lambda: self._is_refused or not self._pending, timeout_s)
+            return not self._pending
 
     def _append(self, kind: str, detail: dict[str, str]) -> None:
         self._pending.append({"seq": self._next_seq, "at": time.time(), "kind": kind, "detail": detail})
@@ -57,6 +59,9 @@ class Reporter:
                 except Later as later:
                     pause_s = later.retry_after_s
                 except Refused:
+                    with self._changed:
+                        self._is_refused = True
+                        self._changed.notify_all()
                     self._on_refused()
                     return
             else:

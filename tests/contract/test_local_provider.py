@@ -1,0 +1,148 @@
+"""The local provider passes the contract on every rung of its isolation; and what only it promises."""
+
+import stat
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autoscaler.spi import MachineState, ProviderId, SettingsError, Shape
+from providers.local_isolation import RUNGS
+from tests.contract.provider_contract import CLAIM, ProviderContract, find, launch, refuses
+from tests.local_site import LocalSite, local_site
+from tests.polling import until
+
+
+class TestLocalProvider(ProviderContract):
+    @pytest.fixture(params=RUNGS)
+    async def driver(self, request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[LocalSite]:
+        async with local_site(tmp_path, isolation=request.param) as site:
+            assert site.provider.isolation == request.param
+            yield site
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[LocalSite]:
+    async with local_site(tmp_path) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("seconds", [-61, 62])
+async def test_evidence_outside_the_window_is_refused(site: LocalSite, seconds: int) -> None:
+    (machine,) = await launch(site, "b-1", count=1)
+    at = site.now + timedelta(seconds=seconds)
+    await refuses(site, site.evidence(machine.provider_id, claim=CLAIM, at=at), reason="window")
+
+
+async def test_evidence_is_bound_to_its_claim(site: LocalSite) -> None:
+    (machine,) = await launch(site, "b-1", count=1)
+    evidence = site.evidence(machine.provider_id, claim=CLAIM, at=site.now)
+    await refuses(site, replace(evidence, claim="cd" * 32), reason="signature")
+
+
+@pytest.mark.parametrize("address", ["192.0.2.7", "::ffff:192.0.2.7", "", "localhost"])
+async def test_evidence_from_another_host_is_refused(site: LocalSite, address: str) -> None:
+    (machine,) = await launch(site, "b-1", count=1)
+    evidence = site.evidence(machine.provider_id, claim=CLAIM, at=site.now)
+    await refuses(site, replace(evidence, peer_address=address), reason="address")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "::ffff:127.0.0.1"])
+async def test_evidence_over_loopback_is_taken(site: LocalSite, address: str) -> None:
+    (machine,) = await launch(site, "b-1", count=1)
+    evidence = site.evidence(machine.provider_id, claim=CLAIM, at=site.now)
+    assert await site.provider.identify(replace(evidence, peer_address=address)) == machine.provider_id
+
+
+async def test_two_providers_of_one_deployment_keep_apart(site: LocalSite) -> None:
+    (machine,) = await launch(site, "b-1", count=1)
+    other = site.make("ours", name="second")
+    assert await other.list_instances() == []
+    await other.terminate([machine.provider_id])
+    assert await find(site.provider, machine.provider_id, {MachineState.PENDING, MachineState.RUNNING})
+
+
+async def test_foreign_folders_are_never_touched(site: LocalSite) -> None:
+    root = site.state_dir / "ours"
+    (root / "somebody" / "machine").mkdir(parents=True)
+    (root / "somebody" / "meta.json").write_text('{"provider": "else"}')
+    (root / "notes").write_text("mine")
+    await site.provider.terminate([ProviderId("somebody")])
+    assert await site.provider.list_instances() == []
+    assert (root / "somebody" / "machine").is_dir()
+    assert not (root / "somebody" / "terminate").exists()
+
+
+async def test_the_master_key_is_readable_by_its_owner_alone_and_lasts(site: LocalSite) -> None:
+    path = site.state_dir / "ours" / "master.key"
+    before = path.read_bytes()
+    site.restarted()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert len(before) == 32
+    assert path.read_bytes() == before
+
+
+async def test_ended_machines_are_listed_for_a_while_then_their_folder_goes(tmp_path: Path) -> None:
+    async with local_site(tmp_path) as site:
+        (machine,) = await launch(site, "b-1", count=1)
+        await site.provider.terminate([machine.provider_id])
+        await until(lambda: find(site.provider, machine.provider_id, {MachineState.TERMINATED}))
+        assert not (site.folder(machine.provider_id) / "machine").exists()
+        forgetful = site.make("ours", keep_ended_s=0)
+        await until(lambda: is_empty(forgetful))
+        assert not site.folder(machine.provider_id).exists()
+
+
+async def is_empty(provider: Any) -> bool:
+    return list(await provider.list_instances()) == []
+
+
+async def test_boot_time_is_drawn_from_its_range_and_slow_boots_take_longer(tmp_path: Path) -> None:
+    async with local_site(tmp_path, boot={"min_s": 30, "max_s": 60}) as site:
+        (machine,) = await launch(site, "b-1", count=1)
+        assert await find(site.provider, machine.provider_id, {MachineState.PENDING})
+        await site.provider.terminate([machine.provider_id])
+        ended = await until(lambda: find(site.provider, machine.provider_id, {MachineState.TERMINATED}))
+        assert ended.end_detail == "terminated"
+
+
+async def test_prices_and_slots_come_from_the_capacity_pools(tmp_path: Path) -> None:
+    pools = [{"machine_type": "m7i.large", "zone": "a", "cpus": 2, "memory_gib": 8, "slots": 1, "price_usd_hour": 0.04}]
+    pools.append({"machine_type": "c7i.large", "zone": "b", "cpus": 2, "memory_gib": 4, "price_usd_hour": 0.03})
+    pools[0]["on_demand_price_usd_hour"] = 0.1
+    async with local_site(tmp_path, capacity_pools=pools) as site:
+        offered = await site.provider.offerings(Shape(types=("m7i.*",)))
+        assert [(o.capacity_pool.key, o.price_usd_hour) for o in offered] == [
+            ("local/a/m7i.large/spot", 0.04),
+            ("local/a/m7i.large/on_demand", 0.1),
+        ]
+        result = await site.provider.launch(site.batch("b-1", count=2, offerings=offered))
+        assert [i.price_usd_hour for i in result.instances] == [0.04, 0.1]
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"slot": 3}, "slot"),
+        ({"isolation": "docker"}, "isolation"),
+        ({"boot": {"min_s": 3, "max_s": 2}}, "boot.max_s"),
+        ({"boot": {"min": 3}}, "boot"),
+        ({"slow_share": 2}, "slow_share"),
+        ({"slots": True}, "slots"),
+        ({"notice_s": -1}, "notice_s"),
+        ({"capacity_pools": [{"price": 1}]}, "capacity_pools[0].price"),
+        ({"capacity_pools": [{}, {}]}, "capacity_pools[1].machine_type"),
+    ],
+)
+async def test_a_wrong_option_is_named(site: LocalSite, options: dict[str, Any], key: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        site.make("ours", **options)
+    assert error.value.key == key
+
+
+async def test_a_deployment_name_cannot_leave_the_state_folder(site: LocalSite) -> None:
+    with pytest.raises(SettingsError):
+        site.make("../escape")
