@@ -58,6 +58,8 @@ class GitHubFace:
         minimum_runner_version: str = "0",
         middlewares: Sequence[Middleware] = (),
     ) -> None:
+        if renew_s >= world.policy.lease_s:
+            raise ValueError(f"renew_s {renew_s} must be below the world's lease_s {world.policy.lease_s}")
         self.world = world
         self.faults = faults or Faults()
         self.latency_s = latency_s

@@ -17,7 +17,7 @@ from autoscaler.sandbox import github_payloads as payloads
 from autoscaler.sandbox.github_auth import Caller
 from autoscaler.sandbox.github_http import CALLER, answer, integer, json_body, page, urls
 from autoscaler.sandbox.github_model import GitHubError, Job, Json, Repository, Run, Runner, RunnerGroup
-from autoscaler.sandbox.github_world import DEFAULT_GROUP, GitHubWorld
+from autoscaler.sandbox.github_world import DEFAULT_GROUP, RUNNER_VERSION, GitHubWorld
 
 REGISTRATION_LIFE_S = 3600
 STATUSES = ("queued", "in_progress", "waiting", "pending", "requested", "completed")
@@ -72,6 +72,7 @@ class ActionsApi:
                 web.post(runners + "/generate-jitconfig", self.generate_jitconfig),
                 web.post(runners + "/registration-token", self.create_token),
                 web.post(runners + "/remove-token", self.create_token),
+                web.get(runners + "/downloads", self.list_downloads),
                 web.get(runners + "/{runner_id}", self.get_runner),
                 web.delete(runners + "/{runner_id}", self.delete_runner),
             ]
@@ -103,6 +104,10 @@ class ActionsApi:
         self._changed()
         config = self._jit_config(runner, str(request.url.origin()), work_folder)
         return answer(201, {"runner": payloads.runner(runner), "encoded_jit_config": config})
+
+    async def list_downloads(self, request: web.Request) -> web.Response:
+        self._scope(request)
+        return answer(200, [_download(request, arch) for arch in ("x64", "arm64")])
 
     async def create_token(self, request: web.Request) -> web.Response:
         self._scope(request)
@@ -297,6 +302,12 @@ def visible_repo(world: GitHubWorld, request: web.Request) -> Repository:
     if repo is None or not may_see(request[CALLER], repo.owner.login):
         raise GitHubError(404, "Not Found")
     return repo
+
+
+def _download(request: web.Request, arch: str) -> Json:
+    filename = f"actions-runner-linux-{arch}-{RUNNER_VERSION}.tar.gz"
+    url = f"{request.url.origin()}/actions/runner/releases/download/v{RUNNER_VERSION}/{filename}"
+    return {"os": "linux", "architecture": arch, "download_url": url, "filename": filename}
 
 
 def _rest_job(job: Job, run: Run, where: payloads.Urls) -> Json:

@@ -14,7 +14,9 @@ from github import Auth, GithubIntegration
 
 from autoscaler.sandbox.faults import Faults
 from autoscaler.sandbox.github_auth import AppIdentity
+from autoscaler.sandbox.github_face import GitHubFace
 from autoscaler.sandbox.github_limits import Limits
+from autoscaler.sandbox.github_model import WorldPolicy
 from autoscaler.sandbox.github_world import GitHubWorld
 from tests.integration.github_law import LawfulExchanges
 from tests.integration.github_sandbox import REPO, TOKEN, Served, job, mint, run_of, serve_next, served, unpacked
@@ -295,6 +297,8 @@ async def test_every_read_of_a_run_follows_the_description() -> None:
             "/orgs/octo-org/actions/runner-groups?visible_to_repository=app",
             "/orgs/octo-org/actions/runner-groups/1",
             "/orgs/octo-org/actions/runner-groups/1/runners",
+            "/orgs/octo-org/actions/runners/downloads",
+            f"{base}/runners/downloads",
             "/orgs/octo-org/repos",
             "/rate_limit",
             "/meta",
@@ -347,6 +351,11 @@ async def test_slow_answers_pile_up_into_the_limit_on_concurrent_requests() -> N
         assert time.monotonic() - began >= 0.2
         assert statuses[0] == 200
         assert statuses[-1] == 403
+
+
+async def test_a_renewal_slower_than_the_lease_is_refused() -> None:
+    with pytest.raises(ValueError, match="lease_s"):
+        GitHubFace(GitHubWorld(policy=WorldPolicy(lease_s=30)), renew_s=60)
 
 
 async def test_revoked_tokens_are_refused() -> None:

@@ -23,7 +23,7 @@ import time
 import urllib.parse
 from typing import Any
 
-from runner_worker import Json, Worker
+from runner_worker import Json, Worker  # type: ignore[import-not-found, unused-ignore] # found beside it when it runs
 
 VERSION = "2.336.0"
 CONFIG_FILES = (".runner", ".credentials", ".credentials_rsaparams")
