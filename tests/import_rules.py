@@ -12,7 +12,7 @@ from typing import Any
 from importlinter import Contract, ContractCheck, fields, output
 
 
-def _matches(module: str, patterns: list[str]) -> bool:
+def _matches(module: str, patterns: Any) -> bool:
     return any(
         module.partition(".")[0] in sys.stdlib_module_names if pattern == "stdlib" else fnmatchcase(module, pattern)
         for pattern in patterns
