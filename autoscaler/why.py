@@ -76,7 +76,7 @@ def why(
             return _why_queued(job, snapshot, rules, blocked, now, machine=machines.get(job.id))
         case JobState.RUNNING:
             where = f" on {job.instance or job.runner_name}" if job.instance or job.runner_name else ""
-            return f"It runs{where} since {ago(now - (job.started_at or now))}."
+            return f"It has been running{where} for {ago(now - (job.started_at or now))}."
         case JobState.LOST:
             return _why_lost(job, now)
         case JobState.REQUEUED:
@@ -216,20 +216,20 @@ def _own_runners(job: Job, registered: Mapping[Demand, deque[Instance]]) -> dequ
 
 
 def _why_coming(job: Job, machine: Instance, pool: Pool, now: datetime) -> str:
-    since = ago(now - machine.since)
+    spent = ago(now - machine.since)
     match machine.state:
         case InstanceState.IDLE:
             name = machine.runner_name or machine.id
-            return f"Runner {name} is online since {since}; {job.forge} has not assigned the job to it yet."
+            return f"Runner {name} has been online for {spent}; {job.forge} has not assigned the job to it yet."
         case InstanceState.REGISTERING:
-            return f"Its runner on machine {machine.id} is being registered at {job.forge} since {since}."
+            return f"Its runner on machine {machine.id} has been registering at {job.forge} for {spent}."
         case InstanceState.READY:
-            return f"Machine {machine.id} is up since {since} and gets its runner's registration next."
+            return f"Machine {machine.id} has been up for {spent} and gets its runner's registration next."
         case InstanceState.LAUNCHED:
             limit = ago(pool.boot_timeout)
-            return f"Machine {machine.id} boots since {since} ({_where(machine)}); it may take up to {limit}."
+            return f"Machine {machine.id} has been booting for {spent} ({_where(machine)}); it may take up to {limit}."
         case _:
-            return f"A machine was asked of {machine.provider} {since} ago ({_where(machine)}); no answer yet."
+            return f"A machine was asked of {machine.provider} {spent} ago ({_where(machine)}); no answer yet."
 
 
 def _why_no_machine(

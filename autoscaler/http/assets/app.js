@@ -312,7 +312,7 @@ async function openMachine(id) {
       ...row.history.map((move) => ({ at: move.at, kind: "machine", text: `${move.to}: ${move.cause}` })),
       ...row.ledger.map((entry) => ({ at: entry.at, kind: "decision", text: [entry.action.replaceAll("_", " "), entry.reason, entry.outcome].filter(Boolean).join(": ") })),
     ].sort((a, b) => a.at < b.at ? -1 : a.at > b.at ? 1 : 0);
-    openDialog(row.id, el("p", "verdict", `It is ${row.state} since ${span(seconds(row.since))}${row.ending ? ` (${row.ending.replaceAll("_", " ")})` : ""}.`), details([
+    openDialog(row.id, el("p", "verdict", `It has been ${row.state} for ${short(seconds(row.since))}${row.ending ? ` (${row.ending.replaceAll("_", " ")})` : ""}.`), details([
       ["Pool", row.pool], ["Machine", place ? `${place.machine_type} in ${place.zone}, ${place.capacity_type.replace("_", "-")}` : row.provider],
       ["Price", row.price_usd_hour ? `$${row.price_usd_hour.toFixed(4)} an hour` : ""], ["Cloud id", row.provider_id], ["Runner", row.runner_name],
       ["Job", row.job ? go(row.job, () => openJob(row.job)) : ""], ["Detail", row.detail],
