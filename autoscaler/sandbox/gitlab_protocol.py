@@ -71,7 +71,7 @@ class ProtocolRoutes:
             job_id=int(request.match_info["job"]),
             failure_reason=_text(body, "failure_reason") or None,
             exit_code=exit_code if isinstance(exit_code, int) else None,
-            checksum=checksum if isinstance(checksum, str) else None,
+            checksum=checksum if isinstance(checksum, str) and checksum else None,
             bytesize=bytesize if isinstance(bytesize, int) else None,
         )
         headers = {"Job-Status": str(answer.job_status)} | self._interval()

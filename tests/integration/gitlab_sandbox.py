@@ -2,12 +2,17 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
+import aiohttp
+import gitlab
+import pytest
 from aiohttp import web
 
 import autoscaler.sandbox
@@ -19,6 +24,7 @@ from autoscaler.sandbox.gitlab_runners import RunnerRequest
 from autoscaler.sandbox.gitlab_world import GitLabWorld
 from autoscaler.sandbox.workload import JobSpec, RunSpec
 
+T = TypeVar("T")
 API, READ, CREATE, RUNNERS = "glpat-api-test", "glpat-read-test", "glpat-create-test", "glpat-runners-test"
 TOKENS = {API: {"api"}, READ: {"read_api"}, CREATE: {"create_runner"}, RUNNERS: {"manage_runner"}}
 SIGNING_SECRET = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
@@ -134,3 +140,43 @@ async def running(
         if process.returncode is None:
             process.kill()
         await process.communicate()
+
+
+INFO = {
+    "name": "gitlab-runner",
+    "version": "19.4.0",
+    "features": {"two_phase_job_commit": True, "cancel_gracefully": True},
+}
+
+
+def client(face: GitLabFace, token: str = API) -> gitlab.Gitlab:
+    return gitlab.Gitlab(face.world.base_url, private_token=token, retry_transient_errors=False)
+
+
+async def ask(face: GitLabFace, call: Callable[[gitlab.Gitlab], T], *, token: str = API) -> T:
+    """Run blocking python-gitlab calls beside the loop that serves them."""
+    return await asyncio.to_thread(call, client(face, token))
+
+
+async def refused(face: GitLabFace, call: Callable[[gitlab.Gitlab], object], *, token: str = API) -> gitlab.GitlabError:
+    with pytest.raises(gitlab.GitlabError) as raised:
+        await ask(face, call, token=token)
+    return raised.value
+
+
+async def call(
+    face: GitLabFace, method: str, path: str, *, body: object = None, data: bytes | None = None, **headers: str
+) -> tuple[int, dict[str, str], bytes]:
+    """A raw call; header names are given with underscores."""
+    given = {name.replace("_", "-"): value for name, value in headers.items()}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.request(method, f"{face.world.base_url}/api/v4/{path}", json=body, data=data, headers=given) as answer,
+    ):
+        return answer.status, dict(answer.headers), await answer.read()
+
+
+async def request_job(face: GitLabFace, token: str, **more: object) -> tuple[int, dict[str, str], Any]:
+    body = {"info": INFO, "token": token, "system_id": "s_1", **more}
+    status, headers, answer = await call(face, "POST", "jobs/request", body=body, RUNNER_TOKEN=token)
+    return status, headers, json.loads(answer) if answer else None

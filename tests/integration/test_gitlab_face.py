@@ -1,21 +1,16 @@
 """The sandbox's GitLab over HTTP, as python-gitlab (unmodified) and a runner's raw calls see it."""
 
-import asyncio
 import base64
 import hashlib
 import hmac
 import json
 import time
-from collections.abc import Callable
-from typing import Any, TypeVar
 
-import aiohttp
 import gitlab
 import pytest
 
 from autoscaler.sandbox.faults import Faults
 from autoscaler.sandbox.gitlab_access import GitLabLimits
-from autoscaler.sandbox.gitlab_face import GitLabFace
 from autoscaler.sandbox.gitlab_webhooks import signature
 from tests.integration.gitlab_sandbox import (
     API,
@@ -24,52 +19,16 @@ from tests.integration.gitlab_sandbox import (
     RUNNERS,
     SIGNING_SECRET,
     add_runner,
+    ask,
+    call,
     only_job,
     pipeline,
     receiving,
+    refused,
+    request_job,
     serving,
 )
 from tests.shared import require_shared
-
-T = TypeVar("T")
-INFO = {
-    "name": "gitlab-runner",
-    "version": "19.4.0",
-    "features": {"two_phase_job_commit": True, "cancel_gracefully": True},
-}
-
-
-def client(face: GitLabFace, token: str = API) -> gitlab.Gitlab:
-    return gitlab.Gitlab(face.world.base_url, private_token=token, retry_transient_errors=False)
-
-
-async def ask(face: GitLabFace, call: Callable[[gitlab.Gitlab], T], *, token: str = API) -> T:
-    """Run blocking python-gitlab calls beside the loop that serves them."""
-    return await asyncio.to_thread(call, client(face, token))
-
-
-async def refused(face: GitLabFace, call: Callable[[gitlab.Gitlab], object], *, token: str = API) -> gitlab.GitlabError:
-    with pytest.raises(gitlab.GitlabError) as raised:
-        await ask(face, call, token=token)
-    return raised.value
-
-
-async def call(
-    face: GitLabFace, method: str, path: str, *, body: object = None, data: bytes | None = None, **headers: str
-) -> tuple[int, dict[str, str], bytes]:
-    """A raw call; header names are given with underscores."""
-    given = {name.replace("_", "-"): value for name, value in headers.items()}
-    async with (
-        aiohttp.ClientSession() as session,
-        session.request(method, f"{face.world.base_url}/api/v4/{path}", json=body, data=data, headers=given) as answer,
-    ):
-        return answer.status, dict(answer.headers), await answer.read()
-
-
-async def request_job(face: GitLabFace, token: str, **more: object) -> tuple[int, dict[str, str], Any]:
-    body = {"info": INFO, "token": token, "system_id": "s_1", **more}
-    status, headers, answer = await call(face, "POST", "jobs/request", body=body, RUNNER_TOKEN=token)
-    return status, headers, json.loads(answer) if answer else None
 
 
 async def test_jobs_are_listed_by_keyset_to_the_last_one() -> None:
@@ -136,48 +95,6 @@ async def test_projects_and_groups_are_found_by_id_and_by_path() -> None:
         found = await ask(face, look)
         assert (await refused(face, lambda gl: gl.projects.get("acme/ghost"))).response_code == 404
     assert found == ["acme/web/site", ["acme/shop", "acme/web/site"], ["acme/shop"], ["acme", "acme/web"], "19.4.0"]
-
-
-async def test_a_runner_is_created_paused_found_and_deleted() -> None:
-    async with serving() as face:
-        group = face.world.add_group("acme")
-
-        def live(gl: gitlab.Gitlab) -> None:
-            assert gl.user is not None
-            made = gl.user.runners.create(
-                {"runner_type": "group_type", "group_id": group.id, "tag_list": ["linux", "x64"], "run_untagged": False}
-                | {"description": "pool-i-1"}
-            )
-            assert made.token.startswith("glrt-")
-            gl.runners.update(made.id, {"paused": True})
-            shown = gl.runners.get(made.id)
-            assert (shown.paused, shown.status, shown.tag_list) == (True, "never_contacted", ["linux", "x64"])
-            listed = gl.runners.list(type="group_type", paused=True, tag_list=["x64"], get_all=True)
-            assert [(r.id, r.description) for r in listed] == [(made.id, "pool-i-1")]
-            assert gl.runners.list(paused=False, get_all=True) == []
-            gl.runners.delete(made.id)
-
-        def live_with_user(gl: gitlab.Gitlab) -> None:
-            gl.auth()
-            live(gl)
-
-        await ask(face, live_with_user)
-        assert (await refused(face, lambda gl: gl.runners.get(9001))).response_code == 404
-    assert face.world.list_runners() == []
-
-
-async def test_the_created_runner_answer_is_the_documented_one() -> None:
-    expected = json.loads((require_shared() / "fixtures/gitlab/rest_user_runners_created.json").read_text())
-    machines = json.loads((require_shared() / "fixtures/gitlab/rest_runner_managers.json").read_text())
-    async with serving() as face:
-        body = {"runner_type": "instance_type", "tag_list": "a, b"}
-        status, _, made = await call(face, "POST", "user/runners", body=body, PRIVATE_TOKEN=CREATE)
-        assert (status, list(json.loads(made))) == (201, list(expected))
-        runner = face.world.runner(json.loads(made)["id"])
-        assert runner.tags == {"a", "b"}
-        await request_job(face, runner.token)
-        _, _, shown = await call(face, "GET", f"runners/{runner.id}/managers", PRIVATE_TOKEN=RUNNERS)
-    assert list(json.loads(shown)[0]) == list(machines[0])
 
 
 async def test_a_failed_job_is_retried_once_and_its_successor_is_found() -> None:
@@ -274,14 +191,10 @@ async def test_forge_errors_are_502_and_change_nothing() -> None:
     async with serving(faults=Faults(forge_error=1.0)) as face:
         face.submit(pipeline(("true",)))
         runner = add_runner(face)
-        assert (await request_job_raw(face, runner.token))[0] == 502
+        assert (await call(face, "POST", "jobs/request", body={"token": runner.token}))[0] == 502
         assert (await refused(face, lambda gl: gl.projects.get("acme/shop"))).response_code == 502
         assert only_job(face).handed_to is None
         face.world.delete_runner(runner.id)
-
-
-async def request_job_raw(face: GitLabFace, token: str) -> tuple[int, dict[str, str], bytes]:
-    return await call(face, "POST", "jobs/request", body={"info": INFO, "token": token, "system_id": "s_1"})
 
 
 async def test_webhooks_are_signed_and_carry_the_documented_headers() -> None:
@@ -348,73 +261,3 @@ async def test_project_and_group_hooks_are_configured_through_the_api_and_hear_t
             "",
             *["secret-token-1"] * 2,
         ]
-
-
-async def test_a_long_poll_ends_when_a_job_comes() -> None:
-    async with serving(limits=GitLabLimits(long_poll_s=30)) as face:
-        runner = add_runner(face)
-        status, headers, _ = await request_job(face, runner.token)
-        assert status == 204
-        held = asyncio.create_task(request_job(face, runner.token, last_update=headers["X-GitLab-Last-Update"]))
-        done, _ = await asyncio.wait([held], timeout=0.3)
-        assert not done
-        face.submit(pipeline(("true",)))
-        assert (await asyncio.wait_for(held, 5))[0] == 201
-
-
-async def test_runner_calls_are_strict() -> None:
-    async with serving() as face:
-        face.submit(pipeline(("true",)))
-        runner = add_runner(face)
-        body = {"info": INFO, "token": runner.token, "system_id": "s_1"}
-        raw = json.dumps(body).encode()
-        assert (await call(face, "POST", "jobs/request", data=raw, Content_Type="text/plain"))[0] == 415
-        assert (await call(face, "POST", "jobs/request", data=b"{", Content_Type="application/json"))[0] == 400
-        assert (await call(face, "POST", "jobs/request", body=body | {"system_id": ""}))[0] == 400
-        assert (await call(face, "POST", "jobs/request", body=body, RUNNER_TOKEN="glrt-other"))[0] == 403
-        assert (await call(face, "POST", "jobs/request", body=body | {"token": "glrt-bad"}))[0] == 403
-        assert (await call(face, "GET", "runners/router/discovery"))[0] == 501
-        assert (await call(face, "POST", "runners", body={"token": "GR1348941"}))[0] == 410
-        assert (await call(face, "POST", "runners/verify", body=body))[0] == 200
-        _, _, job = await request_job(face, runner.token)
-        path, token = f"jobs/{job['id']}", job["token"]
-        await call(face, "PUT", path, body={"token": token, "state": "running"})
-        for span, status in (("0-4", 202), ("0-9", 400), ("bytes 5-9", 400), ("7-11", 416), ("5-9", 202)):
-            answer = await call(
-                face, "PATCH", f"{path}/trace", data=b"12345",
-                JOB_TOKEN=token, Content_Type="text/plain", Content_Range=span,
-            )  # fmt: skip
-            assert (span, answer[0]) == (span, status)
-            if status == 416:
-                assert answer[1]["Range"] == "0-5"
-        log = await ask(face, lambda gl: gl.projects.get("acme/shop").jobs.get(job["id"]).trace())
-        assert log == b"1234512345"
-        assert (await call(face, "PUT", path, body={"token": token, "state": "done"}))[0] == 400
-        assert (await call(face, "PUT", "jobs/99", body={"token": token, "state": "success"}))[0] == 403
-
-
-async def test_a_runner_removes_its_machine_and_itself_by_token() -> None:
-    async with serving() as face:
-        runner = add_runner(face)
-        await request_job(face, runner.token)
-        body = {"token": runner.token, "system_id": "s_1"}
-        assert [(await call(face, "DELETE", "runners/managers", body=body))[0] for _ in range(2)] == [204, 404]
-        assert (await call(face, "DELETE", "runners", body={"token": runner.token}))[0] == 204
-        assert (await request_job(face, runner.token))[0] == 403
-
-
-async def test_jobs_of_a_runner_are_listed_by_status() -> None:
-    async with serving() as face:
-        face.submit(pipeline(("true",), ("true",)))
-        runner = add_runner(face)
-        for state in ("success", "running"):
-            _, _, job = await request_job(face, runner.token)
-            await call(face, "PUT", f"jobs/{job['id']}", body={"token": job["token"], "state": "running"})
-            await call(face, "PUT", f"jobs/{job['id']}", body={"token": job["token"], "state": state})
-
-        def look(gl: gitlab.Gitlab) -> list[list[int]]:
-            mine = gl.runners.get(runner.id)
-            return [[job.id for job in mine.jobs.list(status=s, get_all=True)] for s in ("running", "success")]
-
-        assert await ask(face, look) == [[10002], [10001]]
-        assert (await call(face, "GET", f"runners/{runner.id}/jobs?status=pending", PRIVATE_TOKEN=READ))[0] == 400
