@@ -17,6 +17,7 @@ with activity in the last day each time; quiet ones in turn, within a share of t
 
 import asyncio
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from autoscaler.spi import (
@@ -44,6 +45,7 @@ _GET = Operation(doing="read a job", needs=_NEEDS)
 
 QUIET_PER_POLL = 50
 SPELLINGS_KEPT = 1000
+STEADY_WITHIN = timedelta(seconds=5)
 FORBIDDEN_FOR = timedelta(minutes=10)
 """How long a group's project whose jobs we may not see (CI off, role missing) is left alone."""
 
@@ -143,6 +145,7 @@ class JobReader:
         self._listings = asyncio.Semaphore(READ_THREADS - 2)
         self._forbidden_until: dict[str, datetime] = {}
         self._spellings: dict[str, set[str]] = {}
+        self._queued_at: dict[str, datetime] = {}
         self._running_on: dict[str, frozenset[RunnerId]] = {}
 
     def spellings(self, labels: Labels) -> list[str]:
@@ -159,6 +162,7 @@ class JobReader:
         try:
             row = await self._rest.get(path, _GET)
         except Absent as error:
+            self._queued_at.pop(forge_job_id, None)
             raise JobNotFound(str(error)) from error
         return self._job(repo, row, path)
 
@@ -231,7 +235,18 @@ class JobReader:
 
     def _job(self, repo: str, row: Row, path: str) -> ForgeJob:
         self._remember_spellings(row.get("tag_list") or ())
-        return read_job(self._rest.name, repo, row, path=path, now=self._clock.now())
+        return self._steady(read_job(self._rest.name, repo, row, path=path, now=self._clock.now()))
+
+    def _steady(self, job: ForgeJob) -> ForgeJob:
+        """The same `queued_at` in each listing, although it is reckoned back from each answer's own moment."""
+        known = self._queued_at.pop(job.forge_job_id, None)
+        if job.status is not JobStatus.QUEUED or job.queued_at is None:
+            return job
+        queued_at = job.queued_at
+        if known is not None and abs(known - queued_at) < STEADY_WITHIN:
+            queued_at = known
+        self._queued_at[job.forge_job_id] = queued_at
+        return replace(job, queued_at=queued_at)
 
 
 def read_job(forge: ForgeName, repo: str, row: Row, *, path: str, now: datetime) -> ForgeJob:

@@ -56,7 +56,9 @@ def world_now() -> float:
 
 async def test_pending_job_is_listed_with_labels_and_the_time_it_became_ready(site: Site) -> None:
     run_id, (job_id,) = site.submit("linux", "Large")
-    listing = await site.forge().list_jobs([])
+    forge = site.forge()
+    listing = await forge.list_jobs([])
+    assert await forge.list_jobs([]) == listing
     (job,) = listing.jobs
     assert (job.forge_job_id, job.run_id, job.repo) == (job_id, run_id, "acme/api")
     assert (job.status, job.labels, job.workflow) == (JobStatus.QUEUED, ("large", "linux"), "branch")
