@@ -1,13 +1,7 @@
-"""What every `spi.Forge` must do, whatever it talks to. Subclass `ForgeContract` and give it a `driver` fixture.
-
-The driver plays the people and the machines on the forge's side: it submits runs, has a registered runner take a
-job, ends jobs, and breaks the forge. It never looks into the adapter.
-"""
+"""What every `spi.Forge` must do, whatever it talks to. Subclass `ForgeContract` and give it a `driver` fixture."""
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
 
 import pytest
 
@@ -15,80 +9,18 @@ from autoscaler.spi import (
     AlreadyRequeued,
     BadSignature,
     Conclusion,
-    Forge,
     ForgeError,
-    ForgeJob,
     ForgeOutcomeUnknown,
     ForgeUnavailable,
     JobNotFound,
     JobStatus,
-    Labels,
     NameTaken,
     NotYet,
-    Registration,
     RunnerBusy,
-    Scope,
-    Webhook,
 )
+from tests.contract.forge_driver import LABELS, ForgeDriver, failed_run, parsed, register, until
 
-LABELS: Labels = ("linux", "x64")
-
-
-class ForgeDriver(Protocol):
-    """The other side. `prefix` is the runner prefix that the forge was made with."""
-
-    @property
-    def forge(self) -> Forge: ...
-
-    @property
-    def scope(self) -> Scope: ...
-
-    @property
-    def repo(self) -> str: ...
-
-    @property
-    def other_repo(self) -> str:
-        """A second repository of the same scope."""
-        ...
-
-    @property
-    def prefix(self) -> str: ...
-
-    @property
-    def names_are_unique(self) -> bool:
-        """Whether the forge refuses a second runner of a name."""
-        ...
-
-    @property
-    def credential_headers(self) -> Collection[str]:
-        """Lower-case names of the headers that authenticate a webhook."""
-        ...
-
-    async def submit(self, repo: str, *, jobs: Sequence[str] = ("build",), labels: Labels = LABELS) -> str:
-        """Start a run whose jobs are all queued at once; its id."""
-        ...
-
-    async def take(self, registration: Registration) -> str:
-        """The runner comes online and takes the oldest job that it may run; the job's id."""
-        ...
-
-    async def finish(self, registration: Registration, *, success: bool = True) -> None:
-        """The runner's job ends; the forge forgets a single-job runner where it does so by itself."""
-        ...
-
-    async def add_foreign_runner(self, name: str) -> None:
-        """Somebody else registers a runner in our scope."""
-        ...
-
-    async def received(self) -> list[tuple[dict[str, str], bytes]]:
-        """Every webhook sent so far, with lower-case header names; all on their way have arrived."""
-        ...
-
-    async def break_forge(self) -> None:
-        """From now on every call is answered with a server error."""
-        ...
-
-    async def mend_forge(self) -> None: ...
+__all__ = ["LABELS", "ForgeContract", "ForgeDriver", "register"]
 
 
 class ForgeContract:
@@ -423,40 +355,3 @@ class ForgeContract:
 
         await driver.forge.aclose()
         await driver.forge.aclose()
-
-
-# ---------------------------------------------------------------------- steps
-
-
-async def register(driver: ForgeDriver, name: str = "runner") -> Registration:
-    return await driver.forge.register(scope=driver.scope, group="", name=driver.prefix + name, labels=LABELS)
-
-
-async def parsed(driver: ForgeDriver) -> list[Webhook]:
-    """Every webhook sent so far, read by the adapter."""
-    return [driver.forge.parse_webhook(headers, body) for headers, body in await driver.received()]
-
-
-async def failed_run(driver: ForgeDriver, names: tuple[str, ...]) -> tuple[str, list[str]]:
-    """A finished run all of whose jobs failed, and their ids."""
-    run_id = await driver.submit(driver.repo, jobs=names)
-    failed = []
-    for name in names:
-        registration = await register(driver, f"doomed-{name}")
-        failed.append(await driver.take(registration))
-        await driver.finish(registration, success=False)
-        if not driver.forge.traits.removes_finished_runners:
-            await driver.forge.deregister(registration.ref)
-    return run_id, failed
-
-
-async def until(
-    driver: ForgeDriver, is_enough: Callable[[tuple[ForgeJob, ...]], bool], *, active: Collection[str]
-) -> tuple[ForgeJob, ...]:
-    """The jobs of the first of a few listings that has enough of them."""
-    jobs: tuple[ForgeJob, ...] = ()
-    for _ in range(5):
-        jobs = (await driver.forge.list_jobs(active)).jobs
-        if is_enough(jobs):
-            return jobs
-    raise AssertionError(f"not found in five listings: {jobs}")
