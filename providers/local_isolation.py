@@ -125,6 +125,7 @@ class Isolation:
             elif self.rung == "bwrap" and source.is_absolute():
                 # The whole folder: a program may bring files of its own, and its path may lie in a hidden home.
                 seen[key] = f"/machine/image/{key}/{source.name}"
+                prepare.append(("mkdir", "-p", str(machine / "image" / key)))  # a mount point that bwrap made is root's
                 binds += ["--ro-bind", str(source.parent), f"/machine/image/{key}"]
         return prepare, seen, binds
 
