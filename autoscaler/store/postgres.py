@@ -132,7 +132,8 @@ class PostgresStore:
                     self._lock, lock = lock, None
             finally:
                 if lock is not None:
-                    lock.terminate()
+                    with contextlib.suppress(*_FAULTS):
+                        await lock.close(timeout=_LEASE_TIMEOUT_S)
         return bool(is_ours)
 
     async def holds_lease(self) -> bool:

@@ -61,6 +61,11 @@ async def test_a_missing_folder_is_named(tmp_path: Path) -> None:
         await SqliteStore(str(tmp_path / "nowhere" / "store.db")).open()
 
 
+async def test_a_path_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="must be able to write"):
+        await SqliteStore(str(tmp_path)).open()
+
+
 async def test_a_newer_schema_is_refused_and_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "store.db"
     async with opened_store(path):
