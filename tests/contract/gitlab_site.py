@@ -19,7 +19,7 @@ from autoscaler.sandbox.gitlab_model import Contact, Offer, RunnerType
 from autoscaler.sandbox.gitlab_runners import RunnerRequest
 from autoscaler.sandbox.gitlab_world import GitLabWorld
 from autoscaler.sandbox.workload import JobSpec, RunSpec
-from autoscaler.spi import ForgeName, ForgeSettings, Labels, Registration, Scope, Secret, Surroundings
+from autoscaler.spi import Clock, ForgeName, ForgeSettings, Labels, Registration, Scope, Secret, Surroundings
 from runners.gitlab import GitLabForge
 from tests.contract.forge_contract import LABELS
 
@@ -46,6 +46,13 @@ def settings(url: str, *scopes: str, **changes: Any) -> ForgeSettings:
     return ForgeSettings(**{**values, **changes})
 
 
+class ImpatientClock(SystemClock):
+    """The real time, and no waiting: for tests in which nothing happens during the forge's own waits."""
+
+    async def sleep(self, seconds: float) -> None:
+        await super().sleep(0)
+
+
 @dataclass(slots=True, kw_only=True)
 class Site:
     """A GitLab that is being served, and the forges made against it."""
@@ -61,9 +68,10 @@ class Site:
     """Ends of paths whose requests take effect and are then answered 502."""
     forges: list[GitLabForge] = field(default_factory=list)
 
-    def forge(self, *scopes: str, **changes: Any) -> GitLabForge:
+    def forge(self, *scopes: str, clock: Clock | None = None, **changes: Any) -> GitLabForge:
         """A forge of its own, as another process would have."""
-        surroundings = Surroundings(deployment="tests", runner_prefix=PREFIX, clock=SystemClock(), gates=self.calls)
+        clock = clock or ImpatientClock()
+        surroundings = Surroundings(deployment="tests", runner_prefix=PREFIX, clock=clock, gates=self.calls)
         forge = GitLabForge(settings(changes.pop("url", self.url), *scopes, **changes), surroundings)
         self.forges.append(forge)
         return forge

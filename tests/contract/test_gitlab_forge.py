@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from autoscaler.clock import SystemClock
 from autoscaler.sandbox.gitlab_model import JobStatus as GitLabStatus
 from autoscaler.spi import (
     AlreadyRequeued,
@@ -177,7 +178,7 @@ async def test_busy_runner_is_not_deregistered(site: Site) -> None:
 
 
 async def test_job_handed_out_just_before_is_found_out(site: Site) -> None:
-    forge = site.forge()
+    forge = site.forge(clock=SystemClock())
     site.submit("linux")
     made = await forge.register(scope=GROUP, group="", name=f"{PREFIX}1", labels=LINUX)
     offer = site.take(made, confirm=False)
