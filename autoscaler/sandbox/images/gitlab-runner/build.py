@@ -114,7 +114,9 @@ class Build:
         text = ["set -e", "set -o pipefail" if shell == "bash" else ":"]
         for line in lines:
             text += [f"printf '%s\\n' {shlex.quote('$ ' + line)}", line]
-        with tempfile.NamedTemporaryFile("w", suffix=".sh") as script:
+        scratch = self._folder.with_name(self._folder.name + ".tmp")
+        scratch.mkdir(exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", suffix=".sh", dir=scratch) as script:
             script.write("\n".join(text) + "\n")
             script.flush()
             process = subprocess.Popen(  # noqa: S603 - running the job's script is what a runner is for
