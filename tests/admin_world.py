@@ -207,18 +207,18 @@ async def busy_view(*, at: datetime | None = None, waiting: int = 14, seconds: f
 
     queued = [job(n, earlier(4 + n * seconds)) for n in range(waiting)]
     queued += [
-        job(800 + n, earlier(150 + 20 * n), pool=GPU, labels=("cuda", "gpu"), repo="acme/vision", name="train (fp16)")
+        job(9800 + n, earlier(150 + 20 * n), pool=GPU, labels=("cuda", "gpu"), repo="acme/vision", name="train (fp16)")
         for n in range(3)
     ]
-    hostile = job(901, earlier(420), pool=None, labels=("arm64", "linux"), repo="acme/firmware")
+    hostile = job(9901, earlier(420), pool=None, labels=("arm64", "linux"), repo="acme/firmware")
     unserved = [
         replace(hostile, name="<img src=x onerror=\"document.title='owned'\">"),
-        job(902, earlier(95), pool=None, repo="acme/secret", name="deploy"),
+        job(9902, earlier(95), pool=None, repo="acme/secret", name="deploy"),
     ]
     machines, running, moves = [], [], []
     for n in range(11):
         row = job(
-            500 + n, earlier(150 + 13 * n), JobState.RUNNING, name=f"build ({n})", started_at=earlier(100 + 13 * n)
+            9500 + n, earlier(150 + 13 * n), JobState.RUNNING, name=f"build ({n})", started_at=earlier(100 + 13 * n)
         )
         machine = instance(n, earlier(100 + 13 * n), states.BUSY, job=row.id, demand=demand_of(row))
         machines.append(replace(machine, runner_name=f"acme-ci-{machine.id}", runner_id=RunnerId(str(n))))
@@ -270,7 +270,7 @@ async def busy_view(*, at: datetime | None = None, waiting: int = 14, seconds: f
     )
     await view.store.open()
     await view.store.acquire_lease("test")
-    done = job(300, earlier(900), JobState.DONE, conclusion=Conclusion.SUCCESS, started_at=earlier(870))
+    done = job(9300, earlier(900), JobState.DONE, conclusion=Conclusion.SUCCESS, started_at=earlier(870))
     await view.store.commit(
         Changes(
             jobs=[*snapshot.jobs.values(), replace(done, finished_at=earlier(700))],
