@@ -27,7 +27,8 @@ class Conflict(StoreError):
 
 
 class LeaseLost(StoreError):
-    """Another daemon holds the store now: stop acting at once."""
+    """The store is not ours any more (another daemon took it, or the server went away in the middle of a commit): stop
+    acting at once, take the lease again and load."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,14 +1,15 @@
 """The store in PostgreSQL: the same queries, a small pool, one writer task that commits in groups.
 
 The lease is a session advisory lock on a connection of its own, so the server frees it however the holder dies, and the
-epoch that each commit compares, so that a holder whose connection died unknowingly can change nothing. A connection
-that breaks inside COMMIT leaves the outcome unknown; the compare-and-set and the delivery id make a repeat harmless,
-and the lease breaks with the server, so that the daemon reads everything anew.
+epoch that each commit compares, so that a holder whose connection died unknowingly can change nothing. When a
+connection breaks inside COMMIT nobody knows whether it took effect: the lease is given up and the caller gets
+LeaseLost, so that it takes the lease again and reads everything anew; a webhook gets StoreError, and its delivery id
+makes the repeat harmless.
 """
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
@@ -187,38 +188,56 @@ class PostgresStore:
                 await self._group(members)
 
     async def _group(self, members: Sequence[_Accept | _Commit]) -> None:
-        accepts = [member for member in members if isinstance(member, _Accept)]
-        commits = [member for member in members if isinstance(member, _Commit)]
-        refused: dict[int, StoreError] = {}
-        seqs: Mapping[tuple[Any, Any], int] = {}
-        rows = 0
+        """One transaction for all. A broken one fails all; a broken COMMIT also ends the lease, see the module."""
+        is_committing = False
         try:
-            async with self._pool.acquire(timeout=_TIMEOUT_S) as connection, connection.transaction():
-                if accepts:
-                    seqs = await self._accept_all(connection, accepts)
-                    rows += len(seqs)
-                for commit in commits:
-                    try:
-                        async with connection.transaction():
-                            await self._apply(connection, commit)
-                        rows += commit.writes.rows
-                    except (Conflict, LeaseLost, asyncpg.DataError) as error:
-                        refused[id(commit)] = error if isinstance(error, StoreError) else _failure(error)
+            async with self._pool.acquire(timeout=_TIMEOUT_S) as connection:
+                transaction = connection.transaction()
+                await transaction.start()
+                try:
+                    outcomes, rows = await self._run(connection, members)
+                except BaseException:
+                    with contextlib.suppress(*_FAULTS):
+                        await transaction.rollback()
+                    raise
+                is_committing = True
+                await transaction.commit()
         except Exception as error:
+            is_unknown = is_committing and any(isinstance(member, _Commit) for member in members)
+            if is_unknown:
+                await self._release()
             for member in members:
-                _settle(member.answer, error=refused.get(id(member), _failure(error)))
+                is_in_doubt = is_unknown and isinstance(member, _Commit)
+                _settle(member.answer, _in_doubt(error) if is_in_doubt else _failure(error))
             return
         if rows:
             self._stats = StoreStats(commits=self._stats.commits + 1, rows=self._stats.rows + rows)
-        taken: set[tuple[Any, Any]] = set()
-        for accept in accepts:
-            delivery = (accept.columns[0], accept.columns[1])
-            _settle(accept.answer, None if delivery in taken else seqs.get(delivery))
-            taken.add(delivery)
-        for commit in commits:
-            _settle(commit.answer, None, error=refused.get(id(commit)))
+        for member, outcome in zip(members, outcomes, strict=True):
+            _settle(member.answer, outcome)
 
-    async def _accept_all(self, connection: Any, accepts: Sequence[_Accept]) -> Mapping[tuple[Any, Any], int]:
+    async def _run(
+        self, connection: Any, members: Sequence[_Accept | _Commit]
+    ) -> tuple[list[int | StoreError | None], int]:
+        """What each member comes to once the transaction is committed, and how many rows that wrote."""
+        accepts = [member for member in members if isinstance(member, _Accept)]
+        seqs = await self._accept_all(connection, accepts) if accepts else {}
+        rows = len(seqs)
+        outcomes: list[int | StoreError | None] = []
+        for member in members:
+            if isinstance(member, _Accept):
+                outcomes.append(seqs.pop(member.columns[:2], None))
+                continue
+            try:
+                async with connection.transaction():
+                    await self._apply(connection, member)
+            except (Conflict, LeaseLost, asyncpg.DataError) as error:
+                outcomes.append(error if isinstance(error, StoreError) else _failure(error))
+            else:
+                outcomes.append(None)
+                rows += member.writes.rows
+        return outcomes, rows
+
+    async def _accept_all(self, connection: Any, accepts: Sequence[_Accept]) -> dict[Columns, int]:
         """The seq of each delivery that is new."""
         found = await connection.fetch(self._sql["accept"], *_transposed([accept.columns for accept in accepts]))
         return {(forge, delivery): seq for seq, forge, delivery in found}
@@ -396,10 +415,14 @@ def _transposed(rows: Sequence[Columns]) -> list[list[str | int]]:
     return [list(column) for column in zip(*rows, strict=True)]
 
 
-def _settle(answer: asyncio.Future[Any], value: Any = None, *, error: StoreError | None = None) -> None:
+def _in_doubt(error: Exception) -> LeaseLost:
+    return LeaseLost(f"PostgreSQL broke during COMMIT, take the lease again and read everything anew: {error}")
+
+
+def _settle(answer: asyncio.Future[Any], outcome: int | StoreError | None) -> None:
     if answer.done():
         return
-    if error is None:
-        answer.set_result(value)
+    if isinstance(outcome, StoreError):
+        answer.set_exception(outcome)
     else:
-        answer.set_exception(error)
+        answer.set_result(outcome)

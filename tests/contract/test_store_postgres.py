@@ -132,6 +132,28 @@ async def test_the_database_goes_away_and_comes_back() -> None:
             assert len(stored.jobs) == 1
 
 
+async def test_a_connection_that_breaks_during_commit_costs_the_lease(postgres_dsn: str) -> None:  # noqa: F811
+    """Whether it took effect is unknown, so what the daemon holds in memory may be stale."""
+    async with opened_store(postgres_dsn) as store, connected(postgres_dsn) as connection:
+        assert await store.acquire_lease("a")
+        await connection.execute(
+            "CREATE FUNCTION die() RETURNS trigger LANGUAGE plpgsql AS"
+            " 'BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NULL; END';"
+            " CREATE CONSTRAINT TRIGGER die AFTER INSERT ON jobs DEFERRABLE INITIALLY DEFERRED"
+            " FOR EACH ROW EXECUTE FUNCTION die()"
+        )
+        calls = (store.accept(HUB, a_webhook("d"), T0), store.commit(Changes(jobs=[a_job(1)])))
+        assert await asyncio.gather(*(outcome(call) for call in calls)) == [StoreError, LeaseLost]
+        assert not await store.holds_lease()
+        with pytest.raises(LeaseLost):
+            await store.commit(Changes(jobs=[a_job(1)]))
+        await connection.execute("DROP TRIGGER die ON jobs")
+        assert await store.acquire_lease("a")
+        assert not (await store.load()).jobs
+        await store.commit(Changes(jobs=[a_job(1)]))
+        assert await store.accept(HUB, a_webhook("d"), T0) is not None
+
+
 async def test_every_acknowledged_webhook_survives_a_crash_of_the_server() -> None:
     with running_postgres(fsync=True) as server:
 
