@@ -72,7 +72,7 @@ class GitHubDriver:
         self.face = face
         self.receiver = receiver
         self._calls = calls
-        self._api_url = api_url
+        self.api_url = api_url
         self._key = key
         self.forge = self.make_forge()
 
@@ -85,7 +85,7 @@ class GitHubDriver:
                 name=ForgeName("gh"),
                 kind="github",
                 url="",
-                api_url=self._api_url,
+                api_url=self.api_url,
                 credentials={"token": Secret(token)} if token else app,
                 webhook_secrets=(Secret(SECRET),),
                 scopes=tuple(Scope(scope) for scope in scopes),
