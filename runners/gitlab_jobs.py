@@ -45,6 +45,7 @@ _GET = Operation(doing="read a job", needs=_NEEDS)
 
 QUIET_PER_POLL = 50
 SPELLINGS_KEPT = 1000
+SEEN_FOR = timedelta(minutes=5)
 STEADY_WITHIN = timedelta(seconds=5)
 FORBIDDEN_FOR = timedelta(minutes=10)
 """How long a group's project whose jobs we may not see (CI off, role missing) is left alone."""
@@ -146,15 +147,16 @@ class JobReader:
         self._forbidden_until: dict[str, datetime] = {}
         self._spellings: dict[str, set[str]] = {}
         self._queued_at: dict[str, datetime] = {}
-        self._running_on: dict[str, frozenset[RunnerId]] = {}
+        self._running_on: dict[str, tuple[datetime, frozenset[RunnerId]]] = {}
 
     def spellings(self, labels: Labels) -> list[str]:
         """The tags to give a runner for these labels: the labels, and every variant that jobs were seen to use."""
         return sorted({tag for label in labels for tag in (label, *self._spellings.get(label, ()))})
 
     def seen_running(self) -> frozenset[RunnerId]:
-        """Runners that had a running job when their project was last listed."""
-        return frozenset().union(*self._running_on.values())
+        """Runners that had a running job when their project was listed, minutes ago at most."""
+        since = self._clock.now() - SEEN_FOR
+        return frozenset().union(*(runners for seen_at, runners in self._running_on.values() if seen_at >= since))
 
     async def get_job(self, repo: str, forge_job_id: str) -> ForgeJob:
         """One job with labels. Raises JobNotFound."""
@@ -175,10 +177,10 @@ class JobReader:
         failures = [outcome for outcome in outcomes if isinstance(outcome, ForgeError)]
         if failures and not listed:
             raise failures[0]
+        now = self._clock.now()
         for repo, jobs in listed.items():
-            self._running_on[repo] = frozenset(
-                job.runner_id for job in jobs if job.runner_id and job.status is JobStatus.RUNNING
-            )
+            runners = frozenset(job.runner_id for job in jobs if job.runner_id and job.status is JobStatus.RUNNING)
+            self._running_on[repo] = (now, runners)
         return JobListing(jobs=tuple(job for repo in sorted(listed) for job in listed[repo]), repos=frozenset(listed))
 
     async def _repos_to_poll(self, active: Collection[str]) -> list[str]:

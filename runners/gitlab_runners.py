@@ -89,20 +89,7 @@ class RunnerDesk:
 
     async def register(self, *, scope: Scope, name: str, labels: Labels) -> Registration:
         """Create one runner. Raises ForgeError; after ForgeOutcomeUnknown look for the name in `list_runners`."""
-        target = await self._scopes.target(scope)
-        tags = self._jobs.spellings(labels)
-        row = await self._rest.post("/user/runners", _CREATE, _creation(target, name=name, tags=tags))
-        token, identifier = row.get("token"), row.get("id")
-        if not isinstance(token, str) or not token or not isinstance(identifier, int):
-            raise ForgeOutcomeUnknown(f"{self._rest.name}: the answer to creating runner {name} has no id or no token")
-        runner_id = RunnerId(str(identifier))
-        self._labels[runner_id] = labels
-        return Registration(
-            ref=RunnerRef(scope=scope, runner_id=runner_id, name=name),
-            kind="gitlab",
-            secret=Secret(token),
-            parameters={"url": self._url},
-        )
+        return await self._create(scope, name, labels, run_untagged=not labels)
 
     async def seal(self, runner: RunnerRef) -> None:
         """Pause a runner, so that it takes no further job. A runner that is gone takes none either."""
@@ -144,7 +131,10 @@ class RunnerDesk:
                 ref=RunnerRef(scope=target.scope, runner_id=runner_id, name=str(row["description"])),
                 labels=self._labels.get(runner_id, ()),
                 is_online=row.get("status") == "online" or (row.get("status") is None and bool(row.get("online"))),
-                is_busy=row.get("job_execution_status") == "active" or runner_id in seen_running,
+                # Older versions do not say it in lists: there the last job listings do.
+                is_busy=row["job_execution_status"] == "active"
+                if "job_execution_status" in row
+                else runner_id in seen_running,
             )
             for runner_id, (target, row) in sorted(rows.items(), key=lambda item: int(item[0]))
         ]
@@ -160,10 +150,35 @@ class RunnerDesk:
             for runner_id, (_, row) in (await self._list_rows([target])).items():
                 if row["description"] == name:
                     await self._delete(runner_id)
-            holder = await self.register(scope=scope, name=name, labels=labels)
+            # It takes no job anyway, so it may stand for untagged ones too.
+            holder = await self._create(scope, name, labels, run_untagged=True)
             self._holders[name] = holder.secret
             if not await self._verify(name, holder.secret):
                 raise ForgeUnavailable(f"{self._rest.name}: GitLab does not know the queue holder {name} it just made")
+
+    async def _create(self, scope: Scope, name: str, labels: Labels, *, run_untagged: bool) -> Registration:
+        target = await self._scopes.target(scope)
+        body: Row = {
+            "runner_type": target.runner_type,
+            f"{target.kind}_id": target.id,
+            "description": name,
+            "tag_list": self._jobs.spellings(labels),
+            "run_untagged": run_untagged,  # GitLab's default is true.
+            "locked": False,
+            "paused": False,
+        }
+        row = await self._rest.post("/user/runners", _CREATE, body)
+        token, identifier = row.get("token"), row.get("id")
+        if not isinstance(token, str) or not token or not isinstance(identifier, int):
+            raise ForgeOutcomeUnknown(f"{self._rest.name}: the answer to creating runner {name} has no id or no token")
+        runner_id = RunnerId(str(identifier))
+        self._labels[runner_id] = labels
+        return Registration(
+            ref=RunnerRef(scope=scope, runner_id=runner_id, name=name),
+            kind="gitlab",
+            secret=Secret(token),
+            parameters={"url": self._url},
+        )
 
     async def _pause(self, runner: RunnerRef) -> Row | None:
         """The runner as paused; None where it is gone."""
@@ -220,18 +235,6 @@ class RunnerDesk:
             self._holders.pop(name, None)
             return False
         return True
-
-
-def _creation(target: Target, *, name: str, tags: list[str]) -> dict[str, Any]:
-    return {
-        "runner_type": target.runner_type,
-        f"{target.kind}_id": target.id,
-        "description": name,
-        "tag_list": tags,
-        "run_untagged": not tags,  # GitLab's default is true.
-        "locked": False,
-        "paused": False,
-    }
 
 
 def _system_id(deployment: str, name: str) -> str:

@@ -125,6 +125,28 @@ async def test_project_that_shows_no_jobs_is_left_alone_for_a_while() -> None:
     assert sorted(asked) == ["closed", "open", "open", "open"]
 
 
+async def test_old_gitlab_shows_busy_runners_only_through_their_jobs() -> None:
+    runner = {"id": 7, "description": f"{PREFIX}7"}
+    job = {"id": 5, "name": "build", "status": "running", "pipeline": {"id": 2}, "runner": runner}
+
+    async def answer(request: web.Request) -> web.Response:
+        if request.path.endswith("/jobs"):
+            return web.json_response([job])
+        if request.path.endswith("/runners"):
+            return web.json_response([{**runner, "online": True}, {"id": 8, "description": f"{PREFIX}8"}])
+        return web.json_response({"id": 1, "path_with_namespace": "acme/api", "tag_list": ["linux"]})
+
+    async with scripted(answer) as (url, calls):
+        forge = forge_at(url, calls, scopes=(Scope("acme/api"),))
+        await forge.list_jobs([])
+        runners = await forge.list_runners()
+        assert [(runner.ref.runner_id, runner.is_online, runner.is_busy) for runner in runners] == [
+            ("7", True, True),
+            ("8", False, False),
+        ]
+        await forge.aclose()
+
+
 async def test_old_gitlab_needs_force_for_a_job_that_is_canceling() -> None:
     asked: list[str] = []
 
