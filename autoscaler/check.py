@@ -37,7 +37,7 @@ class CheckReport:
             return EXIT_CONFIG
         return EXIT_REFUSED if Verdict.REFUSED in verdicts else EXIT_DONE
 
-    def text(self) -> str:
+    def as_text(self) -> str:
         """For people: one line per finding, the remedy below it, a closing line."""
         lines = []
         for finding in self.findings:
@@ -52,7 +52,7 @@ class CheckReport:
         )
         return "\n".join(lines)
 
-    def document(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """For `--json`."""
         return {
             "file": str(self.source),
