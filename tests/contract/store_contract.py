@@ -8,8 +8,8 @@ from datetime import timedelta
 
 import pytest
 
-from autoscaler.model import InstanceId, InstanceState, Job, JobState, PoolControl, job_id
-from autoscaler.spi import ForgeName, PoolName
+from autoscaler.model import InstanceState, Job, JobState, PoolControl, job_id
+from autoscaler.spi import ForgeName, InstanceId, PoolName
 from autoscaler.store import Changes, Conflict, LeaseLost, Store, StoreError
 from tests.contract.store_builders import (
     HUB,

@@ -31,13 +31,15 @@ def _values(hint: Any) -> st.SearchStrategy[Any]:
         return st.none() | INSTANTS
     if hint is float:
         return st.floats(allow_nan=False)
-    parts = getattr(hint, "__args__", ())
+    parts: tuple[Any, ...] = getattr(hint, "__args__", ())
     if getattr(hint, "__origin__", None) is tuple and hasattr(parts[0], "__dataclass_fields__"):
         return st.lists(values_of(parts[0]), max_size=2).map(tuple)
     return st.from_type(hint)
 
 
-STORED = {kind: values_of(kind) for kind in (Job, Instance, InstanceMove, LedgerEntry, Webhook, Sample)}
+STORED: dict[type, st.SearchStrategy[Any]] = {
+    kind: values_of(kind) for kind in (Job, Instance, InstanceMove, LedgerEntry, Webhook, Sample)
+}
 
 
 @pytest.mark.parametrize("kind", STORED)
