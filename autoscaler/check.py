@@ -15,6 +15,7 @@ from autoscaler.calls import Calls
 from autoscaler.check_probes import Finding, Verdict, probe_host, probe_online
 from autoscaler.clock import SystemClock
 from autoscaler.config_types import Config, ConfigError, Problem
+from autoscaler.core import runner_prefix
 from autoscaler.plugins import make_forges, make_providers
 from autoscaler.spi import Forge, Provider, Surroundings
 
@@ -37,7 +38,7 @@ class CheckReport:
             return EXIT_CONFIG
         return EXIT_REFUSED if Verdict.REFUSED in verdicts else EXIT_DONE
 
-    def as_text(self) -> str:
+    def text(self) -> str:
         """For people: one line per finding, the remedy below it, a closing line."""
         lines = []
         for finding in self.findings:
@@ -52,7 +53,7 @@ class CheckReport:
         )
         return "\n".join(lines)
 
-    def as_json(self) -> dict[str, Any]:
+    def document(self) -> dict[str, Any]:
         """For `--json`."""
         return {
             "file": str(self.source),
@@ -84,7 +85,7 @@ async def check(path: Path, *, online: bool = False, environ: Mapping[str, str] 
 async def _check_adapters(config: Config, calls: Calls, *, online: bool) -> list[Finding]:
     surroundings = Surroundings(
         deployment=config.autoscaler.name,
-        runner_prefix=f"{config.autoscaler.name}-",
+        runner_prefix=runner_prefix(config.autoscaler.name),
         clock=SystemClock(),
         gates=calls,
     )

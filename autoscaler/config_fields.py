@@ -15,7 +15,7 @@ from autoscaler.config_types import Address
 from autoscaler.spi import Bounds, Labels, Secret, label_set
 
 DURATION = 'Write a number with a unit, as in "90s", "5m", "2h" or "30d"'
-NAME = 'Write a name of 1 to 40 lower-case letters, digits and inner dashes, as in "linux-large"'
+NAME = 'Write a name of 1 to 40 lower-case letters and digits with single dashes between, as in "linux-large"'
 BY_REFERENCE = 'Write { env = "VARIABLE" } or { file = "/run/secrets/x" }: a secret never stands in this file'
 YES_NO = "Write true or false"
 SHARE = "Write a number from 0 to 1"

@@ -17,7 +17,7 @@ _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(MiB|GiB|TiB)")
 _GIB = {"MiB": 1 / 1024, "GiB": 1, "TiB": 1024}
 _GLOB = re.compile(r"!?[\w.*?\[\]-]+(?:/[\w.*?\[\]-]+)+")
-_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?")
+_NAME = re.compile(r"(?=.{1,40}\Z)[a-z0-9]+(?:-[a-z0-9]+)*")
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _HOURS = re.compile(r"(\d{2}):(\d{2})-(\d{2}):(\d{2})")
 
@@ -132,7 +132,8 @@ def is_loopback(host: str) -> bool:
 
 
 def parse_name(value: object) -> str:
-    """A name that may stand in tags, runner names, metric labels and URLs."""
+    """A name that may stand in tags, runner names, metric labels and URLs. Never with "--", which ends the
+    deployment's part of a runner name."""
     text = text_of(value)
     if not _NAME.fullmatch(text):
         raise ValueError(f'"{text}" is not a name')

@@ -52,7 +52,7 @@ async def test_working_deployment_passes_and_nothing_is_made(document: dict[str,
     assert report.exit_code == 0
     assert verdicts(report)["autoscaler.store"] is Verdict.OK
     assert not (tmp_path / "autoscaler.db").exists()
-    assert "no errors" in report.as_text()
+    assert "no errors" in report.text()
 
 
 async def test_isolation_of_local_machines_is_told(document: dict[str, Any], tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ async def test_store_in_a_missing_folder_is_refused(document: dict[str, Any], tm
 
     assert report.exit_code == 3
     assert verdicts(report)["autoscaler.store"] is Verdict.REFUSED
-    assert "does not exist" in report.as_text()
+    assert "does not exist" in report.text()
 
 
 async def test_store_that_is_another_file_is_refused(document: dict[str, Any], tmp_path: Path) -> None:
@@ -162,8 +162,8 @@ async def test_json_report_holds_what_the_text_says(document: dict[str, Any], tm
 
     report = await checked(document, tmp_path)
 
-    shown = json.loads(json.dumps(report.as_json()))
+    shown = json.loads(json.dumps(report.document()))
     assert shown["exit_code"] == 2
     assert [one["key"] for one in shown["findings"]] == [one.key for one in report.findings]
-    assert all(one.message in report.as_text() and one.remedy in report.as_text() for one in report.findings)
-    assert not [secret for secret in ENVIRON.values() if secret in report.as_text()]
+    assert all(one.message in report.text() and one.remedy in report.text() for one in report.findings)
+    assert not [secret for secret in ENVIRON.values() if secret in report.text()]

@@ -121,6 +121,17 @@ def test_wrong_stores(url: str) -> None:
         values.parse_store(url)
 
 
+@pytest.mark.parametrize("name", ["a", "a-b", "a1-b2-c3", "x" * 40])
+def test_names(name: str) -> None:
+    assert values.parse_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["", "A", "a_b", "-a", "a-", "a--b", "x" * 41, "a\n", "é"])
+def test_wrong_names(name: str) -> None:
+    with pytest.raises(ValueError, match="is not a name"):
+        values.parse_name(name)
+
+
 def test_loopback_addresses_are_told_from_others() -> None:
     assert values.is_loopback("127.0.0.1")
     assert values.is_loopback("::1")
