@@ -12,12 +12,13 @@ from aiohttp import web
 
 from autoscaler.http.auth import COOKIE, SESSION_LIFETIME, Access, Verdict
 
-_TYPES = {
-    "style.css": "text/css",
-    "app.js": "text/javascript",
-    "plot.js": "text/javascript",
-    "icon.svg": "image/svg+xml",
-}
+_TYPES = {"style.css": "text/css", "app.js": "text/javascript", "plot.js": "text/javascript"}
+_ICON = (
+    b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16">'
+    b'<rect width="16" height="16" rx="3.5" fill="#0d6b5e"/>'
+    b'<path d="M3.5 11.5V9M6.5 11.5V6.5M9.5 11.5V8M12.5 11.5V4.5" stroke="#fff" stroke-width="1.7" '
+    b'stroke-linecap="round"/></svg>'
+)
 _MESSAGES = {Verdict.WRONG: "That token is not known here.", Verdict.LIMITED: "Too many tries. Wait a minute."}
 _LOGIN_LIMIT = 4096
 
@@ -29,6 +30,7 @@ class Pages:
         self._access = access
         folder = files("autoscaler.http") / "assets"
         self._assets = {name: (folder / name).read_bytes() for name in _TYPES}
+        self._assets["icon.svg"] = _ICON
         self._digest = hashlib.sha256(b"".join(self._assets.values())).hexdigest()[:16]
         self._index = self._page((folder / "index.html").read_text(encoding="utf-8"))
         self._login = self._page((folder / "login.html").read_text(encoding="utf-8"))
@@ -76,7 +78,7 @@ class Pages:
             raise web.HTTPNotFound(text="no such file")
         return web.Response(
             body=self._assets[name],
-            content_type=_TYPES[name],
+            content_type=_TYPES.get(name, "image/svg+xml"),
             charset="utf-8",
             headers={"Cache-Control": "public, max-age=31536000, immutable"},
         )

@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from jsonschema import Draft202012Validator
+from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from autoscaler.http.admin import EVENTS, make_admin_app
 from autoscaler.http.auth import FAILURE_WINDOW, FAILURES_PER_WINDOW, SESSION_LIFETIME
@@ -110,6 +111,17 @@ async def test_answers_are_what_the_openapi_document_says(admin: Admin, template
 def validate(document: Any, operation: Any, answer: Any, status: str = "200") -> None:
     schema = operation["responses"][status]["content"]["application/json"]["schema"]
     Draft202012Validator({**schema, "components": document["components"]}).validate(answer)
+
+
+async def test_the_openapi_document_is_valid_itself(admin: Admin) -> None:
+    _, document = await admin.get("/api/v1/openapi.json", **BEARER)
+    OpenAPIV31SpecValidator(document).validate()
+
+
+async def test_refusals_are_what_the_openapi_document_says(admin: Admin) -> None:
+    _, document = await admin.get("/api/v1/openapi.json", **BEARER)
+    status, answer = await admin.get("/api/v1/jobs/github:0815", **BEARER)
+    validate(document, document["paths"]["/api/v1/jobs/{job}"]["get"], answer, str(status))
 
 
 async def test_every_api_route_is_in_the_openapi_document_and_the_other_way_round(admin: Admin) -> None:

@@ -178,6 +178,8 @@ function show(next) {
   put($("deployment"), next.deployment);
   document.title = `${next.waiting_total ? `(${next.waiting_total}) ` : ""}${next.deployment} · autoscaler`;
   document.querySelector(".mark").className = `mark ${next.ready ? "well" : "unwell"}`;
+  put($("readiness"), next.ready ? "all well" : "not all well");
+  $("readiness").classList.toggle("hot", !next.ready);
   rows($("health"), next.conditions, (c) => c.name, () => {
     const card = el("div", "unwell-card");
     card.append(el("b"), el("span"), el("span", "remedy"));
@@ -211,7 +213,7 @@ function showTotals(next) {
   for (const pool of next.pools) for (const [name, n] of Object.entries(pool.instances)) tally[KIND[name] || "ending"] = (tally[KIND[name] || "ending"] || 0) + n;
   const words = { coming: "coming", standby: "ready", busy: "busy", leaving: "being reclaimed", ending: "ending" };
   put($("s-machines"), Object.keys(words).filter((k) => tally[k]).map((k) => `${tally[k]} ${words[k]}`).join(", "));
-  put($("s-unserved"), next.unserved_total ? "see below what is missing" : "");
+  put($("s-unserved"), next.unserved_total ? "no pool has their labels or repository" : "every job has a pool");
   put($("waiting-note"), next.waiting_total ? "furthest over its target first; the mark is the target" : "");
   tick();
 }
