@@ -1,0 +1,188 @@
+"""The agent's parts that need no machine: how it is packed, what it proves, how it talks HTTP, how it waits."""
+
+import ast
+import hashlib
+import hmac
+import io
+import json
+import socket
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from autoscaler.spi import BatchToken, ProviderName
+from runners.agent.client import Client, Unreachable
+from runners.agent.evidence import local_evidence
+from runners.agent.hooks import write_hooks
+from runners.agent.runner import github_command, gitlab_command
+from runners.agent.session import Backoff
+from runners.bootstrap import boot_document, build_agent
+
+
+@contextmanager
+def raw_server(answer: bytes) -> Iterator[tuple[str, list[bytes]]]:
+    """A server that takes one request and answers with these bytes, then closes."""
+    received: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                while not received or b"\r\n\r\n" not in received[0] or not received[0].rstrip().endswith(b"}"):
+                    part = connection.recv(65536)
+                    received[:] = [b"".join(received) + part]
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}", received
+        thread.join(5)
+
+
+def test_the_archive_is_repeatable_and_its_digest_is_that_of_its_bytes() -> None:
+    first = build_agent()
+    build_agent.cache_clear()
+    assert build_agent() == first
+    assert hashlib.sha256(first.data).hexdigest() == first.sha256
+
+
+def test_the_archive_runs_on_its_own_and_names_its_usage(tmp_path: Path) -> None:
+    (tmp_path / "agent.pyz").write_bytes(build_agent().data)
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", str(tmp_path / "agent.pyz"), "--nonsense", "x"], capture_output=True, check=False
+    )
+    assert done.returncode == 2
+    assert b"usage: agent --folder" in done.stderr
+
+
+def test_a_broken_boot_document_is_exit_code_2(tmp_path: Path) -> None:
+    (tmp_path / "agent.pyz").write_bytes(build_agent().data)
+    (tmp_path / "boot.json").write_text('{"daemon_url": "ftp://nowhere"}')
+    arguments = ["--folder", str(tmp_path), "--boot", str(tmp_path / "boot.json"), "--evidence", "unheard-of"]
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", str(tmp_path / "agent.pyz"), *arguments], capture_output=True, check=False
+    )
+    assert done.returncode == 2
+    assert b"cannot start" in done.stderr
+
+
+def test_the_sources_are_python_3_9_and_import_the_standard_library_and_each_other_only() -> None:
+    with zipfile.ZipFile(io.BytesIO(build_agent().data)) as archive:
+        for name in archive.namelist():
+            tree = ast.parse(archive.read(name), filename=name, feature_version=(3, 9))
+            for node in ast.walk(tree):
+                module = node.module if isinstance(node, ast.ImportFrom) else None
+                names = [module or ""] if isinstance(node, ast.ImportFrom) else []
+                names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                for imported in names:
+                    top = imported.partition(".")[0]
+                    assert top in sys.stdlib_module_names or imported.startswith("runners.agent"), (name, imported)
+
+
+def test_the_boot_document_holds_what_the_protocol_says() -> None:
+    text = boot_document(
+        daemon_url="http://127.0.0.1:8080",
+        provider=ProviderName("local"),
+        batch=BatchToken("b-1"),
+        boot_timeout=timedelta(minutes=10),
+        max_lifetime=timedelta(hours=6),
+        image={"github_runner": "/opt/actions-runner"},
+    )
+    document = json.loads(text)
+    assert document["version"] == 1
+    assert document["agent_sha256"] == build_agent().sha256
+    assert (document["boot_timeout_s"], document["max_lifetime_s"]) == (600.0, 21600.0)
+    assert document["image"] == {"github_runner": "/opt/actions-runner"}
+
+
+def test_local_evidence_is_an_hmac_over_machine_time_and_claim() -> None:
+    document = local_evidence("local-1", b"k" * 32, "ab" * 32, 1_700_000_000.9)
+    expected = hmac.new(b"k" * 32, f"local-1|1700000000|{'ab' * 32}".encode(), hashlib.sha256).hexdigest()
+    assert document == {"instance_id": "local-1", "time": "1700000000", "signature": expected}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 8\r\n\r\n{"a": 1}',
+        b'HTTP/1.0 200 OK\r\ncontent-type: application/json; charset=utf-8\r\n\r\n{"a": 1}',
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b'3\r\n{"a\r\n5;x=y\r\n": 1}\r\n0\r\n\r\n',
+    ],
+    ids=["length", "close", "chunked"],
+)
+def test_an_answer_is_read_however_its_end_is_told(answer: bytes) -> None:
+    with raw_server(answer) as (url, received):
+        assert Client(url).post("/x", {"b": 2}, bearer="k").body == {"a": 1}
+    head, _, body = received[0].partition(b"\r\n\r\n")
+    assert head.startswith(b"POST /x HTTP/1.1\r\n")
+    assert b"Authorization: Bearer k" in head
+    assert json.loads(body) == {"b": 2}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"SSH-2.0-OpenSSH\r\n\r\n",
+        b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 80\r\n\r\n{"a": 1}',
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n9\r\n{",
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n{not json",
+        b"HTTP/1.1 2x0 OK\r\n\r\n",
+    ],
+    ids=["nothing", "not-http", "short", "short-chunk", "not-json", "no-status"],
+)
+def test_garbage_is_unreachable_and_never_shows_the_key(answer: bytes) -> None:
+    with raw_server(answer) as (url, _), pytest.raises(Unreachable) as error:
+        Client(url).post("/x", {}, bearer="the-key")
+    assert "the-key" not in str(error.value)
+    assert error.value.__cause__ is None
+
+
+def test_retry_after_is_read() -> None:
+    with raw_server(b"HTTP/1.1 503 Busy\r\nRetry-After: 5\r\nContent-Length: 0\r\n\r\n") as (url, _):
+        answer = Client(url).post("/x", {})
+    assert (answer.status, answer.retry_after_s) == (503, 5.0)
+
+
+@pytest.mark.parametrize("url", ["ftp://x", "127.0.0.1:80", "", "http://"])
+def test_a_url_that_is_neither_http_nor_https_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="neither http nor https"):
+        Client(url)
+
+
+def test_waits_double_up_to_five_seconds_and_are_jittered() -> None:
+    backoff = Backoff()
+    waits = [backoff.next_s() for _ in range(12)]
+    assert 0.05 <= waits[0] <= 0.1
+    assert all(2.5 <= wait <= 5.0 for wait in waits[6:])
+    assert len(set(waits)) == len(waits)
+    backoff.reset()
+    assert backoff.next_s() <= 0.1
+
+
+def test_no_secret_is_in_an_argument() -> None:
+    hooks = {"job_started": "/h/s.sh", "job_completed": "/h/c.sh"}
+    github = github_command("/opt/runner", "s3cret", hooks, {"HOME": "/home/r"})
+    gitlab = gitlab_command("/usr/bin/gitlab-runner", "s3cret", {"url": "https://gitlab.test"}, {"HOME": "/home/r"})
+    assert github.argv == ["/opt/runner/run.sh"]
+    assert gitlab.argv[:2] == ["/usr/bin/gitlab-runner", "run-single"]
+    assert "s3cret" not in " ".join([*github.argv, *gitlab.argv])
+
+
+def test_a_hook_without_an_agent_does_no_harm(tmp_path: Path) -> None:
+    paths = write_hooks(str(tmp_path), {})
+    assert subprocess.run(["bash", "-e", paths["job_started"]], check=False).returncode == 0
+
+
+def test_the_images_own_hook_runs_after_ours_and_its_exit_code_counts(tmp_path: Path) -> None:
+    (tmp_path / "own.sh").write_text("exit 3\n")
+    paths = write_hooks(str(tmp_path), {"job_completed": str(tmp_path / "own.sh")})
+    assert subprocess.run(["bash", "-e", paths["job_completed"]], check=False).returncode == 3
