@@ -16,8 +16,52 @@ from autoscaler.calls import TokenBucket, WindowLimit
 from autoscaler.spi import Clock, RateBudget, RateLimited
 from runners.gitlab_errors import Refused, retry_after_s
 
-ASSUMED_PER_MINUTE = 2000.0
+ASSUMED_PER_MINUTE = 2000
 JOB_LISTS_PER_MINUTE = 600
+UNKNOWN_WAIT_S = 60.0
+
+
+class _Allowance:
+    """What one token may call: what GitLab told about it, else the assumed limit a minute."""
+
+    def __init__(self) -> None:
+        self._assumed = WindowLimit(limit=ASSUMED_PER_MINUTE, window_s=60.0)
+        self._told: TokenBucket | None = None
+        self._blocked_until = -math.inf
+
+    def shown(self, family: str, now: float) -> RateBudget:
+        """The allowance as a budget of this name."""
+        source = self._told or self._assumed
+        limit = self._told.capacity if self._told else self._assumed.limit
+        remaining = 0 if now < self._blocked_until else source.level(now)
+        return RateBudget(
+            family=family, limit=float(limit), remaining=float(remaining), refill_per_s=source.refill_per_s
+        )
+
+    def wait_s(self, now: float) -> float:
+        """Seconds until a call may be made; 0.0 if now."""
+        wait_s = max(0.0, self._blocked_until - now)
+        if self._told is not None:
+            wait_s = max(wait_s, self._told.wait_s(1, now))
+        return wait_s if math.isfinite(wait_s) else UNKNOWN_WAIT_S
+
+    def take(self, now: float) -> None:
+        """Account for one call."""
+        if self._told is None:
+            self._assumed.take(now)
+        else:
+            self._told.take(1, now)
+
+    def tell(self, *, limit: float, remaining: float, resets_in_s: float, now: float) -> None:
+        """Believe GitLab from now on."""
+        if self._told is None:
+            self._told = TokenBucket(capacity=limit, refill_per_s=limit / 60.0, now=now)
+        self._told.refill_per_s = limit / 60.0
+        self._told.observe(remaining=remaining, limit=limit, resets_in_s=resets_in_s, now=now)
+
+    def block(self, seconds: float, now: float) -> None:
+        """Give nothing before `now + seconds`."""
+        self._blocked_until = max(self._blocked_until, now + seconds)
 
 
 class Budgets:
@@ -25,41 +69,36 @@ class Budgets:
 
     def __init__(self, clock: Clock, *, has_runner_token: bool) -> None:
         self._clock = clock
-        self._core = self._assumed()
-        self._registration = self._assumed() if has_runner_token else self._core
+        self._core = _Allowance()
+        self._registration = _Allowance() if has_runner_token else self._core
         self._job_lists = WindowLimit(limit=JOB_LISTS_PER_MINUTE, window_s=60.0)
-        self._learned: set[int] = set()
 
     def spend(self, family: str, *, uses_runner_token: bool) -> None:
         """Account for one call before it is made. Raises RateLimited when the limit is known to be used up."""
         now = self._clock.monotonic()
-        bucket = self._bucket(uses_runner_token)
-        if bucket.wait_s(0, now) > 0 or (id(bucket) in self._learned and bucket.wait_s(1, now) > 0):
-            wait_s = max(bucket.wait_s(0, now), bucket.wait_s(1, now))
-            raise RateLimited(
-                f"the {family} budget is used up, again in {wait_s:.0f} s",
-                retry_after_s=wait_s if math.isfinite(wait_s) else 60.0,
-                family=family,
-            )
-        if family == "jobs" and not self._job_lists.take(now):
-            wait_s = self._job_lists.wait_s(now)
-            raise RateLimited(
-                f"the job list budget is used up, again in {wait_s:.0f} s", retry_after_s=wait_s, family=family
-            )
-        bucket.take(min(1.0, bucket.level(now)), now)
+        allowance = self._allowance(uses_runner_token)
+        wait_s = allowance.wait_s(now)
+        if family == "jobs":
+            wait_s = max(wait_s, self._job_lists.wait_s(now))
+        if wait_s > 0:
+            text = f"the budget {family} is used up, again in {wait_s:.0f} s"
+            raise RateLimited(text, retry_after_s=wait_s, family=family)
+        allowance.take(now)
+        if family == "jobs":
+            self._job_lists.take(now)
 
     def learn(self, headers: dict[str, str], *, uses_runner_token: bool) -> None:
         """Take over RateLimit-Limit, -Remaining and -Reset (Unix seconds) where an answer carries all three."""
         numbers = [headers.get(f"ratelimit-{name}", "") for name in ("limit", "remaining", "reset")]
-        if not all(number.isdigit() for number in numbers):
+        if not all(number.isascii() and number.isdigit() for number in numbers):
             return
         limit, remaining, reset = (float(number) for number in numbers)
-        now = self._clock.monotonic()
-        bucket = self._bucket(uses_runner_token)
-        resets_in_s = max(0.0, reset - self._clock.now().timestamp())
-        self._learned.add(id(bucket))
-        bucket.refill_per_s = limit / 60.0
-        bucket.observe(remaining=remaining, limit=limit, resets_in_s=resets_in_s, now=now)
+        self._allowance(uses_runner_token).tell(
+            limit=limit,
+            remaining=remaining,
+            resets_in_s=max(0.0, reset - self._clock.now().timestamp()),
+            now=self._clock.monotonic(),
+        )
 
     def block(self, refused: Refused, family: str, *, uses_runner_token: bool) -> None:
         """A 429 came: give nothing before its wait is over. Without RateLimit headers it is the family's own limit."""
@@ -68,38 +107,24 @@ class Budgets:
         if family == "jobs" and "ratelimit-limit" not in refused.headers:
             self._job_lists.block(wait_s, now)
         else:
-            self._bucket(uses_runner_token).block(wait_s, now)
+            self._allowance(uses_runner_token).block(wait_s, now)
 
     def job_lists_left(self) -> int:
         """How many project job lists may be asked now, keeping a fifth of the core budget for other calls."""
         now = self._clock.monotonic()
-        spare = self._core.level(now) - 0.2 * self._core.capacity
-        return max(0, min(self._job_lists.level(now), int(spare)))
+        core = self._core.shown("core", now)
+        return max(0, min(self._job_lists.level(now), int(core.remaining - 0.2 * core.limit)))
 
     def snapshot(self) -> tuple[RateBudget, ...]:
         """All families now."""
         now = self._clock.monotonic()
-        return (
-            _shown("core", self._core, now),
-            RateBudget(
-                family="jobs",
-                limit=float(self._job_lists.limit),
-                remaining=float(self._job_lists.level(now)),
-                refill_per_s=self._job_lists.refill_per_s,
-            ),
-            _shown("registration", self._registration, now),
+        job_lists = RateBudget(
+            family="jobs",
+            limit=float(self._job_lists.limit),
+            remaining=float(self._job_lists.level(now)),
+            refill_per_s=self._job_lists.refill_per_s,
         )
+        return self._core.shown("core", now), job_lists, self._registration.shown("registration", now)
 
-    def _bucket(self, uses_runner_token: bool) -> TokenBucket:
+    def _allowance(self, uses_runner_token: bool) -> _Allowance:
         return self._registration if uses_runner_token else self._core
-
-    def _assumed(self) -> TokenBucket:
-        return TokenBucket(
-            capacity=ASSUMED_PER_MINUTE, refill_per_s=ASSUMED_PER_MINUTE / 60.0, now=self._clock.monotonic()
-        )
-
-
-def _shown(family: str, bucket: TokenBucket, now: float) -> RateBudget:
-    return RateBudget(
-        family=family, limit=bucket.capacity, remaining=bucket.level(now), refill_per_s=bucket.refill_per_s
-    )

@@ -84,10 +84,10 @@ def translate(refused: Refused, operation: Operation, *, forge: str, now_s: floa
 def retry_after_s(headers: dict[str, str], now_s: float) -> float:
     """How long a 429 asks to wait: Retry-After, else the window's reset, else a minute."""
     after = headers.get("retry-after", "")
-    if after.isdigit():
+    if after.isdecimal():
         return float(after)
     reset = headers.get("ratelimit-reset", "")
-    if reset.isdigit():
+    if reset.isdecimal():
         return max(1.0, float(reset) - now_s)
     for date in (after, headers.get("ratelimit-resettime", "")):
         try:

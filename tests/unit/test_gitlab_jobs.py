@@ -167,6 +167,7 @@ def test_limit_of_an_endpoint_does_not_block_the_rest() -> None:
         ({"ratelimit-resettime": "Fri, 01 May 2026 12:00:20 GMT"}, 20),
         ({}, 60),
         ({"retry-after": "soon"}, 60),
+        ({"retry-after": "²"}, 60),
     ],
 )
 def test_wait_is_read_from_what_there_is(given_headers: dict[str, str], wait_s: float) -> None:
