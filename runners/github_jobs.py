@@ -67,6 +67,7 @@ class _Account:
     repositories: tuple[_Repository, ...] = ()
     listed_at: float | None = None
     page_count: int = 1
+    searched_at: float = -math.inf
     cursor: int = 0
 
 
@@ -161,7 +162,11 @@ class JobPoller:
     async def _found_in(self, scope: Scope, wanted: frozenset[str]) -> tuple[list[str], list[str]]:
         """Repos of an organisation that changed lately, and this poll's share of the sweep over the others."""
         account = self._accounts[scope]
+        now = self._clock.monotonic()
+        if now - account.searched_at < self._poll_s / 2:
+            return [], []  # An extra call for a repo in a hurry, between two polls.
         await self._refresh(scope, account)
+        account.searched_at = now
         since = self._clock.now() - _RECENT
         recent = [
             repo.name for repo in account.repositories if repo.changed_at is not None and repo.changed_at >= since

@@ -58,6 +58,19 @@ class HookReceiver:
         return web.Response(status=self.status)
 
 
+class MovableClock(SystemClock):
+    """The real clock, ahead by what a test says."""
+
+    def __init__(self) -> None:
+        self.ahead = timedelta()
+
+    def now(self) -> datetime:
+        return super().now() + self.ahead
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self.ahead.total_seconds()
+
+
 class GitHubDriver:
     """Plays people and machines in the sandbox's GitHub world."""
 
@@ -71,6 +84,7 @@ class GitHubDriver:
     def __init__(self, face: GitHubFace, receiver: HookReceiver, calls: Calls, api_url: str, key: str) -> None:
         self.face = face
         self.receiver = receiver
+        self.clock = MovableClock()
         self._calls = calls
         self.api_url = api_url
         self._key = key
@@ -92,7 +106,7 @@ class GitHubDriver:
                 poll=timedelta(seconds=poll_s),
                 options=options,
             ),
-            Surroundings(deployment="test", runner_prefix=self.prefix, clock=SystemClock(), gates=self._calls),
+            Surroundings(deployment="test", runner_prefix=self.prefix, clock=self.clock, gates=self._calls),
         )
 
     async def submit(self, repo: str, *, jobs: Sequence[str] = ("build",), labels: Labels = LABELS) -> str:

@@ -1,6 +1,7 @@
 """The GitHub adapter against the sandbox's GitHub: the contract of every forge, and its listings."""
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
 
 import pytest
 
@@ -40,6 +41,7 @@ async def test_unchanged_listing_costs_no_primary_budget(driver: GitHubDriver) -
     await driver.submit(driver.repo, jobs=("a", "b"))
     first = await driver.forge.list_jobs({driver.repo})
     before = core_budget(driver.forge)
+    driver.clock.ahead += timedelta(seconds=60)
 
     again = await driver.forge.list_jobs({driver.repo})
 
@@ -121,19 +123,33 @@ async def test_quiet_repos_are_swept_within_the_budget() -> None:
     async with sandbox(limits=Limits(primary_per_hour=600)) as driver:
         for number in range(60):
             driver.face.world.add_repo(f"acme/sleeping-{number:02}")
-        forge = driver.make_forge(poll_s=60)
+        forge = driver.make_forge(token=TOKEN, poll_s=60)
         await driver.submit("acme/sleeping-47")
 
         for poll in range(1, 80):  # noqa: B007 - the number of polls it took is asserted on
             listing = await forge.list_jobs(())
             if listing.jobs:
                 break
+            driver.clock.ahead += timedelta(seconds=60)
         remaining = core_budget(forge)
         await forge.aclose()
 
         assert [job.repo for job in listing.jobs] == ["acme/sleeping-47"]
         assert poll > 1
         assert remaining > 60
+
+
+async def test_call_for_one_repo_between_polls_searches_no_others(driver: GitHubDriver) -> None:
+    first = await driver.forge.list_jobs({driver.repo})
+    await driver.submit("acme/quiet")
+    between = await driver.forge.list_jobs({driver.repo})
+    driver.clock.ahead += timedelta(seconds=60)
+    later = await driver.forge.list_jobs({driver.repo})
+
+    assert first.repos == {"acme/web", "acme/api", "acme/quiet"}
+    assert between.repos == {driver.repo}
+    assert between.jobs == ()
+    assert [job.repo for job in later.jobs] == ["acme/quiet"]
 
 
 async def test_listings_leave_a_reserve_for_registrations() -> None:
