@@ -100,7 +100,11 @@ async def _serve(path: Path, config: Config, store: Store, stop: asyncio.Event) 
     clock, calls = SystemClock(), Calls()
     section = config.autoscaler
     surroundings = Surroundings(
-        deployment=section.name, runner_prefix=runner_prefix(section.name), clock=clock, gates=calls
+        deployment=section.name,
+        runner_prefix=runner_prefix(section.name),
+        clock=clock,
+        gates=calls,
+        agent=build_agent().data,
     )
     forges = make_forges(config, surroundings)
     providers = make_providers(config, surroundings)

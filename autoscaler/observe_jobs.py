@@ -253,7 +253,7 @@ class JobObserver:
             )
             if job.pool is not None and job.started_at is not None:
                 wait_s = max(0.0, (job.started_at - job.queued_at).total_seconds())
-                self._metrics.job_wait_seconds.labels(pool=job.pool).observe(wait_s)
+                self._metrics.job_wait_seconds.observe(wait_s)
         elif job.state is JobState.RUNNING and machine is not None and job.instance is None:
             job = self._rows.amend_job(job, runner_name=seen.runner_name, instance=machine.id)
         if machine is not None:

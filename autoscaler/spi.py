@@ -652,12 +652,14 @@ class Gates(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
-    """What the core lends an adapter. `runner_prefix` starts every runner name of this deployment."""
+    """What the core lends an adapter. `runner_prefix` starts every runner name of this deployment; `agent` is the
+    agent as one file, for providers that put it on a machine themselves."""
 
     deployment: str
     runner_prefix: str
     clock: Clock
     gates: Gates
+    agent: bytes = b""
 
 
 class SettingsError(ValueError):
