@@ -10,14 +10,17 @@ from datetime import datetime, timedelta
 from typing import TypeVar
 from urllib.parse import urlsplit
 
+import structlog
 from pydantic import TypeAdapter, ValidationError
 
-from autoscaler.spi import Clock, ForgeName, Recovery, Scope
+from autoscaler.spi import Clock, ForgeName, ForgeUnauthorized, Recovery, Scope
 from runners.github_auth import Auth
 from runners.github_errors import Answer, Purpose, refusal, unanswered
 from runners.github_payloads import DeliveryPayload, HookPayload
 from runners.github_rest import Rest
 from runners.github_settings import Options
+
+_log = structlog.get_logger(__name__)
 
 # How long github.com can redeliver; GHES can for 7 days.
 _WINDOW = timedelta(days=3)
@@ -58,9 +61,25 @@ class Deliveries:
         self._hooks: tuple[_Hook, ...] = ()
         self._hooks_listed_at = float("-inf")
         self._asked: dict[str, int] = {}
+        self._is_warned = False
 
     async def recover(self, since: datetime) -> Recovery:
-        """Redeliver what failed since then and was not delivered by a later attempt."""
+        """Redeliver what failed since then and was not delivered by a later attempt.
+
+        Without the permission to read deliveries nothing is recovered and nothing claimed; polling still finds every
+        job, so that is a warning and no fault of the forge.
+        """
+        try:
+            recovery = await self._recover(since)
+        except ForgeUnauthorized as error:
+            if not self._is_warned:
+                _log.warning("github_deliveries_not_readable", forge=self._forge, error=str(error))
+            self._is_warned = True
+            return Recovery(failed=0, redelivered=0, complete_until=since)
+        self._is_warned = False
+        return recovery
+
+    async def _recover(self, since: datetime) -> Recovery:
         now = self._clock.now()
         since = max(since, now - _WINDOW)
         failed, redelivered, complete_until = 0, 0, now

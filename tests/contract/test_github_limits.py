@@ -197,6 +197,16 @@ async def test_failed_deliveries_are_sent_again_with_their_ids(driver: GitHubDri
     assert (later.failed, later.redelivered) == (0, 0)
 
 
+async def test_unreadable_deliveries_are_not_claimed_to_be_complete(driver: GitHubDriver) -> None:
+    forge = driver.make_forge(scopes=["nowhere"], token=TOKEN)
+    since = datetime.now(UTC) - timedelta(minutes=1)
+
+    recovery = await forge.recover_deliveries(since)
+    await forge.aclose()
+
+    assert (recovery.failed, recovery.redelivered, recovery.complete_until) == (0, 0, since)
+
+
 async def test_delivery_that_fails_for_ever_is_given_up(driver: GitHubDriver) -> None:
     since = datetime.now(UTC) - timedelta(minutes=1)
     driver.receiver.status = 500
