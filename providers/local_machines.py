@@ -101,9 +101,13 @@ class Machines:
         if provider_id.startswith(".") or "/" in provider_id:
             return None
         meta = _read_json(folder / "meta.json")
-        if meta is None or meta.get("provider") != self._provider:
+        if meta == {} and _is_alive(folder):
+            raise OSError(f"{provider_id}: meta.json is unreadable and its supervisor lives")
+        if not meta or meta.get("provider") != self._provider:
             return None
-        end = _read_json(folder / "end.json") or self._settle(folder, meta)
+        end = _read_json(folder / "end.json")
+        if end is None:
+            end = self._settle(folder, meta)
         if end is not None:
             state = MachineState.TERMINATED
         elif (folder / "terminate").exists():
@@ -115,7 +119,7 @@ class Machines:
         return Machine(
             instance=_instance(provider_id, meta, state, end),
             folder=folder,
-            ended_at=float(end["at"]) if end else None,
+            ended_at=None if end is None else float(end.get("at", 0.0)),
             has_started=(folder / "supervisor.json").exists(),
         )
 
@@ -144,7 +148,7 @@ class Machines:
             asked_s = time.time() - (folder / "terminate").stat().st_mtime
         except FileNotFoundError:
             return
-        if supervisor is None or asked_s < _TERMINATE_GRACE_S:
+        if not supervisor or asked_s < _TERMINATE_GRACE_S:
             return
         pid = int(supervisor["pid"])
         for member in (pid, *descendants(pid)) if start_ticks(pid) == supervisor["start_ticks"] else ():
@@ -253,7 +257,7 @@ def _start_supervisor(folder: Path, key: str) -> subprocess.Popen[bytes]:
 def _signal_supervisor(folder: Path, number: int) -> None:
     """Wake the supervisor; one that is not there yet reads the folder when it starts."""
     supervisor = _read_json(folder / "supervisor.json")
-    if supervisor is None:
+    if not supervisor:
         return
     try:
         process = os.pidfd_open(int(supervisor["pid"]))
@@ -288,16 +292,31 @@ def _instance(
         price_usd_hour=float(meta["price_usd_hour"]),
         launched_at=datetime.fromtimestamp(0, UTC) + timedelta(seconds=float(meta["launched_at"])),
         address="127.0.0.1",
-        end_detail=str(end["detail"]) if end else "",
+        end_detail="" if end is None else str(end.get("detail", "unreadable")),
     )
 
 
+def _is_alive(folder: Path) -> bool:
+    """Whether a supervisor holds the folder's lock."""
+    try:
+        with (folder / "alive").open() as alive:
+            fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 def _read_json(path: Path) -> Mapping[str, Any] | None:
+    """None: no such file; empty: not readable as JSON (a host that lost power may leave an empty file)."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return content if isinstance(content, dict) else None
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -1,5 +1,7 @@
 """The local provider passes the contract on every rung of its isolation; and what only it promises."""
 
+import os
+import signal
 import stat
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -9,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from autoscaler.spi import MachineState, ProviderId, SettingsError, Shape
+from autoscaler.spi import MachineState, ProviderError, ProviderId, SettingsError, Shape
 from providers.local_isolation import RUNGS
 from tests.contract.provider_contract import CLAIM, ProviderContract, find, launch, refuses
-from tests.local_site import LocalSite, local_site
+from tests.local_site import LocalSite, local_site, processes_with
 from tests.polling import until
 
 
@@ -83,6 +85,18 @@ async def test_the_master_key_is_readable_by_its_owner_alone_and_lasts(site: Loc
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert len(before) == 32
     assert path.read_bytes() == before
+
+
+async def test_an_unreadable_machine_fails_the_listing_while_it_lives_and_is_left_out_after(site: LocalSite) -> None:
+    (machine,) = await launch(site, "b-1", count=1)
+    await until(lambda: find(site.provider, machine.provider_id, {MachineState.RUNNING}))
+    (site.folder(machine.provider_id) / "meta.json").write_text("")
+    with pytest.raises(ProviderError):
+        await site.provider.list_instances()
+    for pid in site.supervisors():
+        os.kill(pid, signal.SIGKILL)
+    await until(lambda: not processes_with(machine.provider_id))
+    assert await site.provider.list_instances() == []
 
 
 async def test_ended_machines_are_listed_for_a_while_then_their_folder_goes(tmp_path: Path) -> None:

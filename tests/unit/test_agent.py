@@ -1,21 +1,29 @@
 """The agent's parts that need no machine: how it is packed, what it proves, how it talks HTTP, how it waits."""
 
 import ast
+import asyncio
 import hashlib
 import hmac
 import io
 import json
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
+from aiohttp import web
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from autoscaler.spi import BatchToken, ProviderName
 from runners.agent.client import Client, Unreachable
@@ -144,6 +152,49 @@ def test_garbage_is_unreachable_and_never_shows_the_key(answer: bytes) -> None:
         Client(url).post("/x", {}, bearer="the-key")
     assert "the-key" not in str(error.value)
     assert error.value.__cause__ is None
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 and its key."""
+    folder = tmp_path_factory.mktemp("tls")
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "autoscaler test")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    plain = serialization.NoEncryption()
+    pem = serialization.Encoding.PEM
+    (folder / "key.pem").write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+    (folder / "cert.pem").write_bytes(certificate.public_bytes(pem))
+    return folder / "cert.pem", folder / "key.pem"
+
+
+async def test_over_tls_only_the_given_authority_is_trusted(authority: tuple[Path, Path]) -> None:
+    async def hello(_: web.Request) -> web.Response:
+        return web.json_response({"instance": "i-1"})
+
+    app = web.Application()
+    app.router.add_post("/agent/v1/hello", hello)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(*authority)
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
+    url = f"https://127.0.0.1:{runner.addresses[0][1]}"
+    trusting, wary = Client(url, authority[0].read_text()), Client(url)
+    try:
+        assert (await asyncio.to_thread(trusting.post, "/agent/v1/hello", {})).body == {"instance": "i-1"}
+        with pytest.raises(Unreachable, match="CERTIFICATE_VERIFY_FAILED"):
+            await asyncio.to_thread(wary.post, "/agent/v1/hello", {})
+    finally:
+        await runner.cleanup()
 
 
 def test_retry_after_is_read() -> None:
