@@ -20,6 +20,7 @@ JOBS_SHOWN = 50
 UNSERVED_SHOWN = 20
 MACHINES_SHOWN = 400
 HAPPENINGS_SHOWN = 60
+SHORTEST_INTERVAL_S = 0.5
 STALE_AFTER = timedelta(seconds=4)
 MOVES_READ = 12
 """Machines whose history is read per refresh; in a burst the older ones are left to their own pages."""
@@ -34,6 +35,7 @@ class LiveState:
         self._lock = asyncio.Lock()
         self._number = -1
         self._built_at: datetime | None = None
+        self._next_at = 0.0
         self._text = b""
 
     def has_waiting(self) -> bool:
@@ -41,14 +43,22 @@ class LiveState:
         return any(job.state is not JobState.RUNNING for job in self._view.snapshot().jobs.values())
 
     async def current(self, number: int) -> bytes:
-        """The state as of change `number` or later, a few seconds old at most, as one line of JSON."""
+        """The state as of change `number` or later, a few seconds old at most, as one line of JSON.
+
+        Waits while the last one is too young: at most two a second are built, whatever the number of streams, and
+        building takes a twentieth of the loop's time at most.
+        """
+        loop = asyncio.get_running_loop()
         async with self._lock:
             is_stale = self._view.now() - self._built_at >= STALE_AFTER if self._built_at else True
             if is_stale or number > self._number:
+                await asyncio.sleep(self._next_at - loop.time())
+                started = loop.time()
                 document = state_document(self._view)
+                self._next_at = started + max(SHORTEST_INTERVAL_S, 20 * (loop.time() - started))
                 document["happenings"] = await self._happenings.newest()
                 self._text = json.dumps(document, separators=(",", ":")).encode()
-                self._number, self._built_at = number, self._view.now()
+                self._number, self._built_at = max(number, self._number), self._view.now()
             return self._text
 
 

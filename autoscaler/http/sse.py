@@ -6,6 +6,7 @@ All streams end at once when the application shuts down.
 
 import asyncio
 from collections.abc import Awaitable
+from typing import TypeVar
 
 from aiohttp import web
 
@@ -13,11 +14,11 @@ from autoscaler.http.live import LiveState
 from autoscaler.http.view import DaemonView
 
 MAX_STREAMS = 64
-SHORTEST_INTERVAL_S = 0.5
 KEEP_ALIVE_S = 5.0
 """Also how often the state is sent anew while jobs wait, since the sentences about them speak of passing time."""
 LIFETIME_S = 600.0
 WRITE_TIMEOUT_S = 10.0
+Awaited = TypeVar("Awaited")
 
 
 class Events:
@@ -63,21 +64,22 @@ class Events:
                 else:
                     seen = seen if changed is None else changed
                     await self._send_state(response, seen)
-                await self._unless_closing(asyncio.sleep(SHORTEST_INTERVAL_S), KEEP_ALIVE_S)
         except (TimeoutError, ConnectionError):
             pass
         return response
 
     async def _send_state(self, response: web.StreamResponse, number: int) -> None:
-        await self._write(response, b"event: state\ndata: " + await self._state.current(number) + b"\n\n")
+        state = await self._unless_closing(self._state.current(number), WRITE_TIMEOUT_S)
+        if state is not None:
+            await self._write(response, b"event: state\ndata: " + state + b"\n\n")
 
     async def _write(self, response: web.StreamResponse, text: bytes) -> None:
         """A reader that does not read loses its stream."""
         async with asyncio.timeout(WRITE_TIMEOUT_S):
             await response.write(text)
 
-    async def _unless_closing(self, wait: Awaitable[int | None], timeout_s: float) -> int | None:
-        """The awaited number, or None after `timeout_s` or when the application closes, whatever comes first."""
+    async def _unless_closing(self, wait: Awaitable[Awaited], timeout_s: float) -> Awaited | None:
+        """The awaited value, or None after `timeout_s` or when the application closes, whatever comes first."""
         waiting = asyncio.ensure_future(wait)
         closing = asyncio.ensure_future(self._closing.wait())
         try:

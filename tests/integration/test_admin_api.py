@@ -16,6 +16,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from autoscaler.http.admin import EVENTS, make_admin_app
 from autoscaler.http.auth import FAILURE_WINDOW, FAILURES_PER_WINDOW, SESSION_LIFETIME
+from autoscaler.http.live import SHORTEST_INTERVAL_S, LiveState
 from autoscaler.metrics import Metrics
 from autoscaler.model import Job, JobState, PoolControl
 from autoscaler.spi import PoolName, Secret
@@ -363,6 +364,15 @@ async def test_the_number_of_streams_is_bounded(loopback: Admin, monkeypatch: py
     async with loopback.client.get(loopback.url + "/events") as stream:
         await next_state(stream)
         assert (await loopback.get("/events"))[0] == 503
+
+
+async def test_many_readers_share_at_most_two_states_a_second() -> None:
+    view = await busy_view()
+    state = LiveState(view)
+    started = asyncio.get_running_loop().time()
+    texts = [text for number in (1, 2, 3) for text in await asyncio.gather(*(state.current(number) for _ in range(20)))]
+    assert len({id(text) for text in texts}) == 3
+    assert asyncio.get_running_loop().time() - started >= 2 * SHORTEST_INTERVAL_S
 
 
 async def test_a_thousand_live_jobs_make_a_bounded_state() -> None:

@@ -159,9 +159,15 @@ function fillHappening(item, line) {
   put(item.querySelector("b"), machine ? "" : `${line.what} `);
   const go = item.querySelector(".go");
   put(go, line.subject);
+  go.disabled = !machine && !leadsSomewhere(line);
   put(item.querySelector(".became"), machine ? ` is ${line.what}` : "");
   const because = [line.text, line.outcome && line.outcome !== "ok" ? `→ ${line.outcome}` : ""].filter(Boolean).join(" ");
   put(item.querySelector(".because"), because ? ` · ${because}` : "");
+}
+
+// Jobs ("forge:id") and machines have a page of their own; pools, offerings and listings do not.
+function leadsSomewhere(line) {
+  return line.subject !== "" && line.subject !== line.pool && (line.subject.includes(":") || !line.subject.includes("/"));
 }
 
 function makeHappening(line) {
