@@ -43,7 +43,7 @@ from autoscaler.spi import (
     Surroundings,
 )
 from providers.local_isolation import SEARCH_PATH, Isolation, probe
-from providers.local_machines import Machine, Machines, Plan
+from providers.local_machines import ID_PREFIX, Machine, Machines, Plan
 from providers.local_options import LocalOptions, parse
 from runners.bootstrap import build_agent
 
@@ -188,7 +188,7 @@ class LocalProvider:
         return LaunchResult(instances=tuple(m.instance for m in living), refusals=tuple(refusals))
 
     def _commit(self, batch: LaunchBatch, offering: Offering, document: Mapping[str, Any], *, index: int) -> Machine:
-        provider_id = ProviderId(f"local-{os.urandom(8).hex()}")
+        provider_id = ProviderId(f"{ID_PREFIX}{os.urandom(8).hex()}")
         command = self._isolation.command(
             machine=self._machines.root / provider_id / "machine",
             provider_id=provider_id,

@@ -35,6 +35,7 @@ from providers.local_isolation import SEARCH_PATH
 from providers.local_supervisor import descendants, start_ticks
 
 _SUPERVISOR = Path(__file__).with_name("local_supervisor.py")
+ID_PREFIX = "local-"
 _START_GRACE_S = 20.0
 _TERMINATE_GRACE_S = 20.0
 _DRAFT_AGE_S = 60.0
@@ -68,6 +69,7 @@ class Machines:
     def __init__(self, root: Path, provider: ProviderName) -> None:
         self.root = root
         self._provider = provider
+        self._ended: dict[ProviderId, Machine] = {}
         root.mkdir(mode=0o711, parents=True, exist_ok=True)
 
     @contextlib.contextmanager
@@ -93,12 +95,17 @@ class Machines:
 
     def read_all(self) -> list[Machine]:
         """Every machine, ended ones included until they are cleaned up. Raises OSError rather than leave one out."""
-        found = (self.read(ProviderId(entry.name)) for entry in sorted(self.root.iterdir()) if entry.is_dir())
-        return [machine for machine in found if machine is not None]
+        names = sorted(ProviderId(name) for name in os.listdir(self.root) if name.startswith(ID_PREFIX))  # noqa: PTH208
+        known = self._ended
+        found = [known.get(name) or self.read(name) for name in names]
+        machines = [machine for machine in found if machine is not None]
+        # An ended machine never changes again: most of a listing need not be read again.
+        self._ended = {m.instance.provider_id: m for m in machines if m.ended_at is not None}
+        return machines
 
     def read(self, provider_id: ProviderId) -> Machine | None:
         folder = self.root / provider_id
-        if provider_id.startswith(".") or "/" in provider_id:
+        if not provider_id.startswith(ID_PREFIX) or "/" in provider_id:
             return None
         meta = _read_json(folder / "meta.json")
         if meta == {} and _is_alive(folder):

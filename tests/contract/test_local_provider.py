@@ -69,13 +69,13 @@ async def test_two_providers_of_one_deployment_keep_apart(site: LocalSite) -> No
 
 async def test_foreign_folders_are_never_touched(site: LocalSite) -> None:
     root = site.state_dir / "ours"
-    (root / "somebody" / "machine").mkdir(parents=True)
-    (root / "somebody" / "meta.json").write_text('{"provider": "else"}')
+    (root / "local-somebody" / "machine").mkdir(parents=True)
+    (root / "local-somebody" / "meta.json").write_text('{"provider": "else"}')
     (root / "notes").write_text("mine")
-    await site.provider.terminate([ProviderId("somebody")])
+    await site.provider.terminate([ProviderId("local-somebody")])
     assert await site.provider.list_instances() == []
-    assert (root / "somebody" / "machine").is_dir()
-    assert not (root / "somebody" / "terminate").exists()
+    assert (root / "local-somebody" / "machine").is_dir()
+    assert not (root / "local-somebody" / "terminate").exists()
 
 
 async def test_the_master_key_is_readable_by_its_owner_alone_and_lasts(site: LocalSite) -> None:
