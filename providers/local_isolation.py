@@ -68,7 +68,10 @@ class Isolation:
             argv += ["setpriv", "--pdeathsig", "KILL", "unshare", *([] if _is_root() else ["--user", "-c"])]
             argv += ["--pid", "--fork", "--kill-child", "--mount-proc", "--ipc", "--uts", "--"]
         if self.drops_root:
-            argv += ["setpriv", "--reuid", str(uid), "--regid", str(uid), "--clear-groups", "--no-new-privs", "--"]
+            argv += ["setpriv", "--reuid", str(uid), "--regid", str(uid), "--clear-groups", "--no-new-privs"]
+            argv += ["--pdeathsig", "KILL", "--"]  # asked for again: a change of user clears it
+        elif self.rung == "process":
+            argv += ["setpriv", "--pdeathsig", "KILL", "--"]
         argv += [self.python, "-I", "-S", *(part.replace("{folder}", folder) for part in program)]
         return TreeCommand(prepare=tuple(prepare), argv=tuple(argv), folder=folder, tmp=tmp, image=seen)
 

@@ -3,7 +3,6 @@
 import hashlib
 import hmac
 import os
-import signal
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -18,15 +17,16 @@ from autoscaler.spi import (
     LaunchBatch,
     Offering,
     PoolName,
+    ProviderError,
     ProviderId,
     ProviderName,
     ProviderSettings,
     Surroundings,
 )
 from providers.local import LocalProvider, create
-from providers.local_supervisor import descendants
 from runners.agent.evidence import local_evidence
 from runners.bootstrap import boot_document
+from tests.polling import until
 
 IDLE_RUNNER = "#!/bin/bash\nwhile true; do sleep 1; done\n"
 
@@ -40,6 +40,7 @@ class LocalSite:
         self.state_dir = folder / "state"
         self.daemon_url = daemon_url
         self._calls = Calls()
+        self._made: list[LocalProvider] = []
         self._options = {"slots": self.slots, "notice_s": 0, **options}
         self._runner = folder / "actions-runner"
         (self._runner / "bin").mkdir(parents=True)
@@ -67,6 +68,7 @@ class LocalSite:
         )
         provider = create(settings, surroundings)
         assert isinstance(provider, LocalProvider)
+        self._made.append(provider)
         return provider
 
     def restarted(self) -> LocalProvider:
@@ -111,10 +113,10 @@ class LocalSite:
         return self.state_dir / "ours" / provider_id
 
     async def aclose(self) -> None:
-        for pid in self.supervisors():
-            for member in [pid, *descendants(pid)]:
-                with suppress(ProcessLookupError):
-                    os.kill(member, signal.SIGKILL)
+        for provider in self._made:
+            with suppress(ProviderError):
+                await provider.terminate([machine.provider_id for machine in await provider.list_instances()])
+        await until(lambda: not self.supervisors())
         await self._calls.aclose()
 
 
