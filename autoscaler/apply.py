@@ -14,7 +14,7 @@ from typing import Any, assert_never
 
 import structlog
 
-from autoscaler.apply_forge import ForgeCalls
+from autoscaler.apply_forge import Answer, ForgeCalls
 from autoscaler.facts import Fact, InstancesListed, LaunchAnswered
 from autoscaler.http.agents import AgentDesk
 from autoscaler.live import LiveRows
@@ -41,7 +41,7 @@ from autoscaler.model import (
     Terminate,
     Withdraw,
 )
-from autoscaler.observe import Sightings
+from autoscaler.sightings import Sightings
 from autoscaler.spi import (
     BatchToken,
     Clock,
@@ -67,6 +67,7 @@ LAUNCH_S = 60.0
 TERMINATE_S = 30.0
 AFTER_FAILURE = timedelta(seconds=5)
 AFTER_MISCONFIGURED = timedelta(seconds=60)
+RELEASE_AGAIN = timedelta(seconds=10)
 
 _S = InstanceState
 
@@ -347,8 +348,12 @@ class Applier:
 
     async def _release(self, row: Instance, action: Release) -> None:
         """Two steps: the forge must let the runner go before the machine may end."""
-        if not await self._forge_calls.deregister(row, job_is_done=False):
-            self._seen.retry_after[action.key] = self._clock.now() + timedelta(seconds=30)
+        self._seen.releasing[row.id] = action.end_reason, action.reason
+        answer = await self._forge_calls.deregister(row, job_is_done=False)
+        if answer is not Answer.GONE:
+            if answer is Answer.BUSY:
+                self._seen.releasing.pop(row.id, None)
+            self._seen.retry_after[action.key] = self._clock.now() + RELEASE_AGAIN
             return
         now = self._clock.now()
         current = self._rows.instances.get(row.id)

@@ -9,6 +9,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Mapping
 from datetime import datetime, timedelta
+from enum import Enum, auto
 from typing import Any, assert_never
 
 import structlog
@@ -33,8 +34,7 @@ from autoscaler.model import (
     Withdraw,
     job_id,
 )
-from autoscaler.observe import Sightings
-from autoscaler.observe_jobs import JobObserver
+from autoscaler.sightings import Sightings
 from autoscaler.spi import (
     AlreadyRequeued,
     Clock,
@@ -62,6 +62,14 @@ _S = InstanceState
 ForgeAction = Register | Withdraw | Seal | Settle | SweepRunner | HoldQueue | Requeue
 
 
+class Answer(Enum):
+    """What a deregistration came to. After UNKNOWN the runner may be sealed, and must be asked for again."""
+
+    GONE = auto()
+    BUSY = auto()
+    UNKNOWN = auto()
+
+
 class ForgeCalls:
     """Executes forge actions for the Applier."""
 
@@ -70,7 +78,6 @@ class ForgeCalls:
         *,
         rows: LiveRows,
         sightings: Sightings,
-        jobs: JobObserver,
         forges: Mapping[ForgeName, Forge],
         desk: AgentDesk,
         clock: Clock,
@@ -81,7 +88,6 @@ class ForgeCalls:
     ) -> None:
         self._rows = rows
         self._seen = sightings
-        self._jobs = jobs
         self._forges = forges
         self._desk = desk
         self._clock = clock
@@ -177,27 +183,27 @@ class ForgeCalls:
             )
 
     async def _withdraw(self, row: Instance, action: Withdraw) -> None:
-        if await self.deregister(row, job_is_done=False):
+        if await self.deregister(row, job_is_done=False) is Answer.GONE:
             self._unregister(row, action.reason)
             await self._rows.flush()
         else:
             self._seen.retry_after[action.key] = self._clock.now() + AFTER_FAILURE
 
-    async def deregister(self, row: Instance, *, job_is_done: bool) -> bool:
-        """Whether the forge let the runner go. A registration whose id we never learned is swept as an orphan."""
+    async def deregister(self, row: Instance, *, job_is_done: bool) -> Answer:
+        """Have the forge let a runner go. A registration whose id we never learned is swept as an orphan."""
         runner = row.runner
         if runner is None or row.demand is None:
-            return True
+            return Answer.GONE
         forge_name = row.demand.forge
         try:
             await self._call(forge_name, "deregister", lambda forge: forge.deregister(runner, job_is_done=job_is_done))
         except RunnerBusy:
             self._note("release", row.id, row.pool, "the forge says its runner runs a job", "kept")
-            return False
+            return Answer.BUSY
         except ForgeError as error:
             log.warning("deregister_failed", instance=row.id, forge=forge_name, error=_one_line(error))
-            return False
-        return True
+            return Answer.UNKNOWN
+        return Answer.GONE
 
     async def _seal(self, row: Instance, action: Seal) -> None:
         runner = row.runner
@@ -282,7 +288,7 @@ class ForgeCalls:
             new = successors.get(job.forge_job_id)
             successor = job_id(job.forge, new) if new else None
             self._rows.move_job(current, JobState.REQUEUED, successor=successor, reason=action.reason)
-            self._jobs.requeued[job.forge, job.repo, job.run_id, job.name] = job.attempt
+            self._seen.requeued[job.forge, job.repo, job.run_id, job.name] = job.attempt
             self._note("requeue", job.id, job.pool or "", action.reason, outcome)
             self._metrics.requeues_total.labels(pool=job.pool or "", outcome="requeued").inc()
 

@@ -21,10 +21,11 @@ from autoscaler.live import LiveRows
 from autoscaler.loop import Loop
 from autoscaler.metrics import Metrics
 from autoscaler.model import Blocked, LedgerEntry, Pool, PoolControl, Rules, Snapshot
-from autoscaler.observe import Observer, Sightings
+from autoscaler.observe import Observer
 from autoscaler.observe_jobs import JobObserver
 from autoscaler.polls import Polls
 from autoscaler.rules import rules_of
+from autoscaler.sightings import Sightings
 from autoscaler.spi import BatchToken, Clock, Forge, ForgeName, PoolName, Provider, ProviderName, Webhook
 from autoscaler.store import Store
 
@@ -70,7 +71,7 @@ class Core:
         rows.load(stored)
         prefix = runner_prefix(self._config.autoscaler.name)
         sightings = self.sightings = Sightings()
-        jobs = self.jobs = JobObserver(rows, self._forges, metrics)
+        jobs = self.jobs = JobObserver(rows, sightings, self._forges, metrics)
         jobs.load(clock.now())
         self.desk = AgentDesk(rows, self._providers, clock, rules=self.rules, report=self._report)
         observer = Observer(rows, sightings, jobs, runner_prefix=prefix)
@@ -90,7 +91,6 @@ class Core:
         forge_calls = ForgeCalls(
             rows=rows,
             sightings=sightings,
-            jobs=jobs,
             forges=self._forges,
             desk=self.desk,
             clock=clock,

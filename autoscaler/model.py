@@ -315,6 +315,8 @@ class Snapshot:
     secretless: frozenset[InstanceId] = frozenset()
     """Registering machines whose agent asks for a registration that we no longer hold."""
     disputed: frozenset[InstanceId] = frozenset()
+    releasing: Mapping[InstanceId, tuple[EndReason, str]] = field(default_factory=dict)
+    """Machines whose release began and is not settled: they serve nobody, and the release goes on."""
     ending: Mapping[InstanceId, str] = field(default_factory=dict)
     """Machines whose agent said that it ends, with the cause it gave."""
     doubtful: Mapping[JobId, str] = field(default_factory=dict)

@@ -6,7 +6,6 @@ a cloud or the store; the caller flushes the rows.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, assert_never
 
@@ -40,6 +39,7 @@ from autoscaler.model import (
 )
 from autoscaler.observe_jobs import JobObserver
 from autoscaler.placement import cooled
+from autoscaler.sightings import Sightings
 from autoscaler.spi import (
     CapacityPool,
     CapacityUnavailable,
@@ -68,34 +68,6 @@ HOLDER_LIFE = timedelta(minutes=30)
 HOLDER_FORGOTTEN = timedelta(hours=2)
 
 _S = InstanceState
-
-
-@dataclass(slots=True)
-class Sightings:
-    """What was observed and is no row: kept in memory only, and learned anew after a restart."""
-
-    complete: set[str] = field(default_factory=set)
-    absences: dict[InstanceId, int] = field(default_factory=dict)
-    orphan_instances: dict[tuple[ProviderName, ProviderId], OrphanInstance] = field(default_factory=dict)
-    orphan_runners: dict[tuple[ForgeName, RunnerId], OrphanRunner] = field(default_factory=dict)
-    cooldowns: dict[CapacityPool, Cooldown] = field(default_factory=dict)
-    offerings: dict[PoolName, tuple[Offering, ...]] = field(default_factory=dict)
-    held_back: dict[PoolName, str] = field(default_factory=dict)
-    sealed: set[InstanceId] = field(default_factory=set)
-    asking: set[InstanceId] = field(default_factory=set)
-    disputed: set[InstanceId] = field(default_factory=set)
-    ending: dict[InstanceId, str] = field(default_factory=dict)
-    holders: dict[tuple[ForgeName, Scope, Labels], tuple[str, datetime]] = field(default_factory=dict)
-    """Queue holders by demand: their runner name and when they were refreshed."""
-    retry_after: dict[str, datetime] = field(default_factory=dict)
-    spent: dict[str, float] = field(default_factory=dict)
-    """USD of ended machines by UTC date."""
-
-    def forget(self, instance: InstanceId) -> None:
-        for remembered in (self.sealed, self.asking, self.disputed):
-            remembered.discard(instance)
-        self.absences.pop(instance, None)
-        self.ending.pop(instance, None)
 
 
 class Observer:
@@ -343,6 +315,7 @@ class Observer:
             sealed=frozenset(seen.sealed),
             secretless=frozenset(registering),
             disputed=frozenset(seen.disputed),
+            releasing=dict(seen.releasing),
             ending=dict(seen.ending),
             doubtful=self._jobs.doubtful(now),
             retry_after=seen.retry_after,

@@ -16,6 +16,7 @@ from autoscaler.facts import Fact, JobRead, JobsListed, WebhookArrived
 from autoscaler.live import LiveRows
 from autoscaler.metrics import Metrics
 from autoscaler.model import EndReason, Instance, InstanceState, Job, JobId, JobState, Rules, SeenBy, job_id
+from autoscaler.sightings import Sightings
 from autoscaler.spi import Conclusion, Forge, ForgeJob, ForgeName, JobStatus
 from autoscaler.states import REGISTERED_STATES
 
@@ -30,8 +31,11 @@ _RANK = {JobState.QUEUED: 1, JobState.RUNNING: 2, JobState.LOST: 2}
 class JobObserver:
     """Consumes what forges say about jobs. Memory beside the rows: doubts, activity of repos, jobs without labels."""
 
-    def __init__(self, rows: LiveRows, forges: Mapping[ForgeName, Forge], metrics: Metrics) -> None:
+    def __init__(
+        self, rows: LiveRows, sightings: Sightings, forges: Mapping[ForgeName, Forge], metrics: Metrics
+    ) -> None:
         self._rows = rows
+        self._seen = sightings
         self._forges = forges
         self._metrics = metrics
         self._doubts: dict[JobId, tuple[datetime, str]] = {}
@@ -41,9 +45,6 @@ class JobObserver:
         """Queued jobs whose labels a webhook did not carry, by forge: forge job id -> repo."""
         self.unlabelled_came: dict[ForgeName, asyncio.Event] = defaultdict(asyncio.Event)
         self.active_repos: dict[ForgeName, dict[str, datetime]] = defaultdict(dict)
-        self.requeued: dict[tuple[ForgeName, str, str, str], int] = {}
-        """Attempts made by jobs whose requeue was accepted and whose successor has not been seen yet, by
-        (forge, repo, run, name)."""
 
     def load(self, now: datetime) -> None:
         """After a restart: jobs whose machine ended while we were away are doubtful at once."""
@@ -239,7 +240,7 @@ class JobObserver:
             if job.id != id_ and _is_successor(seen, job):
                 self._rows.move_job(job, JobState.REQUEUED, successor=id_, reason="its successor appeared")
                 return job.attempt + 1
-        return self.requeued.pop((seen.forge, seen.repo, seen.run_id, seen.name), 0) + 1
+        return self._seen.requeued.pop((seen.forge, seen.repo, seen.run_id, seen.name), 0) + 1
 
     def _started(self, job: Job, seen: ForgeJob, now: datetime) -> None:
         machine = self._rows.by_runner(seen.runner_name)

@@ -80,6 +80,8 @@ def _due(
             return EndReason.SELF_ENDED, f"its agent ended: {snapshot.ending[instance.id]}", False
         case InstanceState.REGISTERING | InstanceState.IDLE if instance.id in snapshot.ending:
             return EndReason.SELF_ENDED, f"its agent ended: {snapshot.ending[instance.id]}", True
+        case InstanceState.REGISTERING | InstanceState.IDLE if instance.id in snapshot.releasing:
+            return (*snapshot.releasing[instance.id], True)
         case InstanceState.REQUESTED:
             if _passed(instance, rules.launch_timeout, now, ends):
                 return EndReason.REFUSED, "the cloud never showed the machine that was asked for", False

@@ -20,8 +20,8 @@ from autoscaler.live import LiveRows
 from autoscaler.loop import Loop
 from autoscaler.metrics import Metrics
 from autoscaler.model import job_id
-from autoscaler.observe import Sightings
 from autoscaler.observe_jobs import JobObserver
+from autoscaler.sightings import Sightings
 from autoscaler.spi import (
     Clock,
     Forge,
