@@ -207,8 +207,7 @@ class Applier:
         pool = self._pools().get(action.pool)
         if pool is None:
             return None
-        first = action.offerings[0].capacity_pool
-        offerings = tuple(o for o in action.offerings if o.capacity_pool.provider == first.provider)
+        offerings, first = action.offerings, action.offerings[0].capacity_pool
         dearest = max(offering.price_usd_hour for offering in offerings)
         token = BatchToken(self._launcher.new_id("b"))
         rows = []

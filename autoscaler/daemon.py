@@ -17,6 +17,7 @@ import socket
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeGuard
 
 import structlog
 from aiohttp import web
@@ -217,8 +218,14 @@ def config_secrets(config: Config) -> list[Secret]:
     found = list(config.autoscaler.admin_tokens)
     for forge in config.forges:
         found.extend(forge.webhook_secrets)
-        found.extend(value for value in forge.credentials.values() if isinstance(value, Secret))
+        found.extend(value for value in (*forge.credentials.values(), *forge.options.values()) if _is_secret(value))
+    for provider in config.providers:
+        found.extend(value for value in provider.options.values() if _is_secret(value))
     return found
+
+
+def _is_secret(value: object) -> TypeGuard[Secret]:
+    return isinstance(value, Secret)
 
 
 def _new_id(kind: str) -> str:

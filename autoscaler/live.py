@@ -141,6 +141,22 @@ class LiveRows:
     def consume(self, seq: int) -> None:
         self._buffer.consumed.append(seq)
 
+    def spend(self, provider: ProviderName, usd: float, *, now: datetime) -> None:
+        """An ended machine's cost, on the account of the UTC day of its end. Yesterday's account is closed."""
+        today = f"spent/{now:%Y-%m-%d}/"
+        for key in [key for key in self.settings if key.startswith("spent/") and not key.startswith(today)]:
+            self.set_setting(key, "")
+        key = today + provider
+        self.set_setting(key, repr(float(self.settings.get(key) or 0.0) + usd))
+
+    def spent_today(self, now: datetime) -> dict[ProviderName, float]:
+        today = f"spent/{now:%Y-%m-%d}/"
+        return {
+            ProviderName(key.removeprefix(today)): float(value)
+            for key, value in self.settings.items()
+            if key.startswith(today)
+        }
+
     def sample(self, samples: Iterable[Sample]) -> None:
         self._buffer.samples.extend(samples)
 
@@ -150,7 +166,11 @@ class LiveRows:
         self.changed += 1
 
     def set_setting(self, key: str, value: str) -> None:
-        self.settings[key] = value
+        """A small text by key; an empty one deletes."""
+        if value:
+            self.settings[key] = value
+        else:
+            self.settings.pop(key, None)
         self._buffer.settings[key] = value
 
     def _save_job(self, job: Job) -> Job:

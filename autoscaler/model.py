@@ -222,7 +222,7 @@ class Pool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caps:
-    """Limits of the whole deployment; None is no limit."""
+    """Limits of the whole deployment, or of one provider; None is no limit."""
 
     instances: int | None = None
     usd_per_hour: float | None = None
@@ -235,6 +235,7 @@ class Rules:
 
     pools: Mapping[PoolName, Pool]
     caps: Caps
+    provider_caps: Mapping[ProviderName, Caps] = field(default_factory=dict)
     launch_timeout: timedelta = timedelta(minutes=2)
     registering_timeout: timedelta = timedelta(minutes=2)
     terminate_again_after: timedelta = timedelta(seconds=30)
@@ -323,7 +324,8 @@ class Snapshot:
     """Jobs to ask the forge about, and why."""
     retry_after: Mapping[str, datetime] = field(default_factory=dict)
     """Actions that failed lately (by `Action.key`) and when they may be tried again."""
-    spent_today_usd: float = 0.0
+    spent_today_usd: Mapping[ProviderName, float] = field(default_factory=dict)
+    """What ended machines cost since midnight UTC, by provider; live ones are counted by their rows."""
 
 
 # --------------------------------------------------------------------------- actions
@@ -331,7 +333,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """Launch `count` machines for a pool, the first offering preferred."""
+    """Launch `count` machines for a pool; the offerings are of one provider, the first one preferred."""
 
     pool: PoolName
     count: int

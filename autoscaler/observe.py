@@ -25,7 +25,6 @@ from autoscaler.facts import (
 )
 from autoscaler.live import LiveRows
 from autoscaler.model import (
-    Cooldown,
     Demand,
     EndReason,
     ForgeView,
@@ -41,23 +40,18 @@ from autoscaler.observe_jobs import JobObserver
 from autoscaler.placement import cooled
 from autoscaler.sightings import Sightings
 from autoscaler.spi import (
-    CapacityPool,
     CapacityUnavailable,
     CloudInstance,
     Forge,
     ForgeName,
     ForgeRunner,
     InstanceId,
-    Labels,
     MachineState,
-    Offering,
-    PoolName,
     ProviderId,
     ProviderName,
     QuotaExceeded,
     Refusal,
     RunnerId,
-    Scope,
 )
 from autoscaler.states import REGISTERED_STATES
 
@@ -216,8 +210,8 @@ class Observer:
             ending = EndReason.JOB_DONE
         ended = self._rows.move(row, _S.TERMINATED, now=now, cause=cause, ending=ending)
         hours = (now - row.created_at).total_seconds() / 3600
-        today = f"{now:%Y-%m-%d}"
-        self._seen.spent[today] = self._seen.spent.get(today, 0.0) + hours * row.price_usd_hour
+        if row.provider_id is not None and row.price_usd_hour:
+            self._rows.spend(row.provider, hours * row.price_usd_hour, now=now)
         self._jobs.machine_ended(ended, now, ran_to_end=said == "job_done")
         self._seen.forget(row.id)
 
@@ -319,7 +313,7 @@ class Observer:
             ending=dict(seen.ending),
             doubtful=self._jobs.doubtful(now),
             retry_after=seen.retry_after,
-            spent_today_usd=seen.spent.get(f"{now:%Y-%m-%d}", 0.0),
+            spent_today_usd=self._rows.spent_today(now),
         )
 
     def _forge_view(self, name: ForgeName, forge: Forge, is_healthy: bool, now: datetime) -> ForgeView:

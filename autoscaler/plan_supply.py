@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from autoscaler.model import (
     Action,
     Blocked,
+    Caps,
     Demand,
     EndReason,
     Instance,
@@ -31,11 +32,12 @@ from autoscaler.model import (
     Terminate,
 )
 from autoscaler.placement import choose_offerings
-from autoscaler.spi import ForgeName, InstanceId, Labels, PoolName, Scope
+from autoscaler.spi import ForgeName, InstanceId, Labels, Offering, PoolName, ProviderName, Scope
 
 REGISTRATION_HORIZON = timedelta(seconds=60)
 """Machines are launched ahead of the registration budget by what it refills in about one boot."""
 
+_NO_CAPS = Caps()
 _Key = tuple[ForgeName, Scope, Labels]
 
 
@@ -61,14 +63,40 @@ class _Fleet:
 
 
 @dataclass(slots=True)
-class _Limits:
-    """What may still be launched or minted in this tick, over all pools."""
+class _Room:
+    """What one set of caps still allows, and what to call it when it binds."""
 
+    owner: str
     machines: float
     usd_per_hour: float
     usd_today: float
+
+    def bounds(self, price: float, runtime_h: float) -> list[tuple[float, str]]:
+        """How many machines of a price fit, by each cap."""
+        bounds = [(self.machines, f"{self.owner} is at its cap of instances")]
+        if price > 0:
+            bounds.append((self.usd_per_hour / price, f"{self.owner} reached its cap usd_per_hour"))
+            bounds.append((self.usd_today / (price * runtime_h), f"{self.owner} reached its cap usd_per_day"))
+        return bounds
+
+    def charge(self, count: int, price: float, runtime_h: float) -> None:
+        self.machines -= count
+        self.usd_per_hour -= count * price
+        self.usd_today -= count * price * runtime_h
+
+
+@dataclass(slots=True)
+class _Limits:
+    """What may still be launched or minted in this tick, over all pools."""
+
+    deployment: _Room
+    providers: dict[ProviderName, _Room]
     mint_now: dict[ForgeName, float]
     mint_soon: dict[ForgeName, float]
+
+    def rooms(self, provider: ProviderName) -> list[_Room]:
+        own = self.providers.get(provider)
+        return [self.deployment] if own is None else [self.deployment, own]
 
 
 def plan_supply(snapshot: Snapshot, rules: Rules, now: datetime, *, leaving: set[InstanceId]) -> Supply:
@@ -80,7 +108,7 @@ def plan_supply(snapshot: Snapshot, rules: Rules, now: datetime, *, leaving: set
     fleets: dict[PoolName, _Fleet] = defaultdict(_Fleet)
     for instance in snapshot.instances.values():
         _count(fleets[instance.pool], instance, leaving)
-    limits = _limits(snapshot, rules)
+    limits = _limits(snapshot, rules, now)
     supply = Supply()
     for pool in sorted(rules.pools.values(), key=lambda pool: (-pool.priority, pool.name)):
         jobs = sorted(queued.get(pool.name, ()), key=lambda job: (job.queued_at, job.id))
@@ -106,25 +134,46 @@ def _count(fleet: _Fleet, instance: Instance, leaving: set[InstanceId]) -> None:
             pass
 
 
-def _limits(snapshot: Snapshot, rules: Rules) -> _Limits:
-    caps = rules.caps
-    prices = math.fsum(instance.price_usd_hour for instance in snapshot.instances.values())
-    committed = math.fsum(
-        instance.price_usd_hour * rules.pools[instance.pool].max_job_runtime.total_seconds() / 3600
-        for instance in snapshot.instances.values()
-        if instance.price_usd_hour and instance.pool in rules.pools
-    )
+def _limits(snapshot: Snapshot, rules: Rules, now: datetime) -> _Limits:
     horizon_s = REGISTRATION_HORIZON.total_seconds()
+    capped = {
+        name: _room(f"provider {name}", caps, snapshot, rules, now, name) for name, caps in rules.provider_caps.items()
+    }
     return _Limits(
-        machines=math.inf if caps.instances is None else caps.instances - len(snapshot.instances),
-        usd_per_hour=math.inf if caps.usd_per_hour is None else caps.usd_per_hour - prices,
-        usd_today=math.inf if caps.usd_per_day is None else caps.usd_per_day - snapshot.spent_today_usd - committed,
+        deployment=_room("the deployment", rules.caps, snapshot, rules, now, None),
+        providers=capped,
         mint_now={name: math.floor(forge.registrations_left) for name, forge in snapshot.forges.items()},
         mint_soon={
             name: forge.registrations_left + forge.registrations_per_s * horizon_s
             for name, forge in snapshot.forges.items()
         },
     )
+
+
+def _room(
+    owner: str, caps: Caps, snapshot: Snapshot, rules: Rules, now: datetime, provider: ProviderName | None
+) -> _Room:
+    """Money is capped at commitment: an hour by the prices of what lives, a day by what was spent, what live machines
+    have cost so far, and the longest that they may still run."""
+    if caps == _NO_CAPS:
+        return _Room(owner=owner, machines=math.inf, usd_per_hour=math.inf, usd_today=math.inf)
+    rows = [row for row in snapshot.instances.values() if provider is None or row.provider == provider]
+    spent = [usd for name, usd in snapshot.spent_today_usd.items() if provider is None or name == provider]
+    committed = math.fsum(
+        row.price_usd_hour * ((now - row.created_at).total_seconds() / 3600 + _runtime_h(rules.pools.get(row.pool)))
+        for row in rows
+    )
+    hourly = math.fsum(row.price_usd_hour for row in rows)
+    return _Room(
+        owner=owner,
+        machines=math.inf if caps.instances is None else caps.instances - len(rows),
+        usd_per_hour=math.inf if caps.usd_per_hour is None else caps.usd_per_hour - hourly,
+        usd_today=math.inf if caps.usd_per_day is None else caps.usd_per_day - math.fsum(spent) - committed,
+    )
+
+
+def _runtime_h(pool: Pool | None) -> float:
+    return pool.max_job_runtime.total_seconds() / 3600 if pool is not None else 0.0
 
 
 def _supply_pool(
@@ -280,34 +329,33 @@ def _launch(
         supply.wake(choice.again_at)
         supply.blocked.append(Blocked(pool=pool.name, jobs=len(within_budget), reason=choice.reason))
         return
-    count, cap = _within_caps(asked, pool, fleet, limits, choice.offerings[-1].price_usd_hour)
-    if count < asked:
-        supply.blocked.append(Blocked(pool=pool.name, jobs=min(asked - count, len(unserved)), reason=cap))
-    if count == 0:
-        return
-    dearest = max(offering.price_usd_hour for offering in choice.offerings)
-    limits.machines -= count
-    limits.usd_per_hour -= count * dearest
-    limits.usd_today -= count * dearest * pool.max_job_runtime.total_seconds() / 3600
+    runtime_h = _runtime_h(pool)
     reason = f"{len(within_budget)} queued jobs without a machine" if within_budget else f"min = {pool.min}"
-    for size in _batches(count, rules.batch_limit):
-        supply.actions.append(Launch(pool=pool.name, count=size, offerings=choice.offerings, reason=reason))
+    missing, cap = asked, ""
+    for provider, offerings in _by_provider(choice.offerings).items():
+        dearest = max(offering.price_usd_hour for offering in offerings)
+        rooms = limits.rooms(provider)
+        bounds = [(float(pool.max - fleet.live), f"pool {pool.name} is at its max of {pool.max} instances")]
+        bounds += [bound for room in rooms for bound in room.bounds(dearest, runtime_h)]
+        fits, tightest = min(bounds, key=lambda bound: bound[0])
+        cap = cap or tightest
+        count = missing if fits >= missing else max(0, math.floor(fits))
+        for room in rooms:
+            room.charge(count, dearest, runtime_h)
+        fleet.live += count
+        missing -= count
+        for size in _batches(count, rules.batch_limit):
+            supply.actions.append(Launch(pool=pool.name, count=size, offerings=offerings, reason=reason))
+    if missing:
+        supply.blocked.append(Blocked(pool=pool.name, jobs=min(missing, len(within_budget)), reason=cap))
 
 
-def _within_caps(asked: int, pool: Pool, fleet: _Fleet, limits: _Limits, price: float) -> tuple[int, str]:
-    """How many of `asked` machines at most `price` each the caps allow, and the cap that binds."""
-    bounds = [
-        (float(pool.max - fleet.live), f"pool {pool.name} is at its max of {pool.max} instances"),
-        (limits.machines, "the deployment is at its cap of instances"),
-    ]
-    if price > 0:
-        runtime_h = pool.max_job_runtime.total_seconds() / 3600
-        bounds.append((limits.usd_per_hour / price, "the deployment's caps.usd_per_hour is reached"))
-        bounds.append((limits.usd_today / (price * runtime_h), "the deployment's caps.usd_per_day is reached"))
-    room, cap = min(bounds, key=lambda bound: bound[0])
-    if room >= asked:
-        return asked, ""
-    return max(0, math.floor(room)), cap
+def _by_provider(offerings: tuple[Offering, ...]) -> dict[ProviderName, tuple[Offering, ...]]:
+    """Ranked offerings by provider, the provider of the best one first: a batch is asked of one provider."""
+    found: dict[ProviderName, list[Offering]] = defaultdict(list)
+    for offering in offerings:
+        found[offering.capacity_pool.provider].append(offering)
+    return {provider: tuple(ranked) for provider, ranked in found.items()}
 
 
 def _batches(count: int, limit: int) -> Iterable[int]:

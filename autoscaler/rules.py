@@ -2,18 +2,23 @@
 
 from datetime import timedelta
 
+from autoscaler.config import Caps as ConfiguredCaps
 from autoscaler.config import Config, PoolConfig
 from autoscaler.model import Caps, Pool, Rules
 
 
 def rules_of(config: Config) -> Rules:
     """The decision rules of a configuration."""
-    caps = config.autoscaler.caps
     return Rules(
         pools={pool.name: _pool(pool) for pool in config.pools},
-        caps=Caps(instances=caps.instances, usd_per_hour=caps.usd_per_hour, usd_per_day=caps.usd_per_day),
+        caps=_caps(config.autoscaler.caps),
+        provider_caps={name: _caps(caps) for name, caps in config.provider_caps.items()},
         terminate_again_after=max(timedelta(seconds=5), config.autoscaler.list_instances),
     )
+
+
+def _caps(caps: ConfiguredCaps) -> Caps:
+    return Caps(instances=caps.instances, usd_per_hour=caps.usd_per_hour, usd_per_day=caps.usd_per_day)
 
 
 def _pool(pool: PoolConfig) -> Pool:

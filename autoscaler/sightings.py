@@ -45,8 +45,6 @@ class Sightings:
     requeued: dict[tuple[ForgeName, str, str, str], int] = field(default_factory=dict)
     """Attempts made by jobs whose requeue was accepted and whose successor has not been seen yet, by
     (forge, repo, run, name)."""
-    spent: dict[str, float] = field(default_factory=dict)
-    """USD of ended machines by UTC date."""
 
     def forget(self, instance: InstanceId) -> None:
         for remembered in (self.sealed, self.asking, self.disputed):

@@ -45,7 +45,6 @@ from autoscaler.spi import (
 from providers.local_isolation import SEARCH_PATH, Isolation, probe
 from providers.local_machines import ID_PREFIX, Machine, Machines, Plan
 from providers.local_options import LocalOptions, parse
-from runners.bootstrap import build_agent
 
 _log = structlog.get_logger(__name__)
 
@@ -91,6 +90,7 @@ class LocalProvider:
         self._machines = machines
         self._master_key = master_key
         self._clock = surroundings.clock
+        self._agent = surroundings.agent
         self._reads = surroundings.gates.gate(f"{name}-reads", threads=1)
         self._writes = surroundings.gates.gate(f"{name}-writes", threads=2)
 
@@ -214,7 +214,7 @@ class LocalProvider:
             price_usd_hour=offering.price_usd_hour,
             spec=spec,
         )
-        return self._machines.commit(plan, {"boot.json": json.dumps(boot).encode(), "agent.pyz": build_agent().data})
+        return self._machines.commit(plan, {"boot.json": json.dumps(boot).encode(), "agent.pyz": self._agent})
 
     def _start(self, machines: Sequence[Machine]) -> None:
         try:

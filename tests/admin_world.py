@@ -250,7 +250,7 @@ async def busy_view(*, at: datetime | None = None, waiting: int = 14, seconds: f
         offerings={LINUX: (OFFERING,), GPU: (OFFERING,)},
         cooldowns={SPOT: Cooldown(capacity_pool=SPOT, until=earlier(-90), failures=2, reason="no capacity")},
         controls={ARM: PoolControl.PAUSED},
-        spent_today_usd=41.3,
+        spent_today_usd={ProviderName("aws"): 41.3},
     )
     pools = (
         pool(LINUX, "linux", "x64", "docker"),

@@ -25,7 +25,7 @@ from autoscaler.spi import (
 )
 from providers.local import LocalProvider, create
 from runners.agent.evidence import local_evidence
-from runners.bootstrap import boot_document
+from runners.bootstrap import boot_document, build_agent
 from tests.polling import until
 
 IDLE_RUNNER = "#!/bin/bash\nwhile true; do sleep 1; done\n"
@@ -64,7 +64,11 @@ class LocalSite:
             options={"state_dir": str(self.state_dir), **self._options, **options},
         )
         surroundings = Surroundings(
-            deployment=deployment, runner_prefix=f"{deployment}-", clock=SystemClock(), gates=self._calls
+            deployment=deployment,
+            runner_prefix=f"{deployment}-",
+            clock=SystemClock(),
+            gates=self._calls,
+            agent=build_agent().data,
         )
         provider = create(settings, surroundings)
         assert isinstance(provider, LocalProvider)

@@ -40,6 +40,8 @@ BODY_LIMIT = 64 * 1024
 POLL_S = 25.0
 IDENTIFY_S = 10.0
 HEARTBEAT_S = 5.0
+RETRY_S = "0.2"
+"""A hello may come before the launch's answer is on the row: that is settled within a tick."""
 
 Text = Annotated[str, StringConstraints(max_length=8192)]
 Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -356,5 +358,5 @@ def _bearer(request: web.Request) -> str:
 def _answer(status: int, body: dict[str, Any]) -> web.Response:
     if status == 204:
         return web.Response(status=204)
-    headers = {"Retry-After": "1"} if status == 503 else None
+    headers = {"Retry-After": RETRY_S} if status == 503 else None
     return web.Response(status=status, text=json.dumps(body), content_type="application/json", headers=headers)

@@ -1,5 +1,6 @@
 """The admin API's handlers: read the view or the store, answer JSON. Who may ask is decided before (`admin.py`)."""
 
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
@@ -80,7 +81,7 @@ class _Api:
                     "usd_per_hour": caps.usd_per_hour,
                     "usd_per_day": caps.usd_per_day,
                 },
-                "spent_today_usd": snapshot.spent_today_usd,
+                "spent_today_usd": math.fsum(snapshot.spent_today_usd.values()),
                 "pools": pool_documents(view),
             }
         )

@@ -6,6 +6,7 @@ so that nothing is sent while nothing changes.
 
 import asyncio
 import json
+import math
 from collections import deque
 from datetime import datetime, timedelta
 
@@ -82,7 +83,7 @@ def state_document(view: DaemonView) -> Document:
         "ready": all(condition.is_well for condition in conditions),
         "conditions": [condition_document(condition) for condition in conditions if not condition.is_well],
         "tick_at": instant_or_none(tick.at if tick else None),
-        "spent_today_usd": round(snapshot.spent_today_usd, 2),
+        "spent_today_usd": round(math.fsum(snapshot.spent_today_usd.values()), 2),
         "pools": pool_documents(view),
         "waiting": [_waiting_document(job, rules, reasons[job.id]) for job in waiting[:JOBS_SHOWN]],
         "waiting_total": len(waiting),
