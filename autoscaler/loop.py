@@ -178,6 +178,7 @@ class Loop:
                 actions=actions,
                 jobs=len(self._rows.jobs),
                 instances=len(self._rows.instances),
+                plan_ms=round(plan_s * 1000, 2),
                 took_ms=round(took_s * 1000, 1),
             )
 

@@ -24,6 +24,7 @@ DONE_GRACE = timedelta(seconds=5)
 """How long after its machine ended well a job's completed webhook may take before the forge is asked."""
 LOST_AFTER_DONE = timedelta(seconds=60)
 """A runner that said it finished its job may be ahead of the forge by this much before the job counts as lost."""
+LATE_SUCCESS = "late_success: it counted as lost, then its forge said that it had succeeded"
 
 _RANK = {JobState.QUEUED: 1, JobState.RUNNING: 2, JobState.LOST: 2}
 
@@ -97,6 +98,8 @@ class JobObserver:
 
     def webhook(self, fact: WebhookArrived, rules: Rules, now: datetime) -> None:
         self._rows.consume(fact.seq)
+        if fact.forge not in self._forges:
+            return  # accepted before its forge left the configuration
         for seen in fact.webhook.jobs:
             self._see(seen, SeenBy.WEBHOOK, rules, now)
         for run in fact.webhook.runs:
@@ -279,7 +282,10 @@ class JobObserver:
                 job = self._rows.amend_job(job, instance=machine.id, runner_name=seen.runner_name)
         self._machine_done_with(seen, job.id, now)
         started = job.started_at or seen.started_at
-        self._finish(job, conclusion, now, started_at=started, finished_at=min(seen.finished_at or now, now))
+        reason = LATE_SUCCESS if job.state is JobState.LOST else ""
+        self._finish(
+            job, conclusion, now, reason=reason, started_at=started, finished_at=min(seen.finished_at or now, now)
+        )
 
     def _machine_done_with(self, seen: ForgeJob, id_: JobId, now: datetime) -> None:
         """The machine whose runner ran a job that ended before we heard that it began."""
