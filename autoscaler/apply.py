@@ -121,25 +121,22 @@ class Applier:
         self._broke = broke
         self._tasks: set[asyncio.Task[None]] = set()
         self._in_flight: set[str] = set()
+        self._intended: list[tuple[str, Coroutine[Any, Any, None]]] = []
         self._gates: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(16))
 
     async def apply(self, plan: Plan, now: datetime) -> int:
         """Commit the intents of a plan and start its calls. Returns how many actions were taken.
 
-        Raises StoreError: then nothing was asked of anybody, and the intents are committed by the next flush."""
-        calls: list[tuple[str, Coroutine[Any, Any, None]]] = []
+        Raises StoreError: then nothing was asked of anybody, and the calls start with the next apply that can
+        make their intents durable."""
         for action in plan.actions:
             if action.key in self._in_flight and not isinstance(action, Launch | Register | Terminate):
                 continue
             call = self._intend(action, now)
             if call is not None:
-                calls.append((action.key, call))
-        try:
-            await self._rows.flush()
-        except BaseException:
-            for _, call in calls:
-                call.close()
-            raise
+                self._intended.append((action.key, call))
+        await self._rows.flush()
+        calls, self._intended = self._intended, []
         for key, call in calls:
             self._start(key, call)
         return len(calls)
@@ -151,7 +148,7 @@ class Applier:
             rows = self._rows.of_token(token)
             pool = self._pools().get(rows[0].pool)
             offerings = tuple(o for o in self._seen.offerings.get(rows[0].pool, ()) if o.capacity_pool is not None)
-            if pool is not None and offerings:
+            if pool is not None and offerings and rows[0].provider in self._providers:
                 self._start(f"relaunch/{token}", self._launch_rows(pool, rows[0].provider, token, rows, offerings))
 
     def _start(self, key: str, call: Coroutine[Any, Any, None]) -> None:
@@ -170,6 +167,8 @@ class Applier:
 
     async def aclose(self, grace_s: float) -> None:
         """Let running calls finish for a while, then cancel them: their intents are durable."""
+        for _, call in self._intended:
+            call.close()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=grace_s)
         for task in list(self._tasks):
@@ -283,17 +282,23 @@ class Applier:
         try:
             async with self._gates[provider_name], asyncio.timeout(LAUNCH_S):
                 result = await provider.launch(batch)
-        except (OutcomeUnknown, TimeoutError) as error:
-            log.warning("launch_unsettled", token=token, pool=pool.name, error=str(error))
-            self._report(LaunchAnswered(token=token, result=None, error=str(error), is_unknown=True))
+        except OutcomeUnknown as error:
+            self._unsettled(token, error)
         except ProviderError as error:
             self._launch_failed(pool, key, error)
             self._report(LaunchAnswered(token=token, result=None, error=_one_line(error)))
+        except Exception as error:
+            self._unsettled(token, error)
         else:
             self._seen.held_back.pop(pool.name, None)
             self._count_launches(provider_name, result, offerings)
             self._metrics.launch_seconds.labels(phase="launch").observe(self._clock.monotonic() - started)
             self._report(LaunchAnswered(token=token, result=result))
+
+    def _unsettled(self, token: BatchToken, error: Exception) -> None:
+        """Whatever broke, it may have taken effect: a listing settles it."""
+        log.warning("launch_unsettled", token=token, kind=type(error).__name__, error=_one_line(error))
+        self._report(LaunchAnswered(token=token, result=None, error=_one_line(error), is_unknown=True))
 
     def _launch_failed(self, pool: Pool, key: str, error: ProviderError) -> None:
         now = self._clock.now()
@@ -330,7 +335,7 @@ class Applier:
             async with self._gates[provider_name], asyncio.timeout(TERMINATE_S):
                 await provider.terminate(ids)
                 described = await provider.describe(ids)
-        except (ProviderError, TimeoutError) as error:
+        except Exception as error:
             log.warning("terminate_failed", provider=provider_name, machines=len(ids), error=_one_line(error))
             self._seen.retry_after[key] = self._clock.now() + AFTER_FAILURE
             return

@@ -41,6 +41,7 @@ from autoscaler.spi import (
     Forge,
     ForgeError,
     ForgeName,
+    ForgeOutcomeUnknown,
     ForgeRefused,
     ForgeUnauthorized,
     JobNotFound,
@@ -297,8 +298,11 @@ class ForgeCalls:
     async def _call(self, name: ForgeName, call: str, make: Callable[[Forge], Any]) -> Any:
         """One bounded call; its outcome counts for the forge's health. Raises ForgeError only."""
         try:
+            forge = self._forges.get(name)
+            if forge is None:
+                raise ForgeRefused(f"forge {name} is not configured any more")
             async with self._gates[name], asyncio.timeout(CALL_S):
-                answer = await make(self._forges[name])
+                answer = await make(forge)
         except TimeoutError as error:
             self._metrics.forge_calls_total.labels(forge=name, outcome="timeout").inc()
             self._health.ill(f"forge/{name}", f"{call} took longer than {CALL_S:.0f} s")
@@ -310,6 +314,10 @@ class ForgeCalls:
             else:
                 self._health.ill(f"forge/{name}", f"{call}: {_one_line(error)}", remedy=_remedy(error))
             raise
+        except Exception as error:
+            log.exception("forge_adapter_broke", forge=name, call=call)
+            self._health.ill(f"forge/{name}", f"{call}: {type(error).__name__}")
+            raise ForgeOutcomeUnknown(f"{call}: {type(error).__name__}") from error
         self._metrics.forge_calls_total.labels(forge=name, outcome="ok").inc()
         self._health.well(f"forge/{name}")
         return answer

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, assert_never
 
+import structlog
+
 from autoscaler.facts import (
     AgentReported,
     AgentSaidHello,
@@ -55,6 +57,8 @@ from autoscaler.spi import (
 )
 from autoscaler.states import REGISTERED_STATES
 
+log = structlog.get_logger()
+
 LISTING_GRACE = timedelta(seconds=10)
 """Clouds list eventually: a machine younger than this when the listing began may be missing from it."""
 COMPLETE_SIGHTINGS = 2
@@ -73,35 +77,45 @@ class Observer:
         self._jobs = jobs
         self._runner_prefix = runner_prefix
         self.is_adopting = rows.is_new_store
+        self.refused = 0
 
     def consume(self, facts: Sequence[Fact], rules: Rules, now: datetime) -> None:
+        """Take facts in. One that breaks a rule of ours is a bug, but never a reason to forget the others: it is
+        logged and counted, and the next listing shows what it would have said."""
         for fact in facts:
-            match fact:
-                case WebhookArrived():
-                    self._jobs.webhook(fact, rules, now)
-                case JobsListed():
-                    self._seen.complete.add(f"{fact.forge}/jobs")
-                    self._jobs.listed(fact, rules, now)
-                case JobRead():
-                    self._jobs.read(fact, rules, now)
-                case RunnersListed():
-                    self._runners_listed(fact, now)
-                case InstancesListed():
-                    self._instances_listed(fact, now)
-                case ListingFailed():
-                    self._seen.complete.discard(fact.target)
-                case LaunchAnswered():
-                    self._launch_answered(fact, now)
-                case AgentSaidHello():
-                    self._hello(fact, now)
-                case ClaimDisputed():
-                    self._seen.disputed.add(fact.instance)
-                case AssignmentAsked():
-                    self._seen.asking.add(fact.instance)
-                case AgentReported():
-                    self._agent_reported(fact, now)
-                case _:
-                    assert_never(fact)
+            try:
+                self._consume(fact, rules, now)
+            except Exception:
+                self.refused += 1
+                log.exception("fact_refused", fact=type(fact).__name__)
+
+    def _consume(self, fact: Fact, rules: Rules, now: datetime) -> None:
+        match fact:
+            case WebhookArrived():
+                self._jobs.webhook(fact, rules, now)
+            case JobsListed():
+                self._seen.complete.add(f"{fact.forge}/jobs")
+                self._jobs.listed(fact, rules, now)
+            case JobRead():
+                self._jobs.read(fact, rules, now)
+            case RunnersListed():
+                self._runners_listed(fact, now)
+            case InstancesListed():
+                self._instances_listed(fact, now)
+            case ListingFailed():
+                self._seen.complete.discard(fact.target)
+            case LaunchAnswered():
+                self._launch_answered(fact, now)
+            case AgentSaidHello():
+                self._hello(fact, now)
+            case ClaimDisputed():
+                self._seen.disputed.add(fact.instance)
+            case AssignmentAsked():
+                self._seen.asking.add(fact.instance)
+            case AgentReported():
+                self._agent_reported(fact, now)
+            case _:
+                assert_never(fact)
 
     # ------------------------------------------------------------------ launches and listings of clouds
 

@@ -197,7 +197,9 @@ class Polls:
                 answer = await make(self._forges[name])
         except JobNotFound:
             raise
-        except (ForgeError, TimeoutError) as error:
+        except Exception as error:
+            if not isinstance(error, ForgeError | TimeoutError):
+                log.exception("forge_adapter_broke", forge=name, call=call)
             text = " ".join(str(error).split())[:300] or type(error).__name__
             remedy = ""
             if isinstance(error, ForgeUnauthorized):
@@ -239,7 +241,9 @@ class Polls:
         try:
             async with asyncio.timeout(LISTING_S):
                 answer = await make(self._providers[name])
-        except (ProviderError, TimeoutError) as error:
+        except Exception as error:
+            if not isinstance(error, ProviderError | TimeoutError):
+                log.exception("provider_adapter_broke", provider=name)
             text = " ".join(str(error).split())[:300] or type(error).__name__
             remedy = "check the provider's credentials and permissions" if isinstance(error, Unauthorized) else ""
             self._health.ill(f"provider/{name}", text, remedy=remedy)
