@@ -1,8 +1,8 @@
 """The two threads of the SQLite store: a writer that groups, a reader that answers one by one.
 
 A thread owns its connection: it alone opens, uses and closes it. Calls come in through a queue and come back through
-the loop, one `call_soon_threadsafe` for each batch. No timer, no linger: a batch is what queued up while the last one
-ran.
+the loop, one `call_soon_threadsafe` for each batch. What one pass of the loop asks for is handed over together; beyond
+that there is no timer and no linger: a batch is what queued up while the last one ran.
 """
 
 import asyncio
@@ -49,7 +49,8 @@ class DatabaseThread:
     def __init__(self, name: str, connect: Callable[[], Connection], *, groups: bool) -> None:
         self._connect = connect
         self._connection: Connection | None = None
-        self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
+        self._asked: list[Call] = []
+        self._calls: queue.SimpleQueue[list[Call] | None] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
         self._is_closed = False
         self._run_batch = self._group if groups else self._each
@@ -66,12 +67,20 @@ class DatabaseThread:
             raise StoreError("the store is closed")
         answer: asyncio.Future[T] = self._loop.create_future()
         with external_work():
-            self._calls.put(Call(run, answer, rows, savepoint, alone))
+            if not self._asked:
+                self._loop.call_soon(self._hand_over)
+            self._asked.append(Call(run, answer, rows, savepoint, alone))
             return await answer
+
+    def _hand_over(self) -> None:
+        asked, self._asked = self._asked, []
+        if asked:
+            self._calls.put(asked)
 
     async def aclose(self) -> None:
         """Finish what is queued, close the connection, end the thread."""
         self._is_closed = True
+        self._hand_over()
         self._calls.put(None)
         with external_work():
             await asyncio.to_thread(self._thread.join)
@@ -88,13 +97,13 @@ class DatabaseThread:
 
     def _next_batch(self) -> tuple[list[Call], bool]:
         batch: list[Call] = []
-        call = self._calls.get()
-        while call is not None:
-            batch.append(call)
-            if len(batch) == _BATCH_LIMIT:
+        asked = self._calls.get()
+        while asked is not None:
+            batch += asked
+            if len(batch) >= _BATCH_LIMIT:
                 return batch, True
             try:
-                call = self._calls.get_nowait()
+                asked = self._calls.get_nowait()
             except queue.Empty:
                 return batch, True
         return batch, False
