@@ -64,6 +64,7 @@ from autoscaler.states import is_live
 log = structlog.get_logger()
 
 LAUNCH_S = 60.0
+LAUNCH_AGAIN_S = 5.0
 TERMINATE_S = 30.0
 AFTER_FAILURE = timedelta(seconds=5)
 AFTER_MISCONFIGURED = timedelta(seconds=60)
@@ -267,7 +268,7 @@ class Applier:
         rows: list[Instance],
         offerings: tuple[Offering, ...],
     ) -> None:
-        provider = self._providers[provider_name]
+        """Ask for the rows' machines until the answer is known: the token makes a repeat harmless."""
         batch = LaunchBatch(
             token=token,
             pool=pool.name,
@@ -277,28 +278,35 @@ class Applier:
             user_data=self._launcher.user_data_of(pool, provider_name, token),
             max_lifetime=pool.boot_timeout + pool.idle_timeout + pool.max_job_runtime,
         )
-        key = f"launch/{pool.name}"
+        while not await self._launch(pool, provider_name, batch):
+            await self._clock.sleep(LAUNCH_AGAIN_S)
+            if not any(row.state is _S.REQUESTED for row in self._rows.of_token(token)):
+                return  # a listing settled it, or its deadline passed
+
+    async def _launch(self, pool: Pool, provider_name: ProviderName, batch: LaunchBatch) -> bool:
+        """One call; False when it may have taken effect and nobody knows."""
         started = self._clock.monotonic()
         try:
             async with self._gates[provider_name], asyncio.timeout(LAUNCH_S):
-                result = await provider.launch(batch)
-        except OutcomeUnknown as error:
-            self._unsettled(token, error)
+                result = await self._providers[provider_name].launch(batch)
         except ProviderError as error:
-            self._launch_failed(pool, key, error)
-            self._report(LaunchAnswered(token=token, result=None, error=_one_line(error)))
+            if isinstance(error, OutcomeUnknown):
+                return self._unsettled(batch.token, error)
+            self._launch_failed(pool, f"launch/{pool.name}", error)
+            self._report(LaunchAnswered(token=batch.token, result=None, error=_one_line(error)))
         except Exception as error:
-            self._unsettled(token, error)
+            return self._unsettled(batch.token, error)
         else:
             self._seen.held_back.pop(pool.name, None)
-            self._count_launches(provider_name, result, offerings)
+            self._count_launches(provider_name, result, batch.offerings)
             self._metrics.launch_seconds.labels(phase="launch").observe(self._clock.monotonic() - started)
-            self._report(LaunchAnswered(token=token, result=result))
+            self._report(LaunchAnswered(token=batch.token, result=result))
+        return True
 
-    def _unsettled(self, token: BatchToken, error: Exception) -> None:
-        """Whatever broke, it may have taken effect: a listing settles it."""
+    def _unsettled(self, token: BatchToken, error: Exception) -> bool:
         log.warning("launch_unsettled", token=token, kind=type(error).__name__, error=_one_line(error))
         self._report(LaunchAnswered(token=token, result=None, error=_one_line(error), is_unknown=True))
+        return False
 
     def _launch_failed(self, pool: Pool, key: str, error: ProviderError) -> None:
         now = self._clock.now()
