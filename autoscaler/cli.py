@@ -57,7 +57,9 @@ def _parser() -> argparse.ArgumentParser:
     _client_options(status)
     status.set_defaults(command=_client("status"))
     why = commands.add_parser("why", help="why a job waits, or what became of it")
-    why.add_argument("job", metavar="JOB", help="job id as the status page shows it, or the forge's own id")
+    why.add_argument(
+        "job", metavar="JOB", help="our id, the forge's own id, the job's address at the forge, or repo/run"
+    )
     _client_options(why)
     why.set_defaults(command=_client("why"))
     for verb, text in (
@@ -136,8 +138,10 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
+    from autoscaler import logs
     from autoscaler.check import check
 
+    logs.configure(level="warning")
     report = asyncio.run(check(options.config, online=options.online))
     print(json.dumps(report.document(), indent=2) if options.json else report.text())
     return report.exit_code

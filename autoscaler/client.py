@@ -1,0 +1,221 @@
+"""The clients of the admin API: status, why, drain, pause, resume. They ask a running daemon over HTTP.
+
+Owns talking and the words for what goes wrong; what is shown is made in `client_text`. Exit codes: 0 done, 2 what was
+asked for is wrong (address, token, job, pool), 1 anything else. The token comes from --token or $AUTOSCALER_TOKEN and
+appears nowhere.
+"""
+
+import argparse
+import difflib
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import aiohttp
+
+from autoscaler.client_text import Palette, control_text, job_text, jobs_text, status_text
+
+DONE, FAILED, USAGE = 0, 1, 2
+TIMEOUT_S = 15.0
+JOBS_SEARCHED = 1000
+JOBS_EXPLAINED = 30
+"""Jobs of one run that are explained one by one; a run with more is a matrix, and the first ones say enough."""
+
+Document = dict[str, Any]
+
+
+class AskError(Exception):
+    """The question came to nothing; the text says why and what to do."""
+
+    def __init__(self, text: str, *, code: int = FAILED) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class _NotFound(Exception):
+    """The daemon knows no such thing."""
+
+
+async def ask(verb: str, options: argparse.Namespace) -> int:
+    """Run one client command (`url`, `token`, `json` and its own argument in `options`); returns the exit code."""
+    try:
+        async with _Daemon(options.url, options.token or os.environ.get("AUTOSCALER_TOKEN", "")) as daemon:
+            palette = Palette.of(sys.stdout)
+            match verb:
+                case "status":
+                    document = await daemon.get("status")
+                    shown = status_text(document, palette)
+                case "why":
+                    jobs = await _explained(daemon, options.job)
+                    document = {"jobs": jobs}
+                    shown = job_text(jobs[0], palette) if len(jobs) == 1 else jobs_text(jobs, palette)
+                case _:
+                    document = await _control(daemon, verb, options.pool)
+                    shown = control_text(document)
+    except AskError as error:
+        print(f"autoscaler {verb}: {error}", file=sys.stderr)
+        return error.code
+    print(json.dumps(document, indent=2) if options.json else shown)
+    return DONE
+
+
+class _Daemon:
+    """A daemon's admin listener. Every failure is an AskError; an unknown thing is _NotFound."""
+
+    def __init__(self, url: str, token: str) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise AskError(f"{url!r} is not an address; give one such as http://127.0.0.1:9480", code=USAGE)
+        self._url = url.rstrip("/")
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._has_token = bool(token)
+
+    async def __aenter__(self) -> "_Daemon":
+        self._session = aiohttp.ClientSession(
+            headers=self._headers, timeout=aiohttp.ClientTimeout(total=TIMEOUT_S), raise_for_status=False
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._session.close()
+
+    async def get(self, path: str, **query: str) -> Document:
+        return await self._call("GET", path, query)
+
+    async def post(self, path: str) -> Document:
+        return await self._call("POST", path, {})
+
+    async def _call(self, method: str, path: str, query: Mapping[str, str]) -> Document:
+        try:
+            async with self._session.request(
+                method, f"{self._url}/api/v1/{path}", params=query, allow_redirects=False
+            ) as answer:
+                body = await answer.read()
+                status = answer.status
+        except (aiohttp.ClientConnectionError, TimeoutError) as error:
+            raise AskError(self._unreachable(error)) from error
+        except (aiohttp.ClientError, ValueError) as error:
+            raise AskError(f"{self._url} could not be asked: {error}", code=USAGE) from error
+        document = _parsed(body)
+        if status == 200 and document is not None:
+            return document
+        said = str((document or {}).get("error", ""))
+        if status == 404 and document is not None:
+            raise _NotFound
+        raise self._refused(status, said)
+
+    def _unreachable(self, error: Exception) -> str:
+        reason = getattr(error, "strerror", None) or str(error) or f"no answer in {TIMEOUT_S:g} s"
+        return (
+            f"no daemon answers at {self._url} ({reason})\n"
+            "  -> start it, or give the address of its admin listener (autoscaler.admin_listen in its configuration)\n"
+            "     with --url or in $AUTOSCALER_URL"
+        )
+
+    def _refused(self, status: int, said: str) -> AskError:
+        match status:
+            case 401:
+                what = "does not know this token" if self._has_token else "wants a token"
+                return AskError(
+                    f"{self._url} {what}\n"
+                    "  -> put one of autoscaler.admin_tokens into $AUTOSCALER_TOKEN (or give it with --token)",
+                    code=USAGE,
+                )
+            case 403:
+                return AskError(f"{self._url} refuses: {said}", code=USAGE)
+            case 404:
+                return AskError(f"{self._url} is not an autoscaler's admin listener (404): check --url", code=USAGE)
+            case 429:
+                return AskError(f"{self._url} had too many wrong tokens from here; try again in a minute")
+            case _:
+                return AskError(f"{self._url} answered {status}{f': {said}' if said else ''}")
+
+
+def _parsed(body: bytes) -> Document | None:
+    try:
+        document = json.loads(body)
+    except ValueError:
+        return None
+    return document if isinstance(document, dict) else None
+
+
+# ---------------------------------------------------------------------- pools
+
+
+async def _control(daemon: _Daemon, verb: str, pool: str) -> Document:
+    try:
+        return await daemon.post(f"pools/{quote(pool, safe='')}/{verb}")
+    except _NotFound:
+        names = [str(one["name"]) for one in (await daemon.get("pools"))["pools"]]
+        raise AskError(f"there is no pool {pool!r}{_near(pool, names)}", code=USAGE) from None
+
+
+def _near(given: str, names: Sequence[str]) -> str:
+    """ "; did you mean a or b?", or the names there are when few."""
+    close = difflib.get_close_matches(given, names, n=3, cutoff=0.5)
+    if close:
+        return f"; did you mean {' or '.join(close)}?"
+    return f"; there are: {', '.join(sorted(names))}" if 0 < len(names) <= 20 else ""
+
+
+# ---------------------------------------------------------------------- jobs
+
+
+async def _explained(daemon: _Daemon, asked: str) -> list[Document]:
+    """The jobs that `asked` names, each with its sentence and timeline. Raises AskError when there is none."""
+    if ":" in asked and "://" not in asked:
+        try:
+            return [await daemon.get(f"jobs/{quote(asked, safe='')}")]
+        except _NotFound:
+            pass
+    listed: list[Document] = (await daemon.get("jobs", limit=str(JOBS_SEARCHED)))["jobs"]
+    ids = [str(job["id"]) for job in listed if _is_named(job, asked)]
+    if not ids:
+        return [await _of_forge(daemon, asked, listed)]
+    return [await daemon.get(f"jobs/{quote(id_, safe='')}") for id_ in ids[:JOBS_EXPLAINED]]
+
+
+async def _of_forge(daemon: _Daemon, asked: str, listed: Sequence[Document]) -> Document:
+    """A job too old for the list, by the forge's own id at any forge that is known."""
+    number = _path(asked).rpartition("/")[2]
+    if number.isdigit():
+        pools = (await daemon.get("pools"))["pools"]
+        forges = {str(job["forge"]) for job in listed} | {str(name) for pool in pools for name in pool["forges"]}
+        for forge in sorted(forges):
+            try:
+                return await daemon.get(f"jobs/{quote(f'{forge}:{number}', safe='')}")
+            except _NotFound:
+                continue
+    names = [str(job["id"]) for job in listed] + [f"{job['repo']}/{job['run_id']}" for job in listed]
+    raise AskError(
+        f"no job {asked!r} is known{_near_job(asked, names)}\n"
+        "  -> give the id that the status page shows, the forge's own id, the job's address there, or repo/run;\n"
+        "     jobs that only the forge's own machines serve, and jobs older than the retention, are not known",
+        code=USAGE,
+    )
+
+
+def _near_job(asked: str, names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(asked, dict.fromkeys(names), n=3, cutoff=0.75)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def _is_named(job: Document, asked: str) -> bool:
+    """Whether `asked` is the job's id, its forge's id, its address (or its run's), or its repo and run."""
+    id_, repo, run = str(job["id"]), str(job["repo"]), str(job["run_id"])
+    if asked in (id_, id_.partition(":")[2]):
+        return True
+    path = _path(asked).lower()
+    if "://" not in asked:
+        return path == f"{repo}/{run}".lower()
+    if path == _path(str(job["url"])).lower() and job["url"]:
+        return True
+    return path.endswith((f"{repo}/actions/runs/{run}".lower(), f"{repo}/-/pipelines/{run}".lower()))
+
+
+def _path(address: str) -> str:
+    """The path of an address without its host, query and trailing slash; a plain text as it is."""
+    return (urlsplit(address).path if "://" in address else address).strip("/")
