@@ -128,7 +128,8 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from autoscaler.sandbox.demo import DemoError, DemoOptions, run_demo
+    from autoscaler.sandbox.demo import run_demo
+    from autoscaler.sandbox.demo_options import DemoError, DemoOptions
 
     try:
         return asyncio.run(run_demo(DemoOptions.of(options)))

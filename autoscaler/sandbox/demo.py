@@ -5,390 +5,389 @@
         v                                     |
     daemon (child, revived on the same store when it dies) -> local machines -> agents -> runners -> jobs
 
-After `duration_s` nothing new is submitted and what is queued is finished. Ctrl-C ends everything at once. Either way
-no process and no folder is left behind.
+After `duration_s` nothing new is submitted, what nobody serves is cancelled as a person would, what is queued is
+finished, and the machines go by themselves. Ctrl-C ends everything at once, a second one without asking anybody.
+Either way no process and no folder is left behind.
 """
 
-import argparse
 import asyncio
-import contextlib
 import json
 import random
-import secrets
 import shutil
 import signal
 import socket
 import sys
 import tempfile
 import time
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from autoscaler.sandbox.demo_config import STANDARD_POOLS, DemoAddresses, pools_for, write_config
-from autoscaler.sandbox.demo_report import ReportInput, build_report, summary_text
-from autoscaler.sandbox.demo_workload import (
-    GITHUB_REPOS,
-    GITLAB_REPOS,
-    Submission,
-    TraceError,
-    generated,
-    replayed,
+from autoscaler import logs
+from autoscaler.config import Config, ConfigError, load
+from autoscaler.demand import match_pool
+from autoscaler.model import Instance, InstanceMove, Job
+from autoscaler.rules import rules_of
+from autoscaler.sandbox.demo_config import (
+    STANDARD_POOLS,
+    DemoAddresses,
+    DemoPool,
+    pools_of_trace,
+    world_document,
+    write_config,
 )
+from autoscaler.sandbox.demo_daemon import DaemonChild, decisions_of
+from autoscaler.sandbox.demo_forges import DemoForges
+from autoscaler.sandbox.demo_machines import DemoMachines, end_processes, processes_of
+from autoscaler.sandbox.demo_options import DemoError, DemoOptions
+from autoscaler.sandbox.demo_progress import Progress, Screen, summary_text
+from autoscaler.sandbox.demo_records import DemoRecords, JobRecord, PoolFacts
+from autoscaler.sandbox.demo_report import build_report
+from autoscaler.sandbox.demo_trace import TraceError, replayed
+from autoscaler.sandbox.demo_workload import Submission, generated
 from autoscaler.sandbox.faults import Faults
-from autoscaler.sandbox.github_auth import AppIdentity
-from autoscaler.sandbox.github_face import GitHubFace
-from autoscaler.sandbox.github_limits import Limits
-from autoscaler.sandbox.github_world import GitHubWorld
-from autoscaler.sandbox.gitlab_face import GitLabFace
-from autoscaler.sandbox.gitlab_world import GitLabWorld
+from autoscaler.spi import ForgeName, InstanceId, PoolName
+from autoscaler.store import Store, StoreError, open_store
 
-FAULTS = ("crash", "lost_webhook", "forge_error", "slow_boot")
-FINISH_S = 180.0
-REVIVE_S = 0.3
-
-
-class DemoError(Exception):
-    """The demo cannot start as asked; the text says what to change."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DemoOptions:
-    duration_s: float
-    faults: dict[str, float]
-    trace: Path | None
-    speed: float
-    seed: int
-    store: str
-    keep: Path | None
-    is_json: bool
-
-    @classmethod
-    def of(cls, options: argparse.Namespace) -> "DemoOptions":
-        """Raises DemoError."""
-        faults = {}
-        for part in filter(None, options.faults.split(",")):
-            name, _, value = part.partition("=")
-            try:
-                faults[name.strip()] = float(value)
-            except ValueError:
-                raise DemoError(f"--faults {part}: write NAME=VALUE with a number") from None
-            share_is_wrong = name != "crash" and not 0 <= faults[name.strip()] <= 1
-            if name.strip() not in FAULTS or faults[name.strip()] < 0 or share_is_wrong:
-                raise DemoError(f"--faults {part}: known are {', '.join(FAULTS)}; shares from 0 to 1, crash per minute")
-        if options.duration <= 0 or options.speed <= 0:
-            raise DemoError("--duration and --speed must be above 0")
-        return cls(
-            duration_s=options.duration,
-            faults=faults,
-            trace=options.jobs,
-            speed=options.speed,
-            seed=options.seed,
-            store=options.store,
-            keep=options.keep,
-            is_json=options.json,
-        )
+STALLED_S = 180.0
+"""Without a job that starts or ends for so long, the demo gives up on what is left."""
+WIND_DOWN_S = 45.0
+END_MACHINES_S = 5.0
+EVERYTHING = 1_000_000
+EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
+KEPT = ("daemon.log", "autoscaler.db", "config.toml")
 
 
 async def run_demo(options: DemoOptions) -> int:
     """Run the demo; returns the exit code. Raises DemoError."""
+    logs.configure(level="warning")
     try:
-        submissions = (
-            generated(options.seed, options.duration_s)
-            if options.trace is None
-            else [one for one in replayed(options.trace, options.speed) if one.at_s < options.duration_s]
-        )
+        submissions, trace = _workload(options)
     except TraceError as error:
         raise DemoError(str(error)) from error
-    folder = Path(tempfile.mkdtemp(prefix="autoscaler-demo-"))
-    folder.chmod(0o755)  # machines may run as another user
-    demo = Demo(options, submissions, folder)
+    screen = Screen(sys.stderr)
+    demo = Demo(options, submissions, trace, screen)
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, demo.interrupt)
-    try:
-        report = await demo.run()
-    finally:
-        if options.keep is not None:
-            options.keep.mkdir(parents=True, exist_ok=True)
-            for kept in ("daemon.log", "autoscaler.db", "config.toml"):
-                if (folder / kept).exists():
-                    shutil.copyfile(folder / kept, options.keep / kept)
-        shutil.rmtree(folder, ignore_errors=True)
-    print(json.dumps(report, indent=2) if options.is_json else summary_text(report))
-    jobs = report["jobs"]
-    return 0 if jobs["lost_forever"] == 0 and report["instances_left"] == 0 else 1
+    report = await demo.run()
+    print(json.dumps(report, indent=2) if options.is_json else summary_text(report), flush=True)
+    if report["was_stopped"]:
+        left = report["processes_left"]
+        screen.say("stopped: " + (f"{left} processes could not be ended" if left else "nothing is left running"))
+    failures = ("unfinished", "instances_left", "processes_left", "served_twice")
+    is_well = not report["was_stopped"] and not any(report[key] for key in failures)
+    return 0 if is_well and report["jobs"]["lost_forever"] == 0 else 1
+
+
+def _workload(options: DemoOptions) -> tuple[Sequence[Submission], dict[str, Any] | None]:
+    """What to submit, and what the report says of the trace. Raises TraceError."""
+    if options.trace is None:
+        return generated(options.seed, options.duration_s), None
+    replay = replayed(options.trace, speed=options.speed, duration_s=options.duration_s)
+    if not replay.submissions:
+        raise TraceError(f"{options.trace}: its first job comes after {options.duration_s:g} s at this --speed")
+    trace = {
+        "file": options.trace.name,
+        "jobs": replay.trace_jobs,
+        "replayed": replay.jobs,
+        "speed": options.speed,
+    }
+    return replay.submissions, trace
+
+
+@dataclass(slots=True, kw_only=True)
+class _Site:
+    """What one run is made of, once it is built."""
+
+    folder: Path
+    store: str
+    config: Config
+    pools: Sequence[DemoPool]
+    forges: DemoForges
+    daemon: DaemonChild
+    machines: DemoMachines
+    on_demand_prices: Mapping[PoolName, float | None]
 
 
 class Demo:
-    def __init__(self, options: DemoOptions, submissions: list[Submission], folder: Path) -> None:
+    """One run. `interrupt` may be called at any time, twice for no patience at all."""
+
+    def __init__(
+        self, options: DemoOptions, submissions: Sequence[Submission], trace: dict[str, Any] | None, screen: Screen
+    ) -> None:
         self._options = options
         self._submissions = submissions
-        self._folder = folder
+        self._trace = trace
+        self._screen = screen
         self._stop = asyncio.Event()
-        self._stopping_daemon = False
-        self._daemon: asyncio.subprocess.Process | None = None
-        self._crashes = 0
-        self._revivals = 0
-        self._peak = 0
+        self._now = asyncio.Event()
 
     def interrupt(self) -> None:
+        if self._stop.is_set():
+            self._now.set()
+            return
         self._stop.set()
+        self._screen.say("stopping: the daemon and its machines are ended (once more: without asking them)")
 
-    def _say(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
-    async def run(self) -> dict[str, object]:
-        await self._build_world()
-        started = time.time()
-        reviver = asyncio.create_task(self._keep_daemon_alive())
+    async def run(self) -> dict[str, Any]:
+        """The report. Raises DemoError."""
+        folder = _make_folder()
         try:
-            await self._wait_ready()
-            tasks = [asyncio.create_task(work) for work in (self._submit(), self._crash(), self._progress())]
-            await self._until_finished(tasks[0])
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            left = await self._wind_down()
+            return await self._run_in(folder)
         finally:
-            self._stopping_daemon = True
-            reviver.cancel()
-            await asyncio.gather(reviver, return_exceptions=True)
-            await self._end_daemon()
-            await self._end_machines()
-            await self._github.aclose()
-            await self._gitlab.aclose()
-        return await build_report(
-            ReportInput(
-                github=self._github.world.job_records(),
-                gitlab=self._gitlab.world.outcomes(),
-                submissions=self._submissions,
-                config=self._config,
-                store=self._store,
-                started=started,
-                ended=time.time(),
-                instances_left=left,
-                instances_peak=self._peak,
-                faults=self._options.faults,
-                seed=self._options.seed,
-                crashes=self._crashes,
-            )
+            await end_processes(folder)
+            self._keep(folder)
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    async def _run_in(self, folder: Path) -> dict[str, Any]:
+        site = await self._build(folder)
+        started_at, left = time.time(), 0
+        try:
+            await site.daemon.start(self._stop)
+            await self._work(site)
+            left = await self._wind_down(site)
+        finally:
+            await site.daemon.end(now=self._stop)
+            left = await self._end_machines(site, left)
+            ended_at, jobs = time.time(), site.forges.jobs()
+            await site.forges.aclose()
+        return build_report(
+            await self._records(site, jobs, started_at=started_at, ended_at=ended_at, instances_left=left),
+            was_stopped=self._stop.is_set(),
         )
 
-    async def _build_world(self) -> None:
+    # ------------------------------------------------------------------ building
+
+    async def _build(self, folder: Path) -> _Site:
         options = self._options
+        store = options.store or f"sqlite:///{folder / 'autoscaler.db'}"
+        await _check_store_is_new(store)
+        public_port, admin_port = _free_port(), _free_port()
         faults = Faults(
             lost_webhook=options.faults.get("lost_webhook", 0.0),
             forge_error=options.faults.get("forge_error", 0.0),
             seed=options.seed,
         )
-        repos = {"github": set(GITHUB_REPOS), "gitlab": set(GITLAB_REPOS)}
-        for one in self._submissions:
-            repos[one.forge].add(one.run.repo)
-        public_port, admin_port = _free_port(), _free_port()
-        hook = f"http://127.0.0.1:{public_port}/webhooks/"
-        secret, token = secrets.token_urlsafe(24), "glpat-" + secrets.token_urlsafe(16)
-        app, private_key = AppIdentity.generate()
-        self._github = GitHubFace(
-            GitHubWorld(sorted(repos["github"])),
-            webhook_url=hook + "github",
-            webhook_secret=secret,
-            app=app,
-            faults=faults,
-            limits=Limits(primary_per_hour=15000),
+        forges = DemoForges(
+            self._submissions, hooks=f"http://127.0.0.1:{public_port}/webhooks/", faults=faults, seed=options.seed
         )
-        world = GitLabWorld(seed=options.seed)
-        for repo in sorted(repos["gitlab"]):
-            group = repo.rpartition("/")[0]
-            if group not in {existing.full_path for existing in world.groups.values()}:
-                world.add_group(group)
-            world.add_project(repo, time.time())
-        self._gitlab = GitLabFace(
-            world, tokens={token: ["api"]}, webhook_url=hook + "gitlab", webhook_token=secret, faults=faults
-        )
-        addresses = DemoAddresses(
-            github=await self._github.start(),
-            gitlab=await self._gitlab.start(),
-            public_port=public_port,
-            admin_port=admin_port,
-        )
-        self._admin = f"http://127.0.0.1:{admin_port}"
-        self._config = write_config(
-            self._folder,
-            addresses=addresses,
-            pools=STANDARD_POOLS if options.trace is None else pools_for(self._submissions),
-            scopes={
-                forge: tuple(sorted({repo.rpartition("/")[0] for repo in names})) for forge, names in repos.items()
-            },
-            app_id=app.app_id,
-            private_key=private_key,
-            webhook_secret=secret,
-            gitlab_token=token,
-            slow_share=options.faults.get("slow_boot", 0.0),
-            store=options.store,
-            seed=options.seed,
-        )
-        self._store = options.store or f"sqlite:///{self._folder / 'autoscaler.db'}"
-
-    # ------------------------------------------------------------------ the daemon
-
-    async def _keep_daemon_alive(self) -> None:
-        log = (self._folder / "daemon.log").open("ab")
-        with log:
-            while not self._stopping_daemon:
-                self._daemon = await asyncio.create_subprocess_exec(
-                    sys.executable,
-                    "-m",
-                    "autoscaler",
-                    "run",
-                    "--config",
-                    str(self._config),
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
-                self._say(f"daemon pid {self._daemon.pid}, status page {self._admin}/")
-                code = await self._daemon.wait()
-                if not self._stopping_daemon:
-                    self._revivals += 1
-                    self._say(f"daemon ended ({code}): started again on the same store")
-                    await asyncio.sleep(REVIVE_S)
-
-    async def _wait_ready(self) -> None:
-        import aiohttp
-
-        deadline = time.monotonic() + 30
-        async with aiohttp.ClientSession() as session:
-            while time.monotonic() < deadline and not self._stop.is_set():
-                with contextlib.suppress(aiohttp.ClientError):
-                    async with session.get(f"{self._admin}/healthz") as answer:
-                        if answer.status == 200:
-                            return
-                await asyncio.sleep(0.1)
-        if not self._stop.is_set():
-            tail = (self._folder / "daemon.log").read_text()[-2000:]
-            raise DemoError(f"the daemon did not start within 30 s; its log ends with:\n{tail}")
-
-    async def _crash(self) -> None:
-        per_minute = self._options.faults.get("crash", 0.0)
-        if not per_minute:
-            return
-        dice = random.Random(f"{self._options.seed}/crash")  # noqa: S311 - repeatable faults, not secrets
-        while True:
-            await asyncio.sleep(dice.expovariate(per_minute / 60.0))
-            if self._daemon is not None and self._daemon.returncode is None:
-                self._crashes += 1
-                with contextlib.suppress(ProcessLookupError):
-                    self._daemon.kill()
-
-    async def _end_daemon(self) -> None:
-        daemon = self._daemon
-        if daemon is None or daemon.returncode is not None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            daemon.terminate()
+        pools = STANDARD_POOLS if options.trace is None else pools_of_trace(self._submissions)
+        github, gitlab = await forges.start()
         try:
-            async with asyncio.timeout(25):
-                await daemon.wait()
-        except TimeoutError:
-            daemon.kill()
-            await daemon.wait()
+            path = write_config(
+                folder,
+                addresses=DemoAddresses(github=github, gitlab=gitlab, public_port=public_port, admin_port=admin_port),
+                pools=pools,
+                scopes={forge: forges.scopes(forge) for forge in forges.repos},
+                secrets=forges.secrets,
+                slow_share=options.faults.get("slow_boot", 0.0),
+                store=store,
+                seed=options.seed,
+            )
+            config = load(path)
+            machines = DemoMachines(config)
+            prices = await machines.on_demand_prices()
+        except ConfigError as error:
+            await forges.aclose()
+            raise DemoError(f"the configuration made for this workload is refused:\n{error}") from error
+        daemon = DaemonChild(path, folder / "daemon.log", f"http://127.0.0.1:{admin_port}", say=self._screen.say)
+        return _Site(
+            folder=folder,
+            store=store,
+            config=config,
+            pools=pools,
+            forges=forges,
+            daemon=daemon,
+            machines=machines,
+            on_demand_prices=prices,
+        )
 
-    # ------------------------------------------------------------------ work
+    def _world(self, pools: Sequence[DemoPool]) -> dict[str, object]:
+        world = world_document(pools, slow_share=self._options.faults.get("slow_boot", 0.0))
+        if self._trace is not None:
+            world |= {"trace": self._trace}
+            del world["job_s"]
+        return {**world, "seed": self._options.seed, "duration_s": self._options.duration_s}
 
-    async def _submit(self) -> None:
+    # ------------------------------------------------------------------ the work
+
+    async def _work(self, site: _Site) -> None:
+        """Submit for the duration, have a person cancel what nobody serves, finish the rest."""
+        progress = Progress(self._screen, site.daemon, duration_s=self._options.duration_s, tally=site.forges.tally)
+        crashes = site.daemon.crash_forever(self._options.faults.get("crash", 0.0), self._options.seed)
+        beside = [asyncio.create_task(progress.run()), asyncio.create_task(crashes)]
+        try:
+            if await self._unless_stopped(self._submit(site.forges)):
+                await self._unless_stopped(self._finish(site))
+        finally:
+            for task in beside:
+                task.cancel()
+            for outcome in await asyncio.gather(*beside, return_exceptions=True):
+                if isinstance(outcome, Exception):
+                    raise outcome
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Whether it came to its end before a person stopped the demo. Raises what it raised."""
+        working, stopping = asyncio.create_task(work), asyncio.create_task(self._stop.wait())
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (working, stopping):
+            task.cancel()
+        outcome, _ = await asyncio.gather(working, stopping, return_exceptions=True)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome is None and not self._stop.is_set()
+
+    async def _submit(self, forges: DemoForges) -> None:
         started = time.monotonic()
         for one in self._submissions:
             await asyncio.sleep(max(0.0, one.at_s - (time.monotonic() - started)))
-            (self._github if one.forge == "github" else self._gitlab).submit(one.run)
+            forges.submit(one)
+        await asyncio.sleep(max(0.0, self._options.duration_s - (time.monotonic() - started)))
 
-    async def _until_finished(self, submitting: asyncio.Task[None]) -> None:
-        """Until everything submitted has ended, or FINISH_S after the last submission."""
-        stopping = asyncio.create_task(self._stop.wait())
-        await asyncio.wait({submitting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        deadline = time.monotonic() + FINISH_S
-        while time.monotonic() < deadline and not self._stop.is_set():
-            waiting, running, _ = self._counts()
-            if waiting + running == 0:
-                break
+    async def _finish(self, site: _Site) -> None:
+        """Until every job has ended, or nothing moved for STALLED_S."""
+        moved_at, before = time.monotonic(), site.forges.tally()
+        while before.open:
+            self._cancel_unserved(site)
             await asyncio.sleep(0.25)
-        stopping.cancel()
+            if (now := site.forges.tally()) != before:
+                moved_at, before = time.monotonic(), now
+            elif time.monotonic() - moved_at > STALLED_S:
+                self._screen.say(f"nothing moved for {STALLED_S:.0f} s: {before.open} jobs are left as they are")
+                return
 
-    def _counts(self) -> tuple[int, int, int]:
-        """Jobs waiting, running and ended at both forges; jobs held back by their needs count as waiting."""
-        waiting = running = ended = 0
-        for record in self._github.world.job_records():
-            if record.conclusion is not None:
-                ended += 1
-            elif record.first_started_at is not None:
-                running += 1
-            else:
-                waiting += 1
-        for outcome in self._gitlab.world.outcomes():
-            if outcome.status in ("success", "failed", "canceled", "skipped"):
-                ended += 1
-            elif outcome.status in ("running", "canceling"):
-                running += 1
-            else:
-                waiting += 1
-        return waiting, running, ended
-
-    async def _progress(self) -> None:
-        started = time.monotonic()
-        is_terminal = sys.stderr.isatty()
-        while True:
-            waiting, running, ended = self._counts()
-            machines = len(self._machine_folders())
-            self._peak = max(self._peak, machines)
-            line = (
-                f"{time.monotonic() - started:5.0f} s  jobs: {waiting:3} waiting {running:3} running {ended:4} done"
-                f"   machines: {machines:3}   crashes: {self._crashes}"
-            )
-            print(f"\r{line}" if is_terminal else line, end="" if is_terminal else "\n", file=sys.stderr, flush=True)
-            await asyncio.sleep(0.5 if is_terminal else 5.0)
+    def _cancel_unserved(self, site: _Site) -> None:
+        for job in site.forges.jobs():
+            if job.is_queued and _pool_of(job, site.config) is None:
+                self._screen.say(f"a person cancels {job.name} of {job.repo}, which nobody serves")
+                site.forges.cancel(job)
 
     # ------------------------------------------------------------------ the end
 
-    def _machine_folders(self) -> list[Path]:
-        folder = self._folder / "machines" / "demo"
-        return [path for path in folder.glob("*/pid")] if folder.exists() else []
+    async def _wind_down(self, site: _Site) -> int:
+        """Wait until every machine went away by itself; returns how many a provider still lists."""
+        deadline = time.monotonic() + WIND_DOWN_S
+        while not self._stop.is_set():
+            left = await site.machines.living()
+            status = await site.daemon.ask("/api/v1/status")
+            if left == 0 and status is not None and status["instances"] == 0:
+                return 0
+            if time.monotonic() > deadline:
+                return left
+            await asyncio.sleep(0.5)
+        return 0
 
-    async def _wind_down(self) -> int:
-        """Wait until every machine went away by itself; returns how many did not."""
-        import aiohttp
+    async def _end_machines(self, site: _Site, left: int) -> int:
+        """What did not go by itself is ended. After a person's stop it counts as left only if it resists."""
+        try:
+            if left or self._stop.is_set():
+                await site.machines.terminate_all()
+                deadline = time.monotonic() + END_MACHINES_S
+                while await site.machines.living():
+                    if time.monotonic() > deadline or self._now.is_set():
+                        break
+                    await asyncio.sleep(0.1)
+        finally:
+            await site.machines.aclose()
+        if not self._stop.is_set():
+            return left
+        return await end_processes(site.folder)
 
-        deadline = time.monotonic() + 45
-        left = -1
-        async with aiohttp.ClientSession() as session:
-            while time.monotonic() < deadline and not self._stop.is_set():
-                with contextlib.suppress(aiohttp.ClientError, KeyError, TimeoutError):
-                    async with session.get(f"{self._admin}/api/v1/status") as answer:
-                        left = int((await answer.json())["instances"])
-                        if left == 0:
-                            return 0
-                await asyncio.sleep(0.5)
-        return left
-
-    async def _end_machines(self) -> None:
-        """After an interrupt: nothing that the demo started may be left running."""
-        from autoscaler.calls import Calls
-        from autoscaler.clock import SystemClock
-        from autoscaler.config import load
-        from autoscaler.core import runner_prefix
-        from autoscaler.plugins import make_providers
-        from autoscaler.spi import Surroundings
-
-        calls = Calls()
-        surroundings = Surroundings(
-            deployment="demo", runner_prefix=runner_prefix("demo"), clock=SystemClock(), gates=calls
+    async def _records(
+        self, site: _Site, jobs: Sequence[JobRecord], *, started_at: float, ended_at: float, instances_left: int
+    ) -> DemoRecords:
+        rules = rules_of(site.config)
+        stored_jobs, instances, moves = await _stored(site.store)
+        processes_left = len(await asyncio.to_thread(processes_of, site.folder))
+        return DemoRecords(
+            jobs=jobs,
+            stored_jobs=stored_jobs,
+            instances=instances,
+            moves=moves,
+            pools={
+                name: PoolFacts(
+                    name=name,
+                    target_s=pool.target.total_seconds(),
+                    max=pool.max,
+                    on_demand_usd_hour=site.on_demand_prices[name],
+                )
+                for name, pool in rules.pools.items()
+            },
+            pool_of={(job.forge, job.repo, job.labels): _pool_of(job, site.config) for job in jobs},
+            cap_instances=rules.caps.instances,
+            decisions=decisions_of(site.daemon.log),
+            started_at=started_at,
+            ended_at=ended_at,
+            instances_left=instances_left,
+            processes_left=processes_left,
+            crashes=site.daemon.crashes,
+            world=self._world(site.pools),
+            faults=self._options.faults,
         )
-        for provider in make_providers(load(self._config), surroundings).values():
-            machines = await provider.list_instances()
-            await provider.terminate([machine.provider_id for machine in machines if machine.state != "terminated"])
-            await provider.aclose()
-        await calls.aclose()
+
+    def _keep(self, folder: Path) -> None:
+        if self._options.keep is None:
+            return
+        try:
+            self._options.keep.mkdir(parents=True, exist_ok=True)
+            for name in KEPT:
+                if (folder / name).exists():
+                    shutil.copyfile(folder / name, self._options.keep / name)
+        except OSError as error:
+            self._screen.say(f"--keep: {error}")
+
+
+def _make_folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="autoscaler-demo-")).resolve()
+    folder.chmod(0o755)  # machines may run as another user; what is secret has a file of its own
+    return folder
+
+
+def _pool_of(job: JobRecord, config: Config) -> PoolName | None:
+    return match_pool(
+        forge=ForgeName(job.forge),
+        repo=job.repo,
+        labels=job.labels,
+        run_id="",
+        pools=rules_of(config).pools.values(),
+    ).pool
+
+
+async def _check_store_is_new(url: str) -> None:
+    """The demo's forges start from nothing: rows of other jobs and machines would be taken for theirs."""
+    try:
+        store = open_store(url)
+        await store.open()
+    except (StoreError, ValueError) as error:
+        raise DemoError(f"--store: {error}") from error
+    try:
+        if await store.recent_jobs(limit=1) or await store.recent_instances(limit=1):
+            raise DemoError("--store: it holds jobs or machines already; the demo needs an empty one")
+    finally:
+        await store.aclose()
+
+
+async def _stored(url: str) -> tuple[Sequence[Job], Sequence[Instance], dict[InstanceId, Sequence[InstanceMove]]]:
+    store: Store = open_store(url)
+    await store.open()
+    try:
+        instances = await store.recent_instances(limit=EVERYTHING)
+        moves = {row.id: await store.instance_moves(row.id) for row in instances}
+        return await store.recent_jobs(limit=EVERYTHING), instances, moves
+    finally:
+        await store.aclose()
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that no outgoing connection can take while the daemon is down: one below the ephemeral range."""
+    lowest = int(EPHEMERAL.read_text().split()[0]) if EPHEMERAL.exists() else 32768
+    while True:
+        port = random.randrange(10_000, max(10_001, min(lowest, 60_000)))  # noqa: S311 - any free one will do
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port

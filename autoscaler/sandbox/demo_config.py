@@ -1,13 +1,41 @@
-"""The demo's own configuration: both forges at the sandbox, the local provider, three pools."""
+"""The demo's own configuration: both forges at the sandbox, the local provider, three pools.
+
+The world is compressed: boots of 2 to 6 s, jobs of 1 to 15 s, a wait target of 10 s; prices are as on AWS.
+"""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoscaler.sandbox.demo_workload import Submission
+from autoscaler.sandbox.demo_forges import ForgeSecrets
+from autoscaler.sandbox.demo_workload import LONGEST_S, SHORTEST_S, Submission
+from autoscaler.spi import label_set
 
 IMAGES = Path(__file__).parent / "images"
-PRICES = {"small": 0.0684, "large": 0.1368, "data": 0.0712}
+DEPLOYMENT = "demo"
+BOOT_S = (2, 6)
+SLOW_FACTOR = 5
+TARGET_S = 10
+MAX_INSTANCES = 24
+"""What two cores bear; each machine is a handful of processes."""
+SLOTS = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineType:
+    """A nominal capacity pool of this host."""
+
+    name: str
+    cpus: int
+    memory_gib: int
+    spot_usd_hour: float
+    on_demand_usd_hour: float
+
+
+SMALL = MachineType(name="m7i.xlarge", cpus=4, memory_gib=16, spot_usd_hour=0.0684, on_demand_usd_hour=0.2016)
+LARGE = MachineType(name="m7i.2xlarge", cpus=8, memory_gib=32, spot_usd_hour=0.1411, on_demand_usd_hour=0.4032)
+DATA = MachineType(name="r7i.xlarge", cpus=4, memory_gib=32, spot_usd_hour=0.0897, on_demand_usd_hour=0.2646)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +52,7 @@ class DemoPool:
     forge: str
     repos: tuple[str, ...]
     labels: tuple[str, ...]
-    machine_type: str
+    machine_type: MachineType
     max: int
 
 
@@ -34,7 +62,7 @@ STANDARD_POOLS = (
         forge="github",
         repos=("acme/*",),
         labels=("self-hosted", "linux", "x64"),
-        machine_type="m.small",
+        machine_type=SMALL,
         max=12,
     ),
     DemoPool(
@@ -42,71 +70,135 @@ STANDARD_POOLS = (
         forge="github",
         repos=("acme/shop",),
         labels=("self-hosted", "linux", "x64", "large"),
-        machine_type="m.large",
+        machine_type=LARGE,
         max=4,
     ),
-    DemoPool(name="data", forge="gitlab", repos=("tools/*",), labels=("data", "linux"), machine_type="c.data", max=8),
-)
+    DemoPool(
+        name="data", forge="gitlab", repos=("tools/*",), labels=("data", "linux"), machine_type=DATA, max=8
+    ),
+)  # fmt: skip
 
 
-def pools_for(submissions: list[Submission]) -> tuple[DemoPool, ...]:
-    """The standard pools for the generated workload; one pool per forge and label set for a replayed trace."""
+def pools_of_trace(submissions: Sequence[Submission]) -> tuple[DemoPool, ...]:
+    """One pool for each forge and label set of a replayed trace."""
     found: dict[tuple[str, tuple[str, ...]], set[str]] = {}
     for one in submissions:
         for job in one.run.jobs:
-            labels = tuple(sorted({label.lower() for label in job.labels}))
-            found.setdefault((one.forge, labels), set()).add(one.run.repo.split("/")[0] + "/*")
-    return tuple(
-        DemoPool(
-            name=f"trace-{forge}-{number}",
-            forge=forge,
-            repos=tuple(sorted(repos)),
-            labels=labels or ("untagged",),
-            machine_type="m.small",
-            max=12,
+            repos = found.setdefault((one.forge, label_set(job.labels)), set())
+            repos.add(one.run.repo.split("/")[0] + "/*")
+    names: set[str] = set()
+    pools = []
+    for (forge, labels), repos in sorted(found.items()):
+        pools.append(
+            DemoPool(
+                name=_pool_name(forge, labels, names),
+                forge=forge,
+                repos=tuple(sorted(repos)),
+                labels=labels or ("untagged",),
+                machine_type=SMALL,
+                max=MAX_INSTANCES,
+            )
         )
-        for number, ((forge, labels), repos) in enumerate(sorted(found.items()))
-    )
+    return tuple(pools)
+
+
+def _pool_name(forge: str, labels: tuple[str, ...], taken: set[str]) -> str:
+    words = [label for label in labels if label != "self-hosted"] or ["untagged"]
+    plain = "-".join("".join(c for c in word if c.isascii() and c.isalnum()) for word in words)
+    name = stem = f"{forge}-{plain}".strip("-")[:40].rstrip("-")
+    number = 1
+    while name in taken:
+        number += 1
+        name = f"{stem}-{number}"
+    taken.add(name)
+    return name
+
+
+def world_document(pools: Sequence[DemoPool], *, slow_share: float) -> dict[str, object]:
+    """The world as the report shows it."""
+    types = {pool.machine_type.name: pool.machine_type for pool in pools}
+    return {
+        "provider": "local",
+        "boot_cold_s": list(BOOT_S),
+        "slow_boot": {"share": slow_share, "factor": SLOW_FACTOR},
+        "job_s": [SHORTEST_S, LONGEST_S],
+        "max_instances": MAX_INSTANCES,
+        "capacity_pools": [
+            {
+                "machine_type": one.name,
+                "cpus": one.cpus,
+                "memory_gib": one.memory_gib,
+                "slots": SLOTS,
+                "spot_usd_hour": one.spot_usd_hour,
+                "on_demand_usd_hour": one.on_demand_usd_hour,
+            }
+            for one in types.values()
+        ],
+        "pools": [
+            {
+                "name": pool.name,
+                "forge": pool.forge,
+                "repos": list(pool.repos),
+                "labels": list(pool.labels),
+                "max": pool.max,
+                "target_s": TARGET_S,
+            }
+            for pool in pools
+        ],
+    }
 
 
 def write_config(
     folder: Path,
     *,
     addresses: DemoAddresses,
-    pools: tuple[DemoPool, ...],
+    pools: Sequence[DemoPool],
     scopes: dict[str, tuple[str, ...]],
-    app_id: int,
-    private_key: str,
-    webhook_secret: str,
-    gitlab_token: str,
+    secrets: ForgeSecrets,
     slow_share: float,
     store: str,
     seed: int,
 ) -> Path:
     """Write the configuration and its secret files below `folder`; returns the configuration's path."""
     for name, text in (
-        ("github-app.pem", private_key),
-        ("webhook-secret", webhook_secret),
-        ("gitlab-token", gitlab_token),
+        ("github-app.pem", secrets.private_key),
+        ("webhook-secret", secrets.webhook_secret),
+        ("gitlab-token", secrets.gitlab_token),
     ):
-        path = folder / name
-        path.touch(mode=0o600)
-        path.write_text(text)
-    machine_types = {pool.machine_type for pool in pools}
-    capacity = ",\n    ".join(_capacity(name) for name in sorted(machine_types))
-    public = f"http://127.0.0.1:{addresses.public_port}"
-    text = f"""
-[autoscaler]
-name = "demo"
+        _write_private(folder / name, text)
+    sections = [
+        _autoscaler_section(addresses, store),
+        _forge_sections(addresses, scopes, secrets.app_id),
+        _provider_section(folder, pools, slow_share, seed),
+        *(_pool_section(pool) for pool in pools),
+    ]
+    path = folder / "config.toml"
+    _write_private(path, "\n".join(sections))  # a store's URL may carry a password
+    return path
+
+
+def _write_private(path: Path, text: str) -> None:
+    path.touch(mode=0o600)
+    path.write_text(text)
+
+
+def _autoscaler_section(addresses: DemoAddresses, store: str) -> str:
+    return f"""[autoscaler]
+name = "{DEPLOYMENT}"
 listen = "127.0.0.1:{addresses.public_port}"
 admin_listen = "127.0.0.1:{addresses.admin_port}"
-public_url = "{public}"
-store = {json.dumps(store or f"sqlite:///{folder / 'autoscaler.db'}")}
+public_url = "http://127.0.0.1:{addresses.public_port}"
+store = {json.dumps(store)}
 tick = "2s"
 list_instances = "2s"
 list_runners = "10s"
+[autoscaler.caps]
+instances = {MAX_INSTANCES}
+"""
 
-[[forge]]
+
+def _forge_sections(addresses: DemoAddresses, scopes: dict[str, tuple[str, ...]], app_id: int) -> str:
+    return f"""[[forge]]
 name = "github"
 kind = "github"
 url = "{addresses.github}"
@@ -124,15 +216,25 @@ credentials = {{ token = {{ file = "gitlab-token" }} }}
 webhook_secret = {{ file = "webhook-secret" }}
 scopes = {json.dumps(scopes["gitlab"])}
 poll = "5s"
+"""
 
-[[provider]]
+
+def _provider_section(folder: Path, pools: Sequence[DemoPool], slow_share: float, seed: int) -> str:
+    types = {pool.machine_type.name: pool.machine_type for pool in pools}
+    capacity = ",\n    ".join(
+        f'{{ machine_type = "{one.name}", zone = "here-a", cpus = {one.cpus}, memory_gib = {one.memory_gib}, '
+        f'arch = "x86_64", price_usd_hour = {one.spot_usd_hour}, '
+        f"on_demand_price_usd_hour = {one.on_demand_usd_hour}, slots = {SLOTS} }}"
+        for one in types.values()
+    )
+    return f"""[[provider]]
 name = "here"
 kind = "local"
 state_dir = {json.dumps(str(folder / "machines"))}
 keep_ended_s = 30
-boot = {{ min_s = 2, max_s = 6 }}
+boot = {{ min_s = {BOOT_S[0]}, max_s = {BOOT_S[1]} }}
 slow_share = {slow_share}
-slow_factor = 5
+slow_factor = {SLOW_FACTOR}
 seed = {seed}
 capacity_pools = [
     {capacity},
@@ -144,9 +246,10 @@ name = "runner"
 github_runner = {json.dumps(str(IMAGES / "actions-runner"))}
 gitlab_runner = {json.dumps(str(IMAGES / "gitlab-runner" / "gitlab-runner"))}
 """
-    for pool in pools:
-        text += f"""
-[[pool]]
+
+
+def _pool_section(pool: DemoPool) -> str:
+    return f"""[[pool]]
 name = "{pool.name}"
 forges = ["{pool.forge}"]
 repos = {json.dumps(pool.repos)}
@@ -158,19 +261,7 @@ idle_timeout = "4s"
 boot_timeout = "60s"
 max_job_runtime = "10m"
 [pool.shape]
-types = ["{pool.machine_type}"]
+types = ["{pool.machine_type.name}"]
 [pool.wait]
-target = "10s"
+target = "{TARGET_S}s"
 """
-    path = folder / "config.toml"
-    path.write_text(text)
-    return path
-
-
-def _capacity(machine_type: str) -> str:
-    size = machine_type.rpartition(".")[2]
-    price = PRICES.get(size, PRICES["small"])
-    return (
-        f'{{ machine_type = "{machine_type}", zone = "here-a", cpus = 4, memory_gib = 16, arch = "x86_64", '
-        f"price_usd_hour = {price}, on_demand_price_usd_hour = {round(price * 2.9, 4)}, slots = 32 }}"
-    )

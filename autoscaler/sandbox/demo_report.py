@@ -1,249 +1,243 @@
-"""The demo's report: the keys of the simulation report, counted from what the forges and the store say at the end.
+"""The demo's report: the keys of the simulation report, counted from what forges and store say at the end. Pure.
 
-Jobs come from the worlds (the forges' own records), machines and money from the daemon's store. A job is lost
-forever when it was submitted and is in no terminal state although nothing at its forge holds it back.
+    forges' own records -> waits, done, lost forever      the daemon's rows -> losses and what became of them, money
+
+A job is lost forever when it has no terminal state and its forge does not wait for us either: it believes that a
+runner works on it, and there is none.
 """
 
+import hashlib
+import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from autoscaler.config import load
-from autoscaler.demand import match_pool
-from autoscaler.model import Instance, InstanceState, JobState
-from autoscaler.rules import rules_of
-from autoscaler.sandbox.demo_workload import Submission
-from autoscaler.sandbox.github_model import JobRecord
-from autoscaler.sandbox.gitlab_model import JobOutcome
-from autoscaler.spi import CapacityType, ForgeName, label_set
-from autoscaler.store import Store, open_store
+from autoscaler.model import InstanceState, Job, JobState
+from autoscaler.sandbox.demo_costs import (
+    billed_spans,
+    caps_exceeded_s,
+    cost_document,
+    cost_ratio,
+    launches,
+    lives,
+    lost_s,
+    peak,
+    shares,
+)
+from autoscaler.sandbox.demo_records import DemoRecords, JobRecord
 
-EVERYTHING = 1_000_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReportInput:
-    github: Sequence[JobRecord]
-    gitlab: Sequence[JobOutcome]
-    submissions: Sequence[Submission]
-    config: Path
-    store: str
-    started: float
-    ended: float
-    instances_left: int
-    instances_peak: int
-    faults: Mapping[str, float]
-    seed: int
-    crashes: int
+COUNTS = ("submitted", "done", "abandoned", "interrupted", "requeued", "opted_out", "late_success", "lost_forever")
+Document = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Job:
-    """One submitted job in the report's terms."""
-
-    forge: str
-    pool: str
-    target_s: float
-    queued: float | None
-    started: float | None
-    finished: float | None
-    is_done: bool
-    is_held: bool
-    """Never queued because what it needs failed or never ended: its forge does not wait for us."""
-    served: int
-
-
-async def build_report(given: ReportInput) -> dict[str, Any]:
-    """The report as a JSON document."""
-    rules = rules_of(load(given.config))
-    jobs = [*_github_jobs(given, rules), *_gitlab_jobs(given, rules)]
-    store = open_store(given.store)
-    await store.open()
-    try:
-        rows = await store.recent_instances(limit=EVERYTHING)
-        stored = await store.recent_jobs(limit=EVERYTHING)
-        cost, peak = await _cost(store, rows)
-    finally:
-        await store.aclose()
-    states = Counter(job.state for job in stored)
-    waits = sorted(job.started - job.queued for job in jobs if job.started is not None and job.queued is not None)
-    over = [job for job in jobs if job.started and job.queued and job.started - job.queued > job.target_s]
+def build_report(records: DemoRecords, *, was_stopped: bool = False) -> Document:
+    """The report as a JSON document. `was_stopped`: a person ended it; jobs cut off by that are not lost by us."""
+    waits = sorted(wait for job in records.jobs if (wait := job.wait_s) is not None)
+    delays = sorted(_delay_s(job) for job in records.jobs if job.wait_s is not None)
+    targets = {name: pool.target_s for name, pool in records.pools.items()}
+    over_wait = _share_over(records, targets, lambda job: job.wait_s or 0.0)
+    over_delay = _share_over(records, targets, _delay_s)
+    cost = cost_document(billed_spans(records))
+    on_demand_share, wasted_share = shares(records)
+    events = event_log(records)
     return {
-        "jobs": _counts(jobs) | {"requeued": states[JobState.REQUEUED], "interrupted": states[JobState.REQUEUED]},
-        "by_forge": {name: _counts(group) for name, group in sorted(_grouped(jobs, "forge").items())},
-        "by_pool": {name: _counts(group) for name, group in sorted(_grouped(jobs, "pool").items())},
-        "wait_s": _quantiles(waits)
-        | {
+        "jobs": _counts(records, was_stopped),
+        "by_forge": {
+            forge: _counts(records, was_stopped, forge=forge) for forge in sorted({job.forge for job in records.jobs})
+        },
+        "by_pool": {
+            pool: _counts(records, was_stopped, pool=pool)
+            for pool in sorted({records.pool_name(job) for job in records.jobs})
+        },
+        "wait_s": {
+            **_quantiles(waits),
             "mean": round(math.fsum(waits) / len(waits), 3) if waits else 0.0,
-            "share_over_target": round(len(over) / len(waits), 4) if waits else 0.0,
-            "target": max((job.target_s for job in jobs), default=0.0),
+            "share_over_target": over_wait,
+            "target": max(targets.values(), default=0.0),
         },
+        "delay_s": {**_quantiles(delays), "share_over_target": over_delay},
         "cost_usd": cost,
-        "launches": {
-            "spot": sum(1 for row in rows if row.provider_id is not None and _is_spot(row)),
-            "on_demand": sum(1 for row in rows if row.provider_id is not None and not _is_spot(row)),
-            "started": 0,
-            "refused": sum(1 for row in rows if row.ending == "refused"),
+        "cost_ratio": cost_ratio(records, cost["total"]),
+        "on_demand_share": round(on_demand_share, 4),
+        "wasted_share": round(wasted_share, 4),
+        "launches": launches(records.instances, records.moves),
+        "instances_peak": peak(lives(records)),
+        "instances_left": records.instances_left,
+        "spills": 0,
+        "caps_exceeded": caps_exceeded_s(records),
+        "makespan_ratio": makespan_ratio(records.jobs),
+        "prediction": {"brier": None, "reliability": []},
+        "decisions": {
+            "plans": records.decisions.plans,
+            "plan_ms_p50": _quantile(sorted(records.decisions.plan_ms), 50),
+            "plan_ms_p99": _quantile(sorted(records.decisions.plan_ms), 99),
         },
-        "instances_peak": max(peak, given.instances_peak),
-        "instances_left": given.instances_left,
-        "served_twice": sum(1 for job in jobs if job.served > 1),
-        "world": {
-            "boot_cold_s": [2, 6],
-            "job_s": [1, 15],
-            "runs": len(given.submissions),
-            "seed": given.seed,
-        },
-        "faults": {**given.faults, "crashes": given.crashes},
-        "wall_s": round(given.ended - given.started, 1),
+        "simulated_s": round(records.ended_at - records.started_at, 3),
+        "wall_s": round(records.ended_at - records.started_at, 3),
+        "events": len(events),
+        "digest": hashlib.sha256("\n".join(events).encode()).hexdigest(),
+        "world": dict(records.world),
+        "faults": dict(records.faults),
+        "crashes": records.crashes,
+        "served_twice": served_twice(records),
+        "unfinished": sum(1 for job in records.jobs if job.conclusion is None),
+        "unserved": _unserved(records),
+        "processes_left": records.processes_left,
+        "was_stopped": was_stopped,
     }
 
 
-def _github_jobs(given: ReportInput, rules: Any) -> list[_Job]:
+def _unserved(records: DemoRecords) -> list[Document]:
+    """Jobs that no pool served, with what the daemon said is missing."""
     return [
-        _job(
-            "github",
-            record.repo,
-            record.labels,
-            rules,
-            queued=record.first_queued_at,
-            started=record.first_started_at,
-            finished=record.finished_at,
-            is_done=record.conclusion is not None,
-            served=record.served,
-        )
-        for record in given.github
+        {"forge": job.forge, "repo": job.repo, "name": job.name, "labels": list(job.labels), "reason": job.unserved}
+        for job in sorted(records.stored_jobs, key=lambda job: (job.first_seen_at, job.id))
+        if job.pool is None
     ]
 
 
-def _gitlab_jobs(given: ReportInput, rules: Any) -> list[_Job]:
-    return [
-        _job(
-            "gitlab",
-            outcome.repo,
-            outcome.labels,
-            rules,
-            queued=outcome.first_pending_at,
-            started=outcome.first_started_at,
-            finished=outcome.finished_at,
-            is_done=outcome.status in ("success", "failed", "canceled", "skipped"),
-            served=outcome.served_count,
-        )
-        for outcome in given.gitlab
-    ]
+# --------------------------------------------------------------------------- counts
 
 
-def _job(forge: str, repo: str, labels: Iterable[str], rules: Any, **times: Any) -> _Job:
-    match = match_pool(
-        forge=ForgeName(forge), repo=repo, labels=label_set(tuple(labels)), run_id="", pools=rules.pools.values()
-    )
-    pool = rules.pools[match.pool] if match.pool is not None else None
-    return _Job(
-        forge=forge,
-        pool=pool.name if pool is not None else "",
-        target_s=pool.target.total_seconds() if pool is not None else 0.0,
-        is_held=times["queued"] is None and not times["is_done"],
-        **times,
-    )
+def _counts(records: DemoRecords, was_stopped: bool, *, forge: str = "", pool: str = "") -> dict[str, int]:
+    """Every count, of all jobs or of those of a forge or a pool."""
 
+    def belongs(its_forge: str, its_pool: str) -> bool:
+        return forge in ("", its_forge) and pool in ("", its_pool)
 
-def _grouped(jobs: Sequence[_Job], key: str) -> dict[str, list[_Job]]:
-    groups: dict[str, list[_Job]] = defaultdict(list)
-    for job in jobs:
-        groups[getattr(job, key)].append(job)
-    return groups
-
-
-def _counts(jobs: Sequence[_Job]) -> dict[str, int]:
-    done = sum(1 for job in jobs if job.is_done)
+    jobs = [job for job in records.jobs if belongs(job.forge, records.pool_name(job))]
+    rows = [row for row in records.stored_jobs if belongs(row.forge, row.pool or "-")]
+    given_up = {row.forge_job_id for row in rows if row.state is JobState.ABANDONED}
+    found = Counter(_outcome(job, given_up) for job in jobs)
+    losses = Counter(_loss(row) for row in rows)
     return {
         "submitted": len(jobs),
-        "done": done,
-        "abandoned": 0,
-        "interrupted": 0,
-        "requeued": 0,
-        "opted_out": 0,
-        "late_success": 0,
-        "lost_forever": len(jobs) - done,
+        "done": found["done"],
+        "abandoned": found["abandoned"],
+        "interrupted": sum(losses[kind] for kind in ("requeued", "opted_out", "abandoned", "late_success")),
+        "requeued": losses["requeued"],
+        "opted_out": losses["opted_out"],
+        "late_success": losses["late_success"],
+        "lost_forever": 0 if was_stopped else found["lost_forever"],
     }
 
 
-def _is_spot(row: Instance) -> bool:
-    return row.capacity_pool is not None and row.capacity_pool.capacity_type is CapacityType.SPOT
+def _outcome(job: JobRecord, given_up: set[str]) -> str:
+    if job.forge_job_ids and job.forge_job_ids[-1] in given_up:
+        return "abandoned"
+    if job.conclusion is not None:
+        return "done"
+    return "lost_forever" if job.is_running else "waiting"
+
+
+def _loss(row: Job) -> str:
+    """How a loss of this row ended; "" for a row that was never lost."""
+    match row.state:
+        case JobState.REQUEUED:
+            return "requeued"
+        case JobState.ABANDONED if row.started_at is not None:
+            return "opted_out" if row.reason.startswith("opted_out") else "abandoned"
+        case JobState.DONE if row.reason.startswith("late_success"):
+            return "late_success"
+        case _:
+            return ""
+
+
+def served_twice(records: DemoRecords) -> int:
+    """Jobs that more runners took than our requeues of them explain."""
+    requeued = {(row.forge, row.forge_job_id) for row in records.stored_jobs if row.state is JobState.REQUEUED}
+    return sum(
+        1
+        for job in records.jobs
+        if len(job.runners) > 1 + sum((job.forge, id_) in requeued for id_ in job.forge_job_ids)
+    )
+
+
+# --------------------------------------------------------------------------- times
+
+
+def _delay_s(job: JobRecord) -> float:
+    """All waits of a job plus its lost work."""
+    waits = [
+        max(0.0, one.started_at - one.queued_at)
+        for one in job.attempts
+        if one.started_at is not None and one.queued_at is not None
+    ]
+    return math.fsum(waits) + lost_s(job)
+
+
+def _share_over(records: DemoRecords, targets: dict[str, float], measure: Callable[[JobRecord], float]) -> float:
+    started = [job for job in records.jobs if job.wait_s is not None]
+    over = [job for job in started if measure(job) > targets.get(records.pool_name(job), math.inf)]
+    return round(len(over) / len(started), 4) if started else 0.0
 
 
 def _quantiles(values: Sequence[float]) -> dict[str, float]:
-    """Nearest-rank quantiles of sorted values."""
-    if not values:
-        return {"p50": 0.0, "p95": 0.0, "p99": 0.0}
-    return {
-        f"p{share}": round(values[min(len(values) - 1, math.ceil(share / 100 * len(values)) - 1)], 3)
-        for share in (50, 95, 99)
-    }
+    return {f"p{share}": _quantile(values, share) for share in (50, 95, 99)}
 
 
-async def _cost(store: Store, rows: Sequence[Instance]) -> tuple[dict[str, float], int]:
-    """USD by what machines did with their time (boot, idle, job), and the most machines at one time."""
-    spent: dict[str, float] = defaultdict(float)
-    by_type: dict[str, float] = defaultdict(float)
-    edges: list[tuple[float, int]] = []
-    for row in rows:
-        if row.provider_id is None:
-            continue
-        moves = await store.instance_moves(row.id)
-        for move, following in zip(moves, moves[1:], strict=False):
-            seconds = (following.at - move.at).total_seconds()
-            usd = seconds * row.price_usd_hour / 3600
-            spent[_USE[move.to_state]] += usd
-            by_type["spot" if _is_spot(row) else "on_demand"] += usd
-        if moves:
-            edges.append((moves[0].at.timestamp(), 1))
-            if moves[-1].to_state is InstanceState.TERMINATED:
-                edges.append((moves[-1].at.timestamp(), -1))
-    live = peak = 0
-    for _, change in sorted(edges):
-        live += change
-        peak = max(peak, live)
-    uses = {use: round(spent.get(use, 0.0), 6) for use in ("job", "idle", "boot", "lost", "stopped")}
-    types = {name: round(by_type.get(name, 0.0), 6) for name in ("spot", "on_demand")}
-    return {"total": round(math.fsum(spent.values()), 6), **uses, **types}, peak
+def _quantile(values: Sequence[float], percent: int) -> float:
+    """Nearest rank of sorted values; 0 of none."""
+    return round(values[math.ceil(percent / 100 * len(values)) - 1], 3) if values else 0.0
 
 
-_USE = {
-    InstanceState.REQUESTED: "boot",
-    InstanceState.LAUNCHED: "boot",
-    InstanceState.READY: "idle",
-    InstanceState.REGISTERING: "idle",
-    InstanceState.IDLE: "idle",
-    InstanceState.BUSY: "job",
-    InstanceState.DRAINING: "job",
-    InstanceState.STOPPING: "stopped",
-    InstanceState.STOPPED: "stopped",
-    InstanceState.STARTING: "boot",
-    InstanceState.TERMINATING: "idle",
-    InstanceState.TERMINATED: "idle",
+def makespan_ratio(jobs: Iterable[JobRecord]) -> float:
+    """Mean over runs: (last end - first submitted) / critical path of durations. Runs without a start do not count."""
+    runs: dict[tuple[str, str], list[JobRecord]] = defaultdict(list)
+    for job in jobs:
+        runs[job.forge, job.run].append(job)
+    ratios = []
+    for members in runs.values():
+        ran = {job.key: job for job in members if job.first_started_at is not None}
+        ends = [one.finished_at for job in ran.values() for one in job.attempts if one.finished_at is not None]
+        path_s = _critical_path_s(ran)
+        if ends and path_s > 0:
+            ratios.append((max(ends) - min(job.submitted_at for job in members)) / path_s)
+    return round(math.fsum(ratios) / len(ratios), 3) if ratios else 0.0
+
+
+def _critical_path_s(ran: dict[str, JobRecord]) -> float:
+    """The longest chain of durations among the jobs of one run that ran."""
+    ends: dict[str, float] = {}
+    left = dict(ran)
+    while left:
+        ready = [key for key, job in left.items() if not any(need in left for need in job.needs)]
+        for key in ready:
+            job = left.pop(key)
+            ends[key] = job.duration_s + max((ends.get(need, 0.0) for need in job.needs), default=0.0)
+    return max(ends.values(), default=0.0)
+
+
+# --------------------------------------------------------------------------- events
+
+
+def event_log(records: DemoRecords) -> list[str]:
+    """What happened, one JSON object each, in time order; `t` in seconds from the start."""
+    found: list[tuple[float, str, Document]] = []
+    for job in records.jobs:
+        name = f"{job.forge}:{job.run}/{job.key}"
+        for one in job.attempts:
+            steps = ((one.queued_at, "job_queued"), (one.started_at, "job_started"), (one.finished_at, "job_done"))
+            found.extend((at, kind, {"job": name}) for at, kind in steps if at is not None)
+    for row in records.instances:
+        place = row.capacity_pool.key if row.capacity_pool is not None else ""
+        about = {"instance": row.id, "capacity_pool": place, "price_usd_hour": row.price_usd_hour}
+        for move in records.moves.get(row.id, ()):
+            kind = _MOVES.get(move.to_state)
+            if move.to_state is InstanceState.TERMINATED and row.ending == "refused":
+                kind = "launch_refused"
+            if kind is not None:
+                found.append((move.at.timestamp(), kind, {**about, "reason": move.cause}))
+    found.sort(key=lambda event: (event[0], event[1], json.dumps(event[2], sort_keys=True)))
+    return [json.dumps({"t": round(at - records.started_at, 3), "kind": kind, **about}) for at, kind, about in found]
+
+
+_MOVES = {
+    InstanceState.LAUNCHED: "launch",
+    InstanceState.READY: "ready",
+    InstanceState.STOPPED: "stop",
+    InstanceState.STARTING: "start",
+    InstanceState.DRAINING: "notice",
+    InstanceState.TERMINATED: "terminate",
 }
-
-
-def summary_text(report: Mapping[str, Any]) -> str:
-    """The report for people."""
-    jobs, wait, cost, launches = report["jobs"], report["wait_s"], report["cost_usd"], report["launches"]
-    lines = ["", "What happened"]
-    for name, counts in report["by_forge"].items():
-        lines.append(f"  {name:12} {counts['done']:4} of {counts['submitted']} jobs done")
-    for name, counts in report["by_pool"].items():
-        lines.append(f"  pool {name or '(none)':12} {counts['done']:4} of {counts['submitted']} jobs done")
-    lines += [
-        f"  lost forever {jobs['lost_forever']}, served twice {report['served_twice']}",
-        f"  queue wait   p50 {wait['p50']:.1f} s, p95 {wait['p95']:.1f} s (target {wait['target']:.0f} s, "
-        f"{wait['share_over_target']:.0%} over it)",
-        f"  machines     {launches['spot'] + launches['on_demand']} launched, {report['instances_peak']} at a time, "
-        f"{report['instances_left']} left",
-        f"  cost         ${cost['total']:.4f} (jobs {cost['job']:.4f}, boot {cost['boot']:.4f}, idle {cost['idle']:.4f})",
-    ]
-    if report["faults"].get("crashes"):
-        lines.append(f"  the daemon was killed {report['faults']['crashes']} times")
-    return "\n".join(lines)
