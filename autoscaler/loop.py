@@ -28,7 +28,7 @@ from autoscaler.store import Conflict, LeaseLost, Sample, Store, StoreError
 log = structlog.get_logger()
 
 DEBOUNCE_S = 0.02
-"""The least time between two ticks: a storm of events costs one tick each 20 ms."""
+"""The least time from the end of a tick to the next: a storm of events costs one tick each 20 ms."""
 STORE_RETRY_S = 1.0
 
 
@@ -119,11 +119,15 @@ class Loop:
                 await self._wake.wait()
         except TimeoutError:
             return
-        await self._clock.sleep(DEBOUNCE_S if self._is_busy() else 0.0)
+        await self._clock.sleep(self._settling_s())
 
-    def _is_busy(self) -> bool:
-        """Whether the last tick was so recent that more events are likely on their way: then take them together."""
-        return self.last_tick is not None and self._clock.now() - self.last_tick.at < timedelta(seconds=DEBOUNCE_S)
+    def _settling_s(self) -> float:
+        """How long to wait because the last tick ended so recently that more events are likely on their way."""
+        last = self.last_tick
+        if last is None:
+            return 0.0
+        since_s = (self._clock.now() - last.at).total_seconds() - last.took_s
+        return DEBOUNCE_S - since_s if 0.0 <= since_s < DEBOUNCE_S else 0.0
 
     async def tick(self) -> None:
         """One pass. Raises StoreError: then the facts are kept and nothing was asked of anybody."""
