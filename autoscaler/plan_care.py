@@ -83,7 +83,8 @@ def _hold_queues(snapshot: Snapshot, rules: Rules, now: datetime, care: Care) ->
         if job.queued_at + HOLD_AFTER > now:
             care.wake(job.queued_at + HOLD_AFTER)
             continue
-        wanted.setdefault((job.forge, job.scope, pool.name, pool.labels), job)
+        key = (job.forge, job.scope, pool.name, pool.labels)
+        wanted[key] = min(job, wanted.get(key, job), key=lambda one: (one.queued_at, one.id))
     for (forge, scope, name, labels), job in sorted(wanted.items(), key=lambda item: item[0]):
         if (scope, labels) not in snapshot.forges[forge].holders:
             reason = f"{job.name} of {job.repo} waits since {job.queued_at:%H:%M:%S} and no machine may be up"

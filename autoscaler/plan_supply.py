@@ -21,6 +21,7 @@ from autoscaler.model import (
     Instance,
     InstanceState,
     Job,
+    JobId,
     JobState,
     Launch,
     Pool,
@@ -190,11 +191,9 @@ def _supply_pool(
     control = snapshot.controls.get(pool.name, PoolControl.ACTIVE)
     ready = sorted(fleet.ready, key=lambda instance: (instance.since, instance.id))
     waiting, spare_ready = _register(pool, uncovered, ready, limits, snapshot, now, supply)
-    for job in waiting[: fleet.coming]:
-        limits.mint_soon[job.forge] = limits.mint_soon.get(job.forge, 0.0) - 1
-    unserved = waiting[fleet.coming :]
+    unserved = _cover_coming(waiting, fleet.coming, limits)
     spare_coming = max(0, fleet.coming - len(waiting))
-    standing = len(spare_runners) + len(spare_ready) + spare_coming
+    standing = len(fleet.registered) + len(ready) + fleet.coming
     if control is PoolControl.ACTIVE:
         _launch(pool, unserved, standing, fleet, limits, snapshot, rules, now, supply)
     elif unserved:
@@ -202,11 +201,13 @@ def _supply_pool(
         supply.blocked.append(
             Blocked(pool=pool.name, jobs=len(unserved), reason=f"pool {pool.name} is {word} by an operator")
         )
-    if not all(f"{forge}/jobs" in snapshot.complete for forge in pool.forges or snapshot.forges):
+    listings = {f"{forge}/jobs" for forge in pool.forges or snapshot.forges}.union(pool.providers)
+    if not snapshot.complete.issuperset(listings):
         return  # a forge that cannot be read may hold jobs that need these machines
     keep = 0 if control is PoolControl.DRAINING else pool.min
     patience = timedelta(0) if control is PoolControl.DRAINING else pool.idle_timeout
-    kept_ready = max(0, keep - spare_coming)
+    covering = standing - len(spare_runners) - len(spare_ready) - spare_coming
+    kept_ready = max(0, keep - covering - spare_coming)
     kept_runners = max(0, kept_ready - len(spare_ready))
     word = "pool is draining" if control is PoolControl.DRAINING else f"idle for {pool.idle_timeout}"
     _release_surplus(spare_runners[kept_runners:], spare_ready[kept_ready:], now, patience, word, supply)
@@ -235,6 +236,17 @@ def _cover(jobs: list[Job], runners: list[Instance]) -> tuple[list[Job], list[In
     if spare and uncovered:
         uncovered, spare = _cover_wider(uncovered, spare)
     return uncovered, sorted([*spare, *unknown], key=lambda runner: (runner.since, runner.id))
+
+
+def _cover_coming(jobs: list[Job], coming: int, limits: _Limits) -> list[Job]:
+    """Jobs that no machine on its way covers. Those that can be registered soon have the first claim: otherwise a job
+    of a forge without budget would hold the machine that was launched for another forge's job, time and again."""
+    promised: set[JobId] = set()
+    for job in jobs:
+        if len(promised) < coming and limits.mint_soon.get(job.forge, 0.0) >= 1:
+            limits.mint_soon[job.forge] -= 1
+            promised.add(job.id)
+    return [job for job in jobs if job.id not in promised][coming - len(promised) :]
 
 
 def _cover_wider(jobs: list[Job], runners: list[Instance]) -> tuple[list[Job], list[Instance]]:
@@ -301,7 +313,7 @@ def _launch(
     now: datetime,
     supply: Supply,
 ) -> None:
-    """Launch for the jobs that no machine covers, and up to `min`, within every cap."""
+    """Launch for the jobs that no machine covers, and until `min` machines stand free of a job, within every cap."""
     within_budget = []
     for job in unserved:
         if limits.mint_soon.get(job.forge, 0.0) >= 1:
@@ -317,11 +329,13 @@ def _launch(
                 reason=f"the registration budget of {', '.join(forges)} is used up; it refills by the second",
             )
         )
-    for_min = max(0, pool.min - standing - len(unserved)) if pool.min else 0
+    for_min = max(0, pool.min - standing - len(within_budget))
     asked = len(within_budget) + for_min
     if asked == 0:
         return
-    if (held := snapshot.held_back.get(pool.name)) is not None:
+    held, again_at = snapshot.held_back.get(pool.name), snapshot.retry_after.get(f"launch/{pool.name}", now)
+    if held is not None and again_at > now:
+        supply.wake(again_at)
         supply.blocked.append(Blocked(pool=pool.name, jobs=len(within_budget), reason=held))
         return
     choice = choose_offerings(pool, snapshot.offerings.get(pool.name, ()), cooldowns=snapshot.cooldowns, now=now)
