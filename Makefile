@@ -12,7 +12,7 @@ ARGS ?=
 export UV_PYTHON_DOWNLOADS := never
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test lint bench sim lock clean
+.PHONY: help setup demo test lint bench sim picture lock clean
 
 help: ## Show what there is to make
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -42,6 +42,10 @@ bench: $(VENV)/.dev-installed ## Measure against the baselines
 
 sim: $(VENV)/.dev-installed ## Simulate many more seeds than the tests do
 	@AUTOSCALER_SIM_SEEDS=$${SEEDS:-1000} $(BIN)/python -m pytest -n 2 --timeout 3600 tests/sim $(ARGS)
+
+picture: $(VENV)/.dev-installed ## Take the README's pictures of the status page from a demo
+	@.ci/system-tools
+	@$(BIN)/python docs/picture.py $(ARGS)
 
 lock: $(VENV)/.dev-installed ## Resolve the dependencies anew after a change in pyproject.toml
 	@.ci/lock $(BIN)/uv

@@ -62,7 +62,7 @@ kind = "local"
 state_dir = "{folder}/machines"
 isolation = "process"
 capacity_pools = [
-    {{ machine_type = "m.small", zone = "z", cpus = 4, memory_gib = 16, arch = "x86_64", price_usd_hour = 0.07, slots = 9 }},
+    {{ machine_type = "m", zone = "z", cpus = 4, memory_gib = 9, arch = "x86_64", price_usd_hour = 0.1, slots = 9 }},
 ]
 
 [[image]]
@@ -194,7 +194,7 @@ async def test_queued_jobs_become_launches_with_their_reason(site: Site) -> None
     assert launches.keys() == {"small", "data"}
     assert launches["small"]["count"] == 1
     assert launches["small"]["reason"] == "1 queued jobs without a machine"
-    assert launches["small"]["offerings"] == [{"capacity_pool": "here/z/m.small/spot", "usd_per_hour": 0.07}]
+    assert launches["small"]["offerings"] == [{"capacity_pool": "here/z/m/spot", "usd_per_hour": 0.1}]
     assert "nothing was changed" in text
     assert "because 1 queued jobs without a machine" in text
 
