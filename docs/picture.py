@@ -79,8 +79,8 @@ async def _is_lively(client: aiohttp.ClientSession, address: str) -> bool:
 async def _until(condition: Callable[[], Awaitable[Any]], *, within_s: float) -> Any:
     """The condition's value once it is true; the last moment counts too: a quiet page is better than no picture."""
     deadline = time.monotonic() + within_s
-    while not (value := await condition()) and time.monotonic() < deadline:
-        await asyncio.sleep(0.1)  # noqa: ASYNC110 - the demo is another process
+    while not (value := await condition()) and time.monotonic() < deadline:  # noqa: ASYNC110 - another process
+        await asyncio.sleep(0.1)
     return value
 
 
