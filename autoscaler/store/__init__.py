@@ -140,6 +140,10 @@ class Store(Protocol):
         """Newest first by first_seen_at."""
         ...
 
+    async def ended_jobs(self, *, limit: int) -> Sequence[Job]:
+        """The jobs that ended last, newest end first: done, requeued or abandoned."""
+        ...
+
     async def instance(self, instance: InstanceId) -> Instance | None: ...
 
     async def recent_instances(self, *, limit: int, pool: PoolName | None = None) -> Sequence[Instance]:
@@ -148,6 +152,10 @@ class Store(Protocol):
 
     async def instance_moves(self, instance: InstanceId) -> Sequence[InstanceMove]:
         """Oldest first."""
+        ...
+
+    async def recent_moves(self, *, limit: int) -> Sequence[InstanceMove]:
+        """The last moves of all instances, newest first, in the order they were committed."""
         ...
 
     async def ledger(

@@ -10,7 +10,9 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import islice
+from heapq import nlargest
+from itertools import chain, islice
+from operator import itemgetter
 from typing import Any, TypeVar
 
 from autoscaler.model import Instance, InstanceMove, InstanceState, Job, JobId, LedgerEntry, PoolControl
@@ -29,7 +31,7 @@ class MemoryDisk:
 
     jobs: dict[JobId, Job] = field(default_factory=dict)
     instances: dict[InstanceId, Instance] = field(default_factory=dict)
-    moves: dict[InstanceId, list[InstanceMove]] = field(default_factory=dict)
+    moves: dict[InstanceId, list[tuple[int, InstanceMove]]] = field(default_factory=dict)
     ledger: dict[int, LedgerEntry] = field(default_factory=dict)
     inbox: dict[int, InboxRow] = field(default_factory=dict)
     deliveries: dict[tuple[ForgeName, str], tuple[int, datetime]] = field(default_factory=dict)
@@ -38,6 +40,7 @@ class MemoryDisk:
     settings: dict[str, str] = field(default_factory=dict)
     last_seq: int = 0
     last_entry: int = 0
+    last_move: int = 0
     held_instances: bool = False
     epoch: int = 0
     owner: object | None = None
@@ -125,7 +128,8 @@ class MemoryStore:
         disk.instances.update(instances)
         disk.held_instances = disk.held_instances or bool(instances)
         for move in changes.moves:
-            disk.moves.setdefault(move.instance, []).append(move)
+            disk.last_move += 1
+            disk.moves.setdefault(move.instance, []).append((disk.last_move, move))
         for entry in changes.ledger:
             disk.last_entry += 1
             disk.ledger[disk.last_entry] = entry
@@ -154,6 +158,11 @@ class MemoryStore:
         found = (job for job in self.disk.jobs.values() if (not pool or pool == job.pool) and state in ("", job.state))
         return sorted(found, key=lambda job: (job.first_seen_at, job.id), reverse=True)[:limit]
 
+    async def ended_jobs(self, *, limit: int) -> Sequence[Job]:
+        await self._step()
+        ended = (job for job in self.disk.jobs.values() if not is_live_job(job))
+        return nlargest(limit, ended, key=lambda job: (ended_at(job), job.id))
+
     async def instance(self, instance: InstanceId) -> Instance | None:
         await self._step()
         return self.disk.instances.get(instance)
@@ -165,7 +174,12 @@ class MemoryStore:
 
     async def instance_moves(self, instance: InstanceId) -> Sequence[InstanceMove]:
         await self._step()
-        return list(self.disk.moves.get(instance, ()))
+        return [move for _, move in self.disk.moves.get(instance, ())]
+
+    async def recent_moves(self, *, limit: int) -> Sequence[InstanceMove]:
+        await self._step()
+        numbered = chain.from_iterable(self.disk.moves.values())
+        return [move for _, move in nlargest(limit, numbered, key=itemgetter(0))]
 
     async def ledger(
         self, *, limit: int, subject: str = "", before: int | None = None

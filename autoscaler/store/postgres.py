@@ -328,6 +328,9 @@ class PostgresStore:
         query = "recent_jobs" + ("_of_pool" if pool else "") + ("_in_state" if state else "")
         return await self._values(Job, query, limit, *(key(value) for value in (pool, state) if value))
 
+    async def ended_jobs(self, *, limit: int) -> Sequence[Job]:
+        return await self._values(Job, "ended_jobs", limit)
+
     async def instance(self, instance: InstanceId) -> Instance | None:
         found = await self._values(Instance, "instance", key(instance))
         return found[0] if found else None
@@ -339,6 +342,9 @@ class PostgresStore:
 
     async def instance_moves(self, instance: InstanceId) -> Sequence[InstanceMove]:
         return await self._values(InstanceMove, "moves", key(instance))
+
+    async def recent_moves(self, *, limit: int) -> Sequence[InstanceMove]:
+        return await self._values(InstanceMove, "recent_moves", limit)
 
     async def ledger(
         self, *, limit: int, subject: str = "", before: int | None = None

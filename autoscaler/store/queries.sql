@@ -101,6 +101,10 @@ SELECT body FROM jobs WHERE state = $2 ORDER BY first_seen_us DESC, id DESC LIMI
 -- Newest jobs of pool $2 in state $3 first.
 SELECT body FROM jobs WHERE pool = $2 AND state = $3 ORDER BY first_seen_us DESC, id DESC LIMIT $1
 
+-- name: ended_jobs
+-- The jobs that ended last, newest end first.
+SELECT body FROM jobs WHERE live = 0 ORDER BY ended_us DESC, id DESC LIMIT $1
+
 -- name: prune_jobs
 -- At most $2 jobs that ended before $1. A job ends after it was first seen, so the scan stops at that age.
 DELETE FROM jobs WHERE id IN (
@@ -170,6 +174,10 @@ SELECT instance, body FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS new
 -- name: moves
 -- The history of instance $1, oldest first.
 SELECT body FROM instance_moves WHERE instance = $1 ORDER BY seq
+
+-- name: recent_moves
+-- The last moves of all instances, newest first.
+SELECT body FROM instance_moves WHERE seq > 0 ORDER BY seq DESC LIMIT $1
 
 -- name: ended_instances
 -- At most $2 instances that terminated before $1.

@@ -208,6 +208,9 @@ class SqliteStore:
         filters = [key(value) for value in (pool, state) if value]
         return await self._read(lambda at: self._values(at, Job, query, limit, *filters))
 
+    async def ended_jobs(self, *, limit: int) -> Sequence[Job]:
+        return await self._read(lambda at: self._values(at, Job, "ended_jobs", limit))
+
     async def instance(self, instance: InstanceId) -> Instance | None:
         found = await self._read(lambda at: self._values(at, Instance, "instance", key(instance)))
         return found[0] if found else None
@@ -219,6 +222,9 @@ class SqliteStore:
 
     async def instance_moves(self, instance: InstanceId) -> Sequence[InstanceMove]:
         return await self._read(lambda at: self._values(at, InstanceMove, "moves", key(instance)))
+
+    async def recent_moves(self, *, limit: int) -> Sequence[InstanceMove]:
+        return await self._read(lambda at: self._values(at, InstanceMove, "recent_moves", limit))
 
     async def ledger(
         self, *, limit: int, subject: str = "", before: int | None = None

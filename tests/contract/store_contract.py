@@ -22,6 +22,7 @@ from tests.contract.store_builders import (
     an_entry,
     an_instance,
 )
+from tests.contract.store_newest import StoreNewestContract
 
 Opener = Callable[[], AbstractAsyncContextManager[Store]]
 """Opens one more store over the same data, without a lease."""
@@ -34,7 +35,7 @@ async def outcome(call: Awaitable[object]) -> object:
         return type(error)
 
 
-class StoreContract:
+class StoreContract(StoreNewestContract):
     """One suite for sqlite, postgres and memory."""
 
     groups_writes = True
