@@ -76,7 +76,7 @@ async def run_demo(options: DemoOptions) -> int:
     if report["was_stopped"]:
         left = report["processes_left"]
         screen.say("stopped: " + (f"{left} processes could not be ended" if left else "nothing is left running"))
-    failures = ("unfinished", "instances_left", "processes_left", "served_twice")
+    failures = ("unfinished", "instances_left", "registrations_left", "processes_left", "served_twice")
     is_well = not report["was_stopped"] and not any(report[key] for key in failures)
     return 0 if is_well and report["jobs"]["lost_forever"] == 0 else 1
 
@@ -267,12 +267,13 @@ class Demo:
     # ------------------------------------------------------------------ the end
 
     async def _wind_down(self, site: _Site) -> int:
-        """Wait until every machine went away by itself; returns how many a provider still lists."""
+        """Wait until every machine and registration went away by itself; returns how many machines did not."""
         deadline = time.monotonic() + WIND_DOWN_S
         while not self._stop.is_set():
             left = await site.machines.living()
             status = await site.daemon.ask("/api/v1/status")
-            if left == 0 and status is not None and status["instances"] == 0:
+            is_empty = status is not None and status["instances"] == 0
+            if left == 0 and is_empty and not site.forges.registrations():
                 return 0
             if time.monotonic() > deadline:
                 return left
@@ -321,6 +322,7 @@ class Demo:
             started_at=started_at,
             ended_at=ended_at,
             instances_left=instances_left,
+            registrations_left=len(site.forges.registrations()),
             processes_left=processes_left,
             crashes=site.daemon.crashes,
             world=self._world(site.pools),

@@ -21,6 +21,8 @@ from autoscaler.spi import label_set
 
 CALLS_PER_HOUR = 15_000
 """GitHub's budget for an App in a large organisation."""
+HOLDER = "--hold-"
+"""In the names of registrations that only keep GitLab from failing queued jobs as stuck."""
 _GITLAB_RUNNING = (JobStatus.RUNNING, JobStatus.CANCELING)
 _GITLAB_ENDED = (JobStatus.SUCCESS, JobStatus.FAILED, JobStatus.CANCELED, JobStatus.SKIPPED)
 
@@ -107,6 +109,12 @@ class DemoForges:
         except GitHubError as error:
             if error.status != 409:  # 409: the run ended meanwhile
                 raise
+
+    def registrations(self) -> list[str]:
+        """Names of the runners that are registered now; what only holds a queue is no runner."""
+        names = [runner.name for runner in self._github.world.runners.values()]
+        names += [runner.description for runner in self._gitlab.world.list_runners()]
+        return sorted(name for name in names if HOLDER not in name)
 
     def tally(self) -> Tally:
         """Cheap enough to be asked twice a second."""

@@ -169,7 +169,8 @@ def summary_text(report: Document) -> str:
         f"  queue wait   p50 {wait['p50']:.1f} s, p95 {wait['p95']:.1f} s (target {wait['target']:.0f} s, "
         f"{wait['share_over_target']:.0%} over it)",
         f"  machines     {launched['spot'] + launched['on_demand']} launched, {report['instances_peak']} at a time, "
-        f"{report['instances_left']} left; {report['processes_left']} processes left",
+        f"{report['instances_left']} left; {report['registrations_left']} registrations, "
+        f"{report['processes_left']} processes left",
         f"  cost         ${cost['total']:.4f} (jobs {cost['job']:.4f}, boot {cost['boot']:.4f}, "
         f"idle {cost['idle']:.4f}){ratio}",
         f"  decisions    {report['decisions']['plans']} plans, p50 {report['decisions']['plan_ms_p50']:.2f} ms, "

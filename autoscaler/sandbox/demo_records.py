@@ -107,6 +107,7 @@ class DemoRecords:
     started_at: float
     ended_at: float
     instances_left: int
+    registrations_left: int
     processes_left: int
     crashes: int
     world: Mapping[str, object]

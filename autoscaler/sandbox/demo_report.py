@@ -83,6 +83,7 @@ def build_report(records: DemoRecords, *, was_stopped: bool = False) -> Document
         "served_twice": served_twice(records),
         "unfinished": sum(1 for job in records.jobs if job.conclusion is None),
         "unserved": _unserved(records),
+        "registrations_left": records.registrations_left,
         "processes_left": records.processes_left,
         "was_stopped": was_stopped,
     }
