@@ -61,11 +61,11 @@ KEPT = ("daemon.log", "autoscaler.db", "config.toml")
 
 async def run_demo(options: DemoOptions) -> int:
     """Run the demo; returns the exit code. Raises DemoError."""
-    logs.configure(level="warning")
     try:
         submissions, trace = _workload(options)
     except TraceError as error:
         raise DemoError(str(error)) from error
+    logs.configure(level="warning")
     screen = Screen(sys.stderr)
     demo = Demo(options, submissions, trace, screen)
     loop = asyncio.get_running_loop()

@@ -136,12 +136,12 @@ def _pool_line(pool: Document) -> str:
 
 
 def _machines_text(by_state: Mapping[str, int]) -> str:
-    """Machines by what they are to a reader: booting, idle, busy, going."""
+    """Machines by what they are to a reader: booting, ready for a job, busy, going."""
     booting = sum(by_state.get(state, 0) for state in _BOOTING)
     busy = sum(by_state.get(state, 0) for state in _WORKING)
     going = sum(by_state.get(state, 0) for state in _GOING)
-    idle = sum(by_state.values()) - booting - busy - going
-    parts = [f"{count} {word}" for count, word in ((booting, "booting"), (idle, "idle"), (busy, "busy")) if count]
+    ready = sum(by_state.values()) - booting - busy - going
+    parts = [f"{count} {word}" for count, word in ((booting, "booting"), (ready, "ready"), (busy, "busy")) if count]
     if going:
         parts.append(f"{going} ending")
     return f"{sum(by_state.values())} machines" + (f" ({', '.join(parts)})" if parts else "")

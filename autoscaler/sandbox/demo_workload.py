@@ -41,7 +41,7 @@ def generated(seed: int, duration_s: float) -> list[Submission]:
     found: list[Submission] = []
     at_s = 0.0
     while at_s < duration_s:
-        for _ in range(3 if not found else dice.choice((1, 1, 2, 3, 4))):
+        for _ in range(3 if not found else dice.choice((1, 2, 2, 3, 4, 5))):
             kind = kinds.pop(0) if kinds else dice.choice(("shop", "shop", "api", "etl", "etl"))
             found.append(_submission(dice, kind, at_s + dice.uniform(0, min(1.5, duration_s / 10)), len(found)))
         at_s += dice.expovariate(1 / 9.0) + 3.0
