@@ -1,0 +1,188 @@
+"""DESIGN section 6, checked from outside: on the store's disk after every commit, on the worlds at every effect.
+
+Nothing here looks into the daemon. A violation is a sentence; the simulation ends at the first one.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from autoscaler.model import EndReason, Instance, InstanceState, Job, JobId, JobState, Rules
+from autoscaler.sandbox.inprocess_cloud import Machine
+from autoscaler.spi import InstanceId, LaunchBatch
+from autoscaler.states import INSTANCE_MOVES, JOB_MOVES, is_live
+from autoscaler.store.memory import MemoryDisk
+
+_MAY_END_BUSY = frozenset({EndReason.MAX_RUNTIME, EndReason.OPERATOR, EndReason.CHAOS})
+_JOB_PATHS: dict[JobState, frozenset[JobState]] = {}
+
+
+def _reachable(start: JobState) -> frozenset[JobState]:
+    """Job states that a row may show after `start` at a later commit, which may hold several moves."""
+    if start not in _JOB_PATHS:
+        found, fresh = {start}, [start]
+        while fresh:
+            for state in JOB_MOVES[fresh.pop()] - found:
+                found.add(state)
+                fresh.append(state)
+        _JOB_PATHS[start] = frozenset(found)
+    return _JOB_PATHS[start]
+
+
+@dataclass(slots=True)
+class EventLog:
+    """What happened, in order, for people and for the digest."""
+
+    now: Callable[[], float]
+    lines: list[str] = field(default_factory=list)
+
+    def note(self, text: str) -> None:
+        self.lines.append(f"{self.now():9.3f} {text}")
+
+
+class Watch:
+    """The invariants of one deployment. `is_busy` says whether a machine's runner runs a job at its forge."""
+
+    def __init__(
+        self,
+        disk: MemoryDisk,
+        *,
+        deployment: str,
+        rules: Callable[[], Rules],
+        is_busy: Callable[[Machine], str],
+        clock_now: Callable[[], datetime],
+        log: EventLog,
+        report: Callable[[str], None],
+    ) -> None:
+        self.disk = disk
+        self._deployment = deployment
+        self._rules = rules
+        self._is_busy = is_busy
+        self._now = clock_now
+        self._log = log
+        self._report = report
+        self._jobs: dict[JobId, Job] = {}
+        self._moves_seen: Counter[InstanceId] = Counter()
+        self._served: dict[InstanceId, JobId] = {}
+        self._live: set[InstanceId] = set()
+
+    def violated(self, text: str) -> None:
+        self._report(f"{self._deployment}: {text}")
+
+    # ------------------------------------------------------------------ the store
+
+    def committed(self, jobs: list[JobId], instances: list[InstanceId]) -> None:
+        """Some of these rows may have been written."""
+        for job_id in jobs:
+            if (job := self.disk.jobs.get(job_id)) is not None and job is not self._jobs.get(job_id):
+                self._job_written(job, self._jobs.get(job_id))
+                self._jobs[job_id] = job
+        for instance_id in instances:
+            if (row := self.disk.instances.get(instance_id)) is not None:
+                self._instance_written(row)
+        if instances:
+            self._check_caps()
+
+    def _job_written(self, job: Job, before: Job | None) -> None:
+        if before is None or before.state is not job.state:
+            old = before.state if before is not None else "-"
+            self._log.note(f"job {job.id} {job.name} {old} -> {job.state} on {job.runner_name or '-'} {job.reason}")
+        if before is not None and job.state not in _reachable(before.state):
+            self.violated(f"job {job.id} went from {before.state} to {job.state}")
+        if before is not None and before.state is JobState.DONE and job.state is JobState.RUNNING:
+            self.violated(f"job {job.id} is done and runs again")
+        if job.state is JobState.ABANDONED and not job.reason:
+            self.violated(f"job {job.id} was abandoned without a reason")
+        pool = self._rules().pools.get(job.pool) if job.pool is not None else None
+        if pool is not None and job.attempt > pool.requeue_attempts:
+            self.violated(f"job {job.id} is in attempt {job.attempt} of {pool.requeue_attempts}")
+
+    def _instance_written(self, row: Instance) -> None:
+        moves = [move for _, move in self.disk.moves.get(row.id, ())]
+        seen = self._moves_seen[row.id]
+        for number in range(seen, len(moves)):
+            move = moves[number]
+            self._log.note(f"instance {row.id} {move.from_state or '-'} -> {move.to_state}: {move.cause}")
+            last = moves[number - 1].to_state if number else None
+            if move.from_state != last:
+                self.violated(f"instance {row.id}: history jumps from {last} to {move.from_state}")
+            if move.from_state is not None and move.to_state not in INSTANCE_MOVES[move.from_state]:
+                self.violated(f"instance {row.id} moved from {move.from_state} to {move.to_state}")
+        self._moves_seen[row.id] = len(moves)
+        if moves and moves[-1].to_state is not row.state:
+            self.violated(f"instance {row.id} is {row.state} but its history ends with {moves[-1].to_state}")
+        if row.job is not None and self._served.setdefault(row.id, row.job) != row.job:
+            self.violated(f"instance {row.id} served {self._served[row.id]} and now {row.job}")
+        if is_live(row):
+            self._live.add(row.id)
+        else:
+            self._live.discard(row.id)
+
+    def _check_caps(self) -> None:
+        rules, rows = self._rules(), [self.disk.instances[id_] for id_ in sorted(self._live)]
+        asked = [row for row in rows if not row.adopted]
+        for pool, count in Counter(row.pool for row in asked).items():
+            if pool in rules.pools and count > rules.pools[pool].max:
+                self.violated(f"pool {pool} has {count} instances, max is {rules.pools[pool].max}")
+        if rules.caps.instances is not None and len(asked) > rules.caps.instances:
+            self.violated(f"{len(asked)} instances, the cap is {rules.caps.instances}")
+        spent = math.fsum(row.price_usd_hour for row in asked)
+        if rules.caps.usd_per_hour is not None and spent > rules.caps.usd_per_hour + 1e-9:
+            self.violated(f"{spent} USD an hour, the cap is {rules.caps.usd_per_hour}")
+        bound = Counter(row.provider_id for row in rows if row.provider_id is not None)
+        for provider_id, count in bound.items():
+            if count > 1:
+                self.violated(f"{count} live rows claim machine {provider_id}")
+
+    # ------------------------------------------------------------------ the cloud
+
+    def launched(self, batch: LaunchBatch, made: int) -> None:
+        """A launch takes effect: its rows must be durable, and no more machines than rows exist."""
+        rows = sum(1 for row in self.disk.instances.values() if row.token == batch.token)
+        self._log.note(f"launch {batch.token} for {batch.pool}: {made} of {batch.count}")
+        if rows < batch.count or made > rows:
+            self.violated(f"launch {batch.token} of {batch.count} made {made} machines, {rows} rows are durable")
+
+    def terminating(self, machine: Machine) -> None:
+        """A terminate call is about to take effect."""
+        self._log.note(f"terminate {machine.provider_id}")
+        row = next((row for row in self.disk.instances.values() if row.provider_id == machine.provider_id), None)
+        if row is not None and row.state not in (InstanceState.TERMINATING, InstanceState.TERMINATED):
+            self.violated(f"machine {machine.provider_id} is terminated while its row {row.id} says {row.state}")
+        if (job := self._is_busy(machine)) and not (row is not None and self._may_end_busy(row)):
+            ending = f"{row.id} {row.state} {row.ending}" if row is not None else "no row"
+            self.violated(f"machine {machine.provider_id} ({ending}) is terminated while its forge says it runs {job}")
+
+    def _may_end_busy(self, row: Instance) -> bool:
+        if row.ending is not EndReason.MAX_RUNTIME:
+            return row.ending in _MAY_END_BUSY
+        pool = self._rules().pools.get(row.pool)
+        began = [m.at for _, m in self.disk.moves[row.id] if m.to_state is InstanceState.BUSY]
+        limit = pool.max_job_runtime if pool is not None else timedelta(0)
+        return bool(began) and self._now() - began[0] >= limit
+
+    # ------------------------------------------------------------------ the end
+
+    def left_over(self, mins: Mapping[str, int]) -> list[str]:
+        """What keeps the deployment from being at rest: live jobs, and instances over `min`."""
+        found = [f"job {job.id} is {job.state}" for job in self.disk.jobs.values() if job.state in _UNSETTLED]
+        counts: Counter[str] = Counter()
+        for id_ in sorted(self._live):
+            row = self.disk.instances[id_]
+            counts[row.pool] += 1
+            if row.state not in (InstanceState.READY, InstanceState.IDLE):
+                found.append(f"instance {id_} is {row.state}")
+        for pool, count in counts.items():
+            if count > mins.get(pool, 0):
+                found.append(f"pool {pool} keeps {count} instances, min is {mins.get(pool, 0)}")
+        return found
+
+    def secrets_in(self, secrets: Mapping[str, str]) -> list[str]:
+        """Names of the secrets that the store holds."""
+        text = repr(self.disk)
+        return sorted(name for name, secret in secrets.items() if secret in text)
+
+
+_UNSETTLED = frozenset({JobState.QUEUED, JobState.RUNNING, JobState.LOST})

@@ -1,0 +1,90 @@
+"""When a simulated day is at rest, and whether what became of its jobs is explained."""
+
+from autoscaler.model import InstanceState, Job, JobId, JobState, job_id
+from autoscaler.plan import plan
+from autoscaler.simulate.lives import Daemon
+from autoscaler.simulate.stage import GITHUB, GITLAB, Stage
+
+_HOLDER = "hold-"
+_IDLE = (InstanceState.READY, InstanceState.IDLE)
+
+
+def unrest(stage: Stage) -> list[str]:
+    """Everything that is not as it must be once faults have ended, as sentences; empty at rest."""
+    found = [line for daemon in stage.daemons for line in _daemon_unrest(daemon)]
+    found += _unexplained(stage)
+    found += _orphans(stage)
+    return found
+
+
+def _daemon_unrest(daemon: Daemon) -> list[str]:
+    core = daemon.core
+    if core is None:
+        return [f"{daemon.config.autoscaler.name} is not running"]
+    mins = {str(pool.name): pool.min for pool in daemon.config.pools}
+    left = daemon.watch.left_over(mins)
+    if left or core.loop.snapshot is None:
+        return left or ["no tick yet"]
+    if {row.id: row.state for row in core.rows.instances.values()} != {
+        row.id: row.state for row in daemon.watch.disk.instances.values() if row.state is not InstanceState.TERMINATED
+    }:
+        left.append("memory and disk differ")
+    planned = plan(core.loop.snapshot, daemon.rules, core.now())
+    left += [f"planning again plans {action.key}: {action.reason}" for action in planned.actions]
+    return left
+
+
+def _rows(stage: Stage) -> dict[JobId, Job]:
+    return {id_: job for daemon in stage.daemons for id_, job in daemon.watch.disk.jobs.items()}
+
+
+def _unexplained(stage: Stage) -> list[str]:
+    """Jobs that have not ended, or ended badly through no fault of their own and without a recorded reason."""
+    rows, found = _rows(stage), []
+    for record in stage.github.world.job_records():
+        if record.conclusion is None:
+            found.append(f"github job {record.key} of run {record.run_id} has not ended")
+            continue
+        newest = stage.github.world.jobs[record.job_ids[-1]]
+        if newest.conclusion == "failure" and not newest.spec.fails:
+            found += _excuse(rows.get(job_id(GITHUB, str(newest.id))), f"github job {newest.id} {newest.spec.name}")
+    for outcome in stage.gitlab.world.outcomes():
+        if outcome.finished_at is None and outcome.status != "skipped":
+            found.append(f"gitlab job {outcome.job_ids[-1]} is {outcome.status}")
+            continue
+        last = stage.gitlab.world.job(outcome.job_ids[-1])
+        if last.status in ("failed", "canceled") and not last.spec.fails:
+            found += _excuse(rows.get(job_id(GITLAB, str(last.id))), f"gitlab job {last.id} {last.failure_reason}")
+    return found
+
+
+def _excuse(row: Job | None, what: str) -> list[str]:
+    if row is not None and row.state is JobState.ABANDONED and row.reason:
+        return []
+    if row is not None and row.reason.startswith("max_runtime"):
+        return []
+    state = f"{row.state} {row.reason}" if row is not None else "unknown"
+    return [f"{what} failed through no fault of its own and its row is {state}"]
+
+
+def _orphans(stage: Stage) -> list[str]:
+    """Machines and runners that no live row of their deployment knows."""
+    disks = {daemon.config.autoscaler.name: daemon.watch.disk for daemon in stage.daemons}
+    live = {name: [r for r in disk.instances.values() if r.state in _IDLE] for name, disk in disks.items()}
+    found = []
+    for machine in stage.cloud.world.machines.values():
+        rows = live.get(machine.deployment, [])
+        if machine.is_up and all(row.provider_id != machine.provider_id for row in rows):
+            found.append(f"machine {machine.provider_id} is an orphan")
+    names = {row.runner_name for rows in live.values() for row in rows}
+    registered = [runner.name for runner in stage.github.world.runners.values()]
+    # A dead machine's cancelled job stays `canceling` until GitLab's hourly check: until then its runner is busy.
+    world = stage.gitlab.world
+    registered += [runner.description for runner in world.list_runners() if not world.is_busy(runner)]
+    ours = tuple(f"{name}--" for name in disks)
+    found += [
+        f"runner {name} is an orphan"
+        for name in registered
+        if name.startswith(ours) and _HOLDER not in name and name not in names
+    ]
+    return found

@@ -1,0 +1,59 @@
+"""Seeded work for simulations: bursts of runs with stages, some of whose jobs fail genuinely."""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from autoscaler.sandbox.workload import JobSpec, RunSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrival:
+    """A run that a person starts at `at_s` on one of the forges."""
+
+    at_s: float
+    forge: str
+    run: RunSpec
+
+
+def arrivals(
+    dice: random.Random,
+    *,
+    jobs: int,
+    until_s: float,
+    repos: Sequence[tuple[str, str, Sequence[tuple[str, ...]]]],
+) -> list[Arrival]:
+    """About `jobs` jobs in runs before `until_s`. `repos` are (forge, repo, label sets to choose from)."""
+    made: list[Arrival] = []
+    count = 0
+    while count < jobs:
+        at_s = dice.uniform(0, until_s)
+        for _ in range(dice.choice((1, 1, 2, 5))):  # bursts
+            forge, repo, labels = dice.choice(repos)
+            run = _run(dice, repo, labels)
+            made.append(Arrival(at_s=at_s + dice.uniform(0, 2), forge=forge, run=run))
+            count += len(run.jobs)
+    return sorted(made, key=lambda arrival: (arrival.at_s, arrival.run.repo))
+
+
+def _run(dice: random.Random, repo: str, label_sets: Sequence[tuple[str, ...]]) -> RunSpec:
+    names = [f"build-{number}" for number in range(dice.choice((1, 1, 2, 3)))]
+    first = [_job(dice, name, dice.choice(label_sets), ()) for name in names]
+    later = [
+        _job(dice, name, dice.choice(label_sets), tuple(names))
+        for name in ("test", "deploy")[: dice.choice((0, 0, 1, 2))]
+    ]
+    return RunSpec(repo=repo, workflow="CI", jobs=(*first, *later))
+
+
+def _job(dice: random.Random, name: str, labels: tuple[str, ...], needs: tuple[str, ...]) -> JobSpec:
+    duration_s = min(240.0, max(2.0, math.exp(dice.gauss(3.3, 0.9))))
+    return JobSpec(
+        key=name,
+        name=name,
+        labels=labels,
+        needs=needs,
+        duration_s=round(duration_s, 1),
+        fails=dice.random() < 0.06,
+    )
