@@ -1,0 +1,40 @@
+"""`python -m benchmarks [NAME...] [--json] [--quick]`."""
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+
+from benchmarks import latency, life, plan, webhooks
+from benchmarks.figures import Figure, as_json, table
+
+BENCHMARKS: dict[str, Callable[..., Awaitable[list[Figure]]]] = {
+    "plan": plan.run,
+    "webhooks": webhooks.run,
+    "latency": latency.run,
+    "life": life.run,
+}
+
+
+async def _run(names: list[str], *, is_quick: bool) -> list[Figure]:
+    figures: list[Figure] = []
+    for name in names:
+        print(f"{name}: {BENCHMARKS[name].__doc__}", file=sys.stderr, flush=True)
+        figures += await BENCHMARKS[name](is_quick=is_quick)
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure against the baselines.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; all by default")
+    parser.add_argument("--json", action="store_true", help="one JSON document instead of the table")
+    parser.add_argument("--quick", action="store_true", help="a fifth of the size: the targets mean less")
+    options = parser.parse_args()
+    if unknown := sorted(set(options.names) - BENCHMARKS.keys()):
+        parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+    figures = asyncio.run(_run(options.names or list(BENCHMARKS), is_quick=options.quick))
+    print(as_json(figures) if options.json else f"\n{table(figures)}")
+
+
+if __name__ == "__main__":
+    main()
