@@ -19,7 +19,7 @@ Command = Callable[[argparse.Namespace], int]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    options = _parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     command: Command = options.command
     try:
         return command(options)
@@ -30,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAILED
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Every command and its options; the chosen one's function is `command`."""
     parser = argparse.ArgumentParser(prog="autoscaler", description="Ephemeral CI runners for GitHub and GitLab.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
