@@ -34,6 +34,7 @@ from autoscaler.model import (
     Withdraw,
     job_id,
 )
+from autoscaler.names import runner_name
 from autoscaler.sightings import Sightings
 from autoscaler.spi import (
     AlreadyRequeued,
@@ -130,7 +131,7 @@ class ForgeCalls:
         if row is None or row.state is not _S.READY:
             return None
         # A name is used once: a registration whose answer got lost is an orphan under its own name, never in our way.
-        name = f"{self._runner_prefix}{row.id}-{row.version}"
+        name = runner_name(self._runner_prefix, row)
         row = self._rows.move(
             row,
             _S.REGISTERING,

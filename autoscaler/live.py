@@ -47,6 +47,8 @@ class LiveRows:
         self.lost: set[JobId] = set()
         self.ended_jobs: OrderedDict[JobId, JobState] = OrderedDict()
         self.ended_claims: OrderedDict[str, InstanceId] = OrderedDict()
+        self.ended_runners: OrderedDict[str, Instance | None] = OrderedDict()
+        """Ended machines by the name of their runner; None: looked up in the store, and no ended machine's."""
         self.changed = 0
         """Counts visible changes, for live views."""
         self._store = store
@@ -94,6 +96,10 @@ class LiveRows:
     def remember_ended(self, job: JobId, state: JobState) -> None:
         """Events about this job change nothing any more."""
         _remember(self.ended_jobs, job, state)
+
+    def remember_runner(self, name: str, ended: Instance | None) -> None:
+        """What the store holds about the machine of a runner name."""
+        _remember(self.ended_runners, name, ended)
 
     # ------------------------------------------------------------------ writes
 
@@ -196,8 +202,11 @@ class LiveRows:
             self._unindex(before)
         if is_live(instance):
             self._index(instance)
-        elif instance.claim:
-            _remember(self.ended_claims, instance.claim, instance.id)
+        else:
+            if instance.claim:
+                _remember(self.ended_claims, instance.claim, instance.id)
+            if instance.runner_name:
+                self.remember_runner(instance.runner_name, instance)
         self.changed += 1
         return instance
 

@@ -23,6 +23,7 @@ from autoscaler.observe import Observer
 from autoscaler.observe_jobs import JobObserver
 from autoscaler.plan import plan
 from autoscaler.spi import Clock, Forge, ForgeName
+from autoscaler.states import is_live
 from autoscaler.store import Conflict, LeaseLost, Sample, Store, StoreError
 
 log = structlog.get_logger()
@@ -79,6 +80,11 @@ class Loop:
     def wake(self) -> None:
         self._wake.set()
 
+    def replan(self) -> None:
+        """Something that is no row changed (a call settled, offerings came): plan with the next tick."""
+        self._planned_change = -1
+        self._wake.set()
+
     def break_off(self, error: BaseException) -> None:
         """A call raised what it may not: end the loop with it."""
         self._broken = error
@@ -88,8 +94,7 @@ class Loop:
         """New configuration: queued jobs find their pools anew, and the next tick plans by it."""
         self.rules = rules
         self._jobs.rematch(rules)
-        self._planned_change = -1
-        self._wake.set()
+        self.replan()
 
     async def run(self) -> None:
         """Tick until cancelled. Raises what broke the daemon: LeaseLost, Conflict or a bug."""
@@ -103,7 +108,7 @@ class Loop:
                 log.error("store_failed", error=str(error))
                 self._health.ill("store", str(error), remedy="see the log; nothing is acknowledged until it works")
                 await self._clock.sleep(STORE_RETRY_S)
-                self._planned_change = -1
+                self.replan()
                 continue
             if self._broken is not None:
                 raise self._broken
@@ -155,7 +160,11 @@ class Loop:
         self._note_tick(now, self._clock.monotonic() - started, plan_s, len(facts), taken)
 
     async def _recall_ended(self) -> None:
-        """Jobs that ended before this process began must not begin again: the store remembers them."""
+        """What ended before this process began must not begin again: the store remembers jobs and machines."""
+        for name, instance in self._jobs.unknown_runners(self._mailbox):
+            row = await self._store.instance(instance)
+            is_its_end = row is not None and not is_live(row) and row.runner_name == name
+            self._rows.remember_runner(name, row if is_its_end else None)
         unknown = self._jobs.unknown_ids(self._mailbox)
         if not unknown:
             return

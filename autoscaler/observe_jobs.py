@@ -7,7 +7,7 @@ the forge is asked, and only its answer decides whether the job is done or lost.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -16,14 +16,18 @@ from autoscaler.facts import Fact, JobRead, JobsListed, WebhookArrived
 from autoscaler.live import LiveRows
 from autoscaler.metrics import Metrics
 from autoscaler.model import EndReason, Instance, InstanceState, Job, JobId, JobState, Rules, SeenBy, job_id
+from autoscaler.names import instance_named
 from autoscaler.sightings import Sightings
-from autoscaler.spi import Conclusion, Forge, ForgeJob, ForgeName, JobStatus
+from autoscaler.spi import Conclusion, Forge, ForgeJob, ForgeName, InstanceId, JobStatus
 from autoscaler.states import REGISTERED_STATES
 
 DONE_GRACE = timedelta(seconds=5)
 """How long after its machine ended well a job's completed webhook may take before the forge is asked."""
 LOST_AFTER_DONE = timedelta(seconds=60)
 """A runner that said it finished its job may be ahead of the forge by this much before the job counts as lost."""
+CUT_OFF_WINDOW = timedelta(hours=3)
+"""How long after its machine's end a forge may fail a job for it: GitHub's lease is minutes, GitLab's check hours."""
+INTERRUPTED = (EndReason.VANISHED, EndReason.INTERRUPTED)
 LATE_SUCCESS = "late_success: it counted as lost, then its forge said that it had succeeded"
 
 _RANK = {JobState.QUEUED: 1, JobState.RUNNING: 2, JobState.LOST: 2}
@@ -40,6 +44,7 @@ class JobObserver:
         self._forges = forges
         self._metrics = metrics
         self._doubts: dict[JobId, tuple[datetime, str]] = {}
+        self._looked_at: datetime | None = None
         self._touched: dict[JobId, datetime] = {}
         self._ran_to_end: dict[JobId, datetime] = {}
         self.unlabelled: dict[ForgeName, dict[str, str]] = defaultdict(dict)
@@ -67,6 +72,7 @@ class JobObserver:
 
     def doubtful(self, now: datetime) -> dict[JobId, str]:
         """Jobs to ask their forge about now, and why."""
+        self._looked_at = now
         due = {id_: reason for id_, (at, reason) in self._doubts.items() if at <= now and id_ in self._rows.jobs}
         self._doubts = {id_: doubt for id_, doubt in self._doubts.items() if id_ in self._rows.jobs}
         return due
@@ -74,22 +80,27 @@ class JobObserver:
     def unknown_ids(self, facts: Sequence[Fact]) -> list[JobId]:
         """Jobs in these facts that memory does not know: the store may know that they ended long ago."""
         found: dict[JobId, None] = {}
-        for fact in facts:
-            match fact:
-                case WebhookArrived():
-                    seen: Sequence[ForgeJob] = fact.webhook.jobs
-                case JobsListed():
-                    seen = fact.listing.jobs
-                case _:
-                    continue
-            for job in seen:
-                id_ = job_id(job.forge, job.forge_job_id)
-                if id_ not in self._rows.jobs and id_ not in self._rows.ended_jobs:
-                    found[id_] = None
+        for job in _jobs_in(facts):
+            id_ = job_id(job.forge, job.forge_job_id)
+            if id_ not in self._rows.jobs and id_ not in self._rows.ended_jobs:
+                found[id_] = None
         return list(found)
 
+    def unknown_runners(self, facts: Sequence[Fact]) -> list[tuple[str, InstanceId]]:
+        """Runners in these facts that may be of a machine whose end only the store remembers."""
+        found: dict[str, InstanceId] = {}
+        for seen in _jobs_in(facts):
+            name = seen.runner_name
+            if not name or self._rows.by_runner(name) is not None or name in self._rows.ended_runners:
+                continue
+            if (instance := instance_named(name)) is not None:
+                found[name] = instance
+        return list(found.items())
+
     def next_doubt(self) -> datetime | None:
-        return min((at for at, _ in self._doubts.values()), default=None)
+        """When a doubt comes due that the last snapshot did not show: those are asked about, or wait for a retry."""
+        looked_at = self._looked_at
+        return min((at for at, _ in self._doubts.values() if looked_at is None or at > looked_at), default=None)
 
     def _doubt(self, id_: JobId, at: datetime, reason: str) -> None:
         self._doubts.setdefault(id_, (at, reason))
@@ -262,6 +273,16 @@ class JobObserver:
             job = self._rows.amend_job(job, runner_name=seen.runner_name, instance=machine.id)
         if machine is not None:
             self._make_busy(machine, seen, job.id, now)
+        elif job.instance is None:
+            self._link_ended(job, seen, now)
+
+    def _link_ended(self, job: Job, seen: ForgeJob, now: datetime) -> Job:
+        """The machine of its runner was gone before we heard that the job began."""
+        ended = self._rows.ended_runners.get(seen.runner_name)
+        if ended is None:
+            return job
+        self._doubt(job.id, now, "its machine ended")
+        return self._rows.amend_job(job, runner_name=seen.runner_name, instance=ended.id)
 
     def _make_busy(self, machine: Instance, seen: ForgeJob, id_: JobId, now: datetime) -> None:
         cause = f"the forge says it runs {seen.name} of {seen.repo}"
@@ -283,9 +304,17 @@ class JobObserver:
         self._machine_done_with(seen, job.id, now)
         started = job.started_at or seen.started_at
         reason = LATE_SUCCESS if job.state is JobState.LOST else ""
-        self._finish(
-            job, conclusion, now, reason=reason, started_at=started, finished_at=min(seen.finished_at or now, now)
-        )
+        finished_at = min(seen.finished_at or now, now)
+        done = self._finish(job, conclusion, now, reason=reason, started_at=started, finished_at=finished_at)
+        if conclusion is Conclusion.FAILURE and self._was_cut_off(seen.runner_name, finished_at):
+            self._rows.move_job(done, JobState.LOST, conclusion=None, reason="its machine ended before it did")
+
+    def _was_cut_off(self, runner: str, finished_at: datetime) -> bool:
+        """Whether the machine was gone, by our own record, before the forge gave the job up."""
+        machine = self._rows.ended_runners.get(runner)
+        if machine is None or machine.ending not in INTERRUPTED:
+            return False
+        return machine.since <= finished_at <= machine.since + CUT_OFF_WINDOW
 
     def _machine_done_with(self, seen: ForgeJob, id_: JobId, now: datetime) -> None:
         """The machine whose runner ran a job that ended before we heard that it began."""
@@ -293,12 +322,26 @@ class JobObserver:
         if machine is not None:
             self._make_busy(machine, seen, id_, now)
 
-    def _finish(self, job: Job, conclusion: Conclusion, now: datetime, *, reason: str = "", **fields: Any) -> None:
+    def _finish(self, job: Job, conclusion: Conclusion, now: datetime, *, reason: str = "", **fields: Any) -> Job:
         fields.setdefault("finished_at", now)
-        self._rows.move_job(job, JobState.DONE, conclusion=conclusion, reason=reason, **fields)
+        done = self._rows.move_job(job, JobState.DONE, conclusion=conclusion, reason=reason, **fields)
         self._touched.pop(job.id, None)
         self._ran_to_end.pop(job.id, None)
         self._metrics.jobs_done_total.labels(pool=job.pool or "", conclusion=conclusion).inc()
+        return done
+
+
+def _jobs_in(facts: Sequence[Fact]) -> Iterator[ForgeJob]:
+    for fact in facts:
+        match fact:
+            case WebhookArrived():
+                yield from fact.webhook.jobs
+            case JobsListed():
+                yield from fact.listing.jobs
+            case JobRead() if fact.seen is not None:
+                yield fact.seen
+            case _:
+                pass
 
 
 def _runner_of(machine: Instance, seen: ForgeJob) -> dict[str, Any]:
