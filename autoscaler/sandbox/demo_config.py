@@ -191,7 +191,7 @@ public_url = "http://127.0.0.1:{addresses.public_port}"
 store = {json.dumps(store)}
 tick = "2s"
 list_instances = "2s"
-list_runners = "10s"
+list_runners = "5s"
 [autoscaler.caps]
 instances = {MAX_INSTANCES}
 """

@@ -78,6 +78,7 @@ class DemoForges:
         self._gitlab = GitLabFace(
             world, tokens={token: ["api"]}, webhook_url=f"{hooks}gitlab", webhook_token=secret, faults=faults
         )
+        self._faults = faults
         self._runs: dict[tuple[str, int], str] = {}
 
     async def start(self) -> tuple[str, str]:
@@ -109,6 +110,10 @@ class DemoForges:
         except GitHubError as error:
             if error.status != 409:  # 409: the run ended meanwhile
                 raise
+
+    def end_faults(self) -> None:
+        """From now on every webhook is sent and every call answered."""
+        self._faults.lost_webhook = self._faults.forge_error = 0.0
 
     def registrations(self) -> list[str]:
         """Names of the runners that are registered now; what only holds a queue is no runner."""
