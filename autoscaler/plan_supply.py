@@ -38,6 +38,9 @@ from autoscaler.spi import ForgeName, InstanceId, Labels, Offering, PoolName, Pr
 REGISTRATION_HORIZON = timedelta(seconds=60)
 """Machines are launched ahead of the registration budget by what it refills in about one boot."""
 
+UNTOLD = timedelta(minutes=2)
+"""A runner may be seen busy before its job is seen running: so long it stands for one queued job of its labels."""
+
 _NO_CAPS = Caps()
 _Key = tuple[ForgeName, Scope, Labels]
 
@@ -58,6 +61,7 @@ class _Fleet:
     """One pool's machines that can still serve a job, by how far they are."""
 
     registered: list[Instance] = field(default_factory=list)
+    untold: list[Instance] = field(default_factory=list)
     ready: list[Instance] = field(default_factory=list)
     coming: int = 0
     live: int = 0
@@ -104,11 +108,11 @@ def plan_supply(snapshot: Snapshot, rules: Rules, now: datetime, *, leaving: set
     """Registrations, launches and surplus for every pool; pools of higher priority draw on the caps first."""
     queued: dict[PoolName, list[Job]] = defaultdict(list)
     for job in snapshot.jobs.values():
-        if job.state is JobState.QUEUED and job.pool is not None:
+        if job.state is JobState.QUEUED and job.pool is not None and job.forge in snapshot.forges:
             queued[job.pool].append(job)
     fleets: dict[PoolName, _Fleet] = defaultdict(_Fleet)
     for instance in snapshot.instances.values():
-        _count(fleets[instance.pool], instance, leaving)
+        _count(fleets[instance.pool], instance, leaving, now)
     limits = _limits(snapshot, rules, now)
     supply = Supply()
     for pool in sorted(rules.pools.values(), key=lambda pool: (-pool.priority, pool.name)):
@@ -120,16 +124,18 @@ def plan_supply(snapshot: Snapshot, rules: Rules, now: datetime, *, leaving: set
     return supply
 
 
-def _count(fleet: _Fleet, instance: Instance, leaving: set[InstanceId]) -> None:
+def _count(fleet: _Fleet, instance: Instance, leaving: set[InstanceId], now: datetime) -> None:
     fleet.live += 1
     if instance.id in leaving:
         return
     match instance.state:
         case InstanceState.REGISTERING | InstanceState.IDLE:
             fleet.registered.append(instance)
+        case InstanceState.BUSY if instance.job is None and now < instance.since + UNTOLD:
+            fleet.untold.append(instance)
         case InstanceState.READY:
             fleet.ready.append(instance)
-        case InstanceState.REQUESTED | InstanceState.LAUNCHED:
+        case InstanceState.REQUESTED | InstanceState.LAUNCHED if not instance.adopted:
             fleet.coming += 1
         case _:
             pass
@@ -187,7 +193,8 @@ def _supply_pool(
     now: datetime,
     supply: Supply,
 ) -> None:
-    uncovered, spare_runners = _cover(jobs, fleet.registered)
+    takers = _takers(fleet.registered, jobs, rules, now, supply)
+    uncovered, spare_runners = _cover(_cover(jobs, fleet.untold)[0], takers)
     control = snapshot.controls.get(pool.name, PoolControl.ACTIVE)
     ready = sorted(fleet.ready, key=lambda instance: (instance.since, instance.id))
     waiting, spare_ready = _register(pool, uncovered, ready, limits, snapshot, now, supply)
@@ -201,7 +208,8 @@ def _supply_pool(
         supply.blocked.append(
             Blocked(pool=pool.name, jobs=len(unserved), reason=f"pool {pool.name} is {word} by an operator")
         )
-    listings = {f"{forge}/jobs" for forge in pool.forges or snapshot.forges}.union(pool.providers)
+    listings = {f"{forge}/jobs" for forge in snapshot.forges if forge in (pool.forges or snapshot.forges)}
+    listings.update(row.provider for row in (*spare_runners, *spare_ready))
     if not snapshot.complete.issuperset(listings):
         return  # a forge that cannot be read may hold jobs that need these machines
     keep = 0 if control is PoolControl.DRAINING else pool.min
@@ -211,6 +219,29 @@ def _supply_pool(
     kept_runners = max(0, kept_ready - len(spare_ready))
     word = "pool is draining" if control is PoolControl.DRAINING else f"idle for {pool.idle_timeout}"
     _release_surplus(spare_runners[kept_runners:], spare_ready[kept_ready:], now, patience, word, supply)
+
+
+def _takers(runners: list[Instance], jobs: list[Job], rules: Rules, now: datetime, supply: Supply) -> list[Instance]:
+    """Runners that may still take a job. One that is online and leaves a job that it could take for take_timeout is
+    not what it seems (frozen, removed by the forge, sealed, in a group that does not see the repo): it is released."""
+    oldest: dict[_Key, datetime] = {}
+    for job in jobs:
+        oldest.setdefault((job.forge, job.scope, job.labels), job.queued_at)
+    takers = []
+    for runner in runners:
+        demand = runner.demand
+        waiting = oldest.get((demand.forge, demand.scope, demand.labels)) if demand is not None else None
+        if runner.state is not InstanceState.IDLE or waiting is None:
+            takers.append(runner)
+            continue
+        deadline = max(runner.since, waiting) + rules.take_timeout
+        if now < deadline:
+            supply.wake(deadline)
+            takers.append(runner)
+        else:
+            why = f"online, but it took no job for {rules.take_timeout} although one waits"
+            supply.actions.append(Release(instance=runner.id, end_reason=EndReason.SURPLUS, reason=why))
+    return takers
 
 
 def _cover(jobs: list[Job], runners: list[Instance]) -> tuple[list[Job], list[Instance]]:
@@ -288,18 +319,30 @@ def _register(
 ) -> tuple[list[Job], list[Instance]]:
     """Give ready machines to the oldest uncovered jobs. Returns the jobs and the ready machines left over.
 
-    A job whose forge is out of budget or failing keeps its claim on a ready machine: it gets it as soon as it can.
+    A job whose forge is out of budget or failing comes after those that can be registered now; it keeps its claim on
+    a ready machine that is left, and gets it as soon as it can.
     """
-    for job, instance in zip(jobs, ready, strict=False):
+    left = list(reversed(ready))
+    held: list[Job] = []
+    for job in jobs:
         demand = Demand(forge=job.forge, scope=job.scope, group=pool.runner_group, labels=job.labels)
-        if limits.mint_now.get(job.forge, 0) < 1:
-            supply.wake(now + timedelta(seconds=1))
+        if not left or not _can_register(demand, limits, snapshot, now):
+            held.append(job)
             continue
         limits.mint_now[job.forge] -= 1
         limits.mint_soon[job.forge] -= 1
         reason = f"{job.name} of {job.repo} waits since {job.queued_at:%H:%M:%S}"
-        supply.actions.append(Register(instance=instance.id, demand=demand, reason=reason))
-    return jobs[len(ready) :], ready[len(jobs) :]
+        supply.actions.append(Register(instance=left.pop().id, demand=demand, reason=reason))
+    if left and held:
+        supply.wake(now + timedelta(seconds=1))
+    return held[len(left) :], list(reversed(left))[len(held) :]
+
+
+def _can_register(demand: Demand, limits: _Limits, snapshot: Snapshot, now: datetime) -> bool:
+    if limits.mint_now.get(demand.forge, 0) < 1:
+        return False
+    keys = (demand.forge_key, demand.key)
+    return all(snapshot.retry_after.get(key, now) <= now for key in keys)
 
 
 def _launch(
@@ -344,7 +387,7 @@ def _launch(
         supply.blocked.append(Blocked(pool=pool.name, jobs=len(within_budget), reason=choice.reason))
         return
     runtime_h = _runtime_h(pool)
-    reason = f"{len(within_budget)} queued jobs without a machine" if within_budget else f"min = {pool.min}"
+    reason = _without_machine(len(within_budget)) if within_budget else f"min = {pool.min}"
     missing, cap = asked, ""
     for provider, offerings in _by_provider(choice.offerings).items():
         dearest = max(offering.price_usd_hour for offering in offerings)
@@ -362,6 +405,10 @@ def _launch(
             supply.actions.append(Launch(pool=pool.name, count=size, offerings=offerings, reason=reason))
     if missing:
         supply.blocked.append(Blocked(pool=pool.name, jobs=min(missing, len(within_budget)), reason=cap))
+
+
+def _without_machine(jobs: int) -> str:
+    return "1 queued job has no machine" if jobs == 1 else f"{jobs} queued jobs have no machine"
 
 
 def _by_provider(offerings: tuple[Offering, ...]) -> dict[ProviderName, tuple[Offering, ...]]:

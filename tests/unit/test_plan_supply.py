@@ -49,7 +49,7 @@ def test_an_empty_world_needs_nothing() -> None:
 def test_a_queued_job_gets_a_machine() -> None:
     made = only(planned(world([queued(1)])), Launch)
     assert (made.pool, made.count, made.offerings) == (LINUX, 1, (OFFERING,))
-    assert made.reason == "1 queued jobs without a machine"
+    assert made.reason == "1 queued job has no machine"
 
 
 @pytest.mark.parametrize("state", [S.REQUESTED, S.LAUNCHED])
@@ -101,8 +101,17 @@ def test_a_runner_of_another_scope_covers_nothing() -> None:
 
 @pytest.mark.parametrize("state", [S.BUSY, S.DRAINING, S.TERMINATING])
 def test_a_machine_at_work_or_on_its_way_out_covers_nothing(state: InstanceState) -> None:
-    working = runner(1, state, ending=EndReason.SURPLUS if state is S.TERMINATING else None)
+    ending = EndReason.SURPLUS if state is S.TERMINATING else None
+    working = runner(1, state, ending=ending, job=queued(9).id)
     assert launched(planned(world([queued(1)], [working]))) == 1
+
+
+def test_a_runner_that_is_busy_with_a_job_yet_unknown_covers_one_queued_job_for_a_while() -> None:
+    """Its job is one of those we still take for queued: the listing of runners came before that of jobs."""
+    jobs = [queued(1), queued(2)]
+    assert launched(planned(world(jobs, [runner(1, S.BUSY, seconds=5)]))) == 1
+    assert launched(planned(world(jobs, [runner(1, S.BUSY, seconds=125)]))) == 2
+    assert launched(planned(world(jobs, [runner(1, S.BUSY, seconds=5, labels=("arm",))]))) == 2
 
 
 def test_a_machine_whose_agent_ended_covers_nothing() -> None:
@@ -233,6 +242,13 @@ def test_machines_on_their_way_have_their_share_of_the_budget() -> None:
     coming = [machine(number, S.LAUNCHED) for number in range(1, 4)]
     made = planned(world(jobs, coming, forges={GITHUB: forge(registrations_left=4, registrations_per_s=0)}))
     assert launched(made) == 1
+
+
+def test_ready_machines_that_wait_for_the_budget_have_their_share_of_it() -> None:
+    jobs = [queued(number) for number in range(1, 10)]
+    ready = [machine(number, S.READY, seconds=1) for number in range(1, 5)]
+    view = forge(registrations_left=0, registrations_per_s=0.1)
+    assert launched(planned(world(jobs, ready, forges={GITHUB: view}))) == 2
 
 
 def test_an_action_that_failed_lately_waits_for_its_time() -> None:
