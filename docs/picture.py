@@ -52,7 +52,7 @@ async def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="docs/picture.py", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--warm-up", type=float, default=90.0, metavar="S", help="seconds before the picture")
+    parser.add_argument("--warm-up", type=float, default=300.0, metavar="S", help="seconds before the picture")
     parser.add_argument("--seed", type=int, default=1, help="of the demo's workload")
     parser.add_argument("--into", type=Path, default=HERE, metavar="DIR", help="where the pictures go")
     return parser.parse_args()
@@ -66,14 +66,15 @@ async def _address(log: IO[str]) -> str:
 
 
 async def _is_lively(client: aiohttp.ClientSession, address: str) -> bool:
-    """Whether the page shows jobs that wait, jobs that run, and a machine on its way."""
+    """Whether the page shows jobs that wait, run and are served by no pool, and machines on their way."""
     try:
         async with client.get(f"{address}/api/v1/status") as answer:
             status = await answer.json()
     except (aiohttp.ClientError, TimeoutError):
         return False
     coming = sum(pool["instances"].get(state, 0) for pool in status["pools"] for state in ("requested", "launched"))
-    return bool(status["jobs"]["queued"] >= 4 and status["jobs"]["running"] >= 3 and coming >= 2)
+    waiting = status["jobs"]["queued"] - status["unserved"]
+    return bool(waiting >= 3 and status["jobs"]["running"] >= 4 and coming >= 2 and status["unserved"])
 
 
 async def _until(condition: Callable[[], Awaitable[Any]], *, within_s: float) -> Any:
