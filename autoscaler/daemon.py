@@ -2,9 +2,10 @@
 
     load config -> open store -> wait for the lease (stand by) -> core.prepare -> listeners -> core.run
                                         ^                                                    |
-                                        +---------------- the lease was lost ----------------+
+                                        +------- the lease was lost, the store failed -------+
 
-SIGTERM and SIGINT stop: listeners first, then running calls within a grace time, then the store. Stopping never
+While it stands by, the listeners answer 503 and say why (unless the daemon that works has them: same host, same
+file). SIGTERM and SIGINT stop: listeners first, then running calls within a grace time, then the store. Stopping never
 terminates a machine. A second signal exits at once. SIGHUP reads the configuration again; a bad file keeps the old one.
 """
 
@@ -34,13 +35,15 @@ from autoscaler.http.health import make_health_routes
 from autoscaler.http.webhooks import make_webhook_routes
 from autoscaler.metrics import Metrics
 from autoscaler.plugins import make_forges, make_providers
-from autoscaler.spi import Forge, ForgeName, Provider, ProviderName, Secret, Surroundings
+from autoscaler.spi import Forge, ForgeName, Secret, Surroundings
 from autoscaler.store import LeaseLost, Store, StoreError, open_store
 from runners.bootstrap import boot_document, build_agent
 
 log = structlog.get_logger()
 
 GRACE_S = 20.0
+LOST_GRACE_S = 1.0
+"""Calls under way when the store is lost: another daemon may act already, so they are not waited for."""
 STANDBY_S = 1.0
 LISTENER_CLOSE_S = 1.0
 
@@ -51,54 +54,111 @@ async def run_daemon(path: Path) -> None:
     logs.configure(level=os.environ.get("AUTOSCALER_LOG_LEVEL", "info"), secrets=config_secrets(config))
     for warning in config.warnings:
         log.warning("config_warning", key=warning.key, message=warning.message)
-    stop = asyncio.Event()
+    process = _Process(path, config)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _stop_or_exit, stop)
+        loop.add_signal_handler(number, process.stop_or_exit)
+    loop.add_signal_handler(signal.SIGHUP, process.reload)
     store = open_store(config.autoscaler.store)
     await store.open()
     try:
-        while not stop.is_set():
-            if not await _wait_for_lease(store, stop):
-                return
+        while await _wait_for_lease(store, process):
             try:
-                await _serve(path, config, store, stop)
+                await _serve(store, process)
             except LeaseLost as error:
                 log.error("lease_lost", error=str(error))
+            except StoreError as error:
+                log.error("store_failed", error=str(error))
+                await process.stopped_within(STANDBY_S)
     finally:
         await store.aclose()
         log.info("daemon_stopped")
 
 
-def _stop_or_exit(stop: asyncio.Event) -> None:
-    if stop.is_set():
-        os._exit(1)
-    stop.set()
+class _Process:
+    """What signals change: whether to stop, and the configuration, of the running core where there is one."""
+
+    def __init__(self, path: Path, config: Config) -> None:
+        self._path = path
+        self.config = config
+        self.stop = asyncio.Event()
+        self.core: Core | None = None
+
+    def stop_or_exit(self) -> None:
+        if self.stop.is_set():
+            os._exit(1)
+        self.stop.set()
+
+    async def stopped_within(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.stop.wait()
+
+    def reload(self) -> None:
+        """SIGHUP: a bad file keeps the old configuration and says why."""
+        try:
+            config = load(self._path)
+        except ConfigError as error:
+            log.error("config_reload_refused", problems=[f"{p.key}: {p.message}" for p in error.problems])
+            return
+        logs.configure(level=os.environ.get("AUTOSCALER_LOG_LEVEL", "info"), secrets=config_secrets(config))
+        before, self.config = self.config, config
+        kept = []
+        if self.core is not None:
+            kept = [part for part in ("forges", "providers") if getattr(config, part) != getattr(before, part)]
+            self.core.reload(config)
+        if config.autoscaler.store != before.autoscaler.store or config.autoscaler.listen != before.autoscaler.listen:
+            kept.append("autoscaler.store and listeners")
+        log.info("config_reloaded", pools=len(config.pools), needs_restart=kept)
 
 
-async def _wait_for_lease(store: Store, stop: asyncio.Event) -> bool:
+async def _wait_for_lease(store: Store, process: _Process) -> bool:
     """Stand by until the store is ours; False when a signal came first."""
     holder = f"{socket.gethostname()}/{os.getpid()}"
-    is_announced = False
-    while not stop.is_set():
-        try:
-            if await store.acquire_lease(holder):
-                log.info("lease_acquired", holder=holder)
-                return True
-        except StoreError as error:
-            log.error("store_failed", error=str(error))
-        if not is_announced:
-            is_announced = True
-            log.warning("standing_by", reason="another daemon works on this store, or the store does not answer")
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(STANDBY_S):
-                await stop.wait()
+    health = Health(SystemClock())
+    async with contextlib.AsyncExitStack() as listeners:
+        while not process.stop.is_set():
+            reason, remedy = (
+                "another daemon works on this store",
+                "nothing to do: this one takes over when that one ends",
+            )
+            try:
+                if await store.acquire_lease(holder):
+                    log.info("lease_acquired", holder=holder)
+                    return True
+            except StoreError as error:
+                log.error("store_failed", error=str(error))
+                reason, remedy = str(error), "make the store work: this daemon goes on by itself"
+            if not health.conditions():
+                log.warning("standing_by", reason=reason)
+                await _listen_standing_by(listeners, process.config, health)
+            health.ill("leader", reason, remedy=remedy)
+            await process.stopped_within(STANDBY_S)
     return False
 
 
-async def _serve(path: Path, config: Config, store: Store, stop: asyncio.Event) -> None:
-    """Be the one daemon of this store until a signal comes or the lease goes."""
+async def _listen_standing_by(listeners: contextlib.AsyncExitStack, config: Config, health: Health) -> None:
+    """Answer 503 on both listeners, so that forges and agents come again and /readyz says why."""
+
+    async def refuse(_: web.Request) -> web.Response:
+        return web.Response(status=503, text="standing by", headers={"Retry-After": "5"})
+
+    section = config.autoscaler
+    for name, address, tls in (("public", section.listen, _tls(config)), ("admin", section.admin_listen, None)):
+        app = web.Application(client_max_size=0)
+        app.add_routes([*make_health_routes(health), web.route("*", "/{rest:.*}", refuse)])
+        try:
+            runner = await _listen(app, address, tls, name)
+        except OSError as error:
+            log.info("listener_not_bound", listener=name, reason=str(error))
+        else:
+            listeners.push_async_callback(runner.cleanup)
+
+
+async def _serve(store: Store, process: _Process) -> None:
+    """Be the one daemon of this store until a signal comes or the store is lost."""
     clock, calls = SystemClock(), Calls()
+    config = process.config
     section = config.autoscaler
     surroundings = Surroundings(
         deployment=section.name,
@@ -125,15 +185,21 @@ async def _serve(path: Path, config: Config, store: Store, stop: asyncio.Event) 
     runners: list[web.AppRunner] = []
     try:
         await core.prepare()
+        process.core = core
         runners.append(await _listen(_public_app(core, forges), section.listen, _tls(config), "public"))
         runners.append(
             await _listen(make_admin_app(core, metrics, section.admin_tokens), section.admin_listen, None, "admin")
         )
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, path, core)
-        await _until_stopped(core, stop)
+        await _until_stopped(core, process.stop)
     finally:
-        asyncio.get_running_loop().remove_signal_handler(signal.SIGHUP)
-        await _close(core, runners, forges, providers, calls)
+        prepared, process.core = process.core, None
+        if prepared is not None:
+            await _close_core(prepared, runners, grace_s=GRACE_S if process.stop.is_set() else LOST_GRACE_S)
+        for forge in forges.values():
+            await forge.aclose()
+        for provider in providers.values():
+            await provider.aclose()
+        await calls.aclose(grace_s=2.0)
 
 
 async def _until_stopped(core: Core, stop: asyncio.Event) -> None:
@@ -150,24 +216,13 @@ async def _until_stopped(core: Core, stop: asyncio.Event) -> None:
         await running
 
 
-async def _close(
-    core: Core,
-    runners: list[web.AppRunner],
-    forges: Mapping[ForgeName, Forge],
-    providers: Mapping[ProviderName, Provider],
-    calls: Calls,
-) -> None:
+async def _close_core(core: Core, runners: list[web.AppRunner], *, grace_s: float) -> None:
     core.desk.close()
     for runner in runners:
         await runner.cleanup()
-    await core.aclose(grace_s=GRACE_S)
+    await core.aclose(grace_s=grace_s)
     with contextlib.suppress(StoreError):
         await core.rows.flush()
-    for forge in forges.values():
-        await forge.aclose()
-    for provider in providers.values():
-        await provider.aclose()
-    await calls.aclose(grace_s=2.0)
 
 
 def _public_app(core: Core, forges: Mapping[ForgeName, Forge]) -> web.Application:
@@ -181,8 +236,11 @@ def _public_app(core: Core, forges: Mapping[ForgeName, Forge]) -> web.Applicatio
 async def _listen(app: web.Application, address: Address, tls: ssl.SSLContext | None, name: str) -> web.AppRunner:
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=LISTENER_CLOSE_S)
     await runner.setup()
-    site = web.TCPSite(runner, address.host, address.port, ssl_context=tls, backlog=1024)
-    await site.start()
+    try:
+        await web.TCPSite(runner, address.host, address.port, ssl_context=tls, backlog=1024).start()
+    except OSError:
+        await runner.cleanup()
+        raise
     log.info("listening", listener=name, address=str(address))
     return runner
 
@@ -194,23 +252,6 @@ def _tls(config: Config) -> ssl.SSLContext | None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(files.certificate, files.private_key)
     return context
-
-
-def _reload(path: Path, core: Core) -> None:
-    """SIGHUP: a bad file keeps the old configuration and says why."""
-    try:
-        config = load(path)
-    except ConfigError as error:
-        log.error("config_reload_refused", problems=[f"{p.key}: {p.message}" for p in error.problems])
-        return
-    logs.configure(level=os.environ.get("AUTOSCALER_LOG_LEVEL", "info"), secrets=config_secrets(config))
-    before = core.config
-    fixed = ("forges", "providers")
-    kept = [part for part in fixed if getattr(config, part) != getattr(before, part)]
-    if config.autoscaler.store != before.autoscaler.store or config.autoscaler.listen != before.autoscaler.listen:
-        kept.append("autoscaler.store and listeners")
-    core.reload(config)
-    log.info("config_reloaded", pools=len(config.pools), needs_restart=kept)
 
 
 def config_secrets(config: Config) -> list[Secret]:

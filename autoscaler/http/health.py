@@ -5,16 +5,21 @@ to do about it; a daemon that stands by for the lease is alive and not ready.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
 
 from aiohttp import web
 
 from autoscaler.http.documents import condition_document
-from autoscaler.http.view import DaemonView
+from autoscaler.http.view import Condition
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def make_health_routes(view: DaemonView) -> Sequence[web.RouteDef]:
+class Conditions(Protocol):
+    def conditions(self) -> Sequence[Condition]: ...
+
+
+def make_health_routes(view: Conditions) -> Sequence[web.RouteDef]:
     """The two routes, for any listener."""
 
     async def healthz(_: web.Request) -> web.Response:
