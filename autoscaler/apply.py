@@ -60,6 +60,7 @@ from autoscaler.spi import (
     Unauthorized,
 )
 from autoscaler.states import is_live
+from autoscaler.store import Conflict, LeaseLost, StoreError
 
 log = structlog.get_logger()
 
@@ -161,7 +162,10 @@ class Applier:
             self._tasks.discard(done)
             self._in_flight.discard(key)
             self._settled()
-            if not done.cancelled() and (error := done.exception()) is not None:
+            error = None if done.cancelled() else done.exception()
+            if isinstance(error, StoreError) and not isinstance(error, LeaseLost | Conflict):
+                log.warning("call_not_recorded", action=key, error=str(error))  # the rows keep it for the next flush
+            elif error is not None:
                 self._broke(error)
 
         task.add_done_callback(settle)

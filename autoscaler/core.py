@@ -110,7 +110,7 @@ class Core:
             metrics=metrics,
             report=loop.report,
             pools=lambda: loop.rules.pools,
-            settled=loop.wake,
+            settled=loop.replan,
             broke=loop.break_off,
         )
         self.polls = Polls(

@@ -29,10 +29,12 @@ from autoscaler.spi import (
     ForgeName,
     ForgeUnauthorized,
     JobNotFound,
+    PoolName,
     Provider,
     ProviderError,
     ProviderName,
     RateLimited,
+    Shape,
     Unauthorized,
 )
 from autoscaler.store import LeaseLost, Store, StoreError
@@ -41,6 +43,8 @@ log = structlog.get_logger()
 
 LISTING_S = 120.0
 OFFERINGS_EVERY = timedelta(minutes=10)
+OFFERINGS_LOOK = timedelta(seconds=2)
+"""How soon a pool that has no offerings of its shape (new, changed, its provider failed) is looked after."""
 DELIVERIES_EVERY = timedelta(minutes=5)
 SAMPLES_EVERY = timedelta(seconds=10)
 PRUNE_EVERY = timedelta(minutes=10)
@@ -80,6 +84,7 @@ class Polls:
         self._health = health
         self._metrics = metrics
         self._reading: set[tuple[ForgeName, str]] = set()
+        self._offered: dict[tuple[ProviderName, PoolName], tuple[Shape, datetime]] = {}
 
     async def prepare(self) -> None:
         """What the first tick needs: the offerings of every pool."""
@@ -102,9 +107,7 @@ class Polls:
             group.create_task(self._read_unlabelled(forge))
         for provider in self._providers:
             group.create_task(self._every(list_instances, partial(self.list_instances, provider)))
-            group.create_task(
-                self._every(OFFERINGS_EVERY, partial(self.list_offerings, provider), delay=OFFERINGS_EVERY)
-            )
+            group.create_task(self._every(OFFERINGS_LOOK, partial(self.list_offerings, provider), delay=OFFERINGS_LOOK))
         group.create_task(self._every(SAMPLES_EVERY, self._sample))
         group.create_task(self._every(PRUNE_EVERY, partial(self.prune, retention)))
         group.create_task(self._every(LEASE_EVERY, self._check_lease))
@@ -227,15 +230,19 @@ class Polls:
             self._loop.report(ListingFailed(target=name))
 
     async def list_offerings(self, name: ProviderName) -> None:
-        """Offerings change rarely; a failure keeps the old ones."""
+        """Offerings of every pool that has none of its shape yet, or old ones. A failure keeps the old ones."""
         for pool in self._loop.rules.pools.values():
-            if name not in pool.providers:
+            shape, at = self._offered.get((name, pool.name), (None, None))
+            is_fresh = shape == pool.shape and at is not None and self._clock.now() < at + OFFERINGS_EVERY
+            if name not in pool.providers or is_fresh:
                 continue
             found = await self._ask_provider(name, methodcaller("offerings", pool.shape))
             if found is None:
                 return
             others = [o for o in self._seen.offerings.get(pool.name, ()) if o.capacity_pool.provider != name]
             self._seen.offerings[pool.name] = (*others, *found)
+            self._offered[name, pool.name] = pool.shape, self._clock.now()
+            self._loop.replan()
 
     async def _ask_provider(self, name: ProviderName, make: Callable[[Provider], Awaitable[Any]]) -> Any:
         try:
@@ -273,7 +280,12 @@ class Polls:
             log.warning("prune_failed", error=str(error))
 
     async def _check_lease(self) -> None:
-        if not await self._store.holds_lease():
+        try:
+            holds = await self._store.holds_lease()
+        except StoreError as error:
+            log.warning("lease_not_checked", error=str(error))
+            return
+        if not holds:
             self._health.ill("leader", "another daemon holds the store")
             raise LeaseLost("the store's lease was lost")
         self._health.well("leader")
