@@ -138,7 +138,8 @@ def test_each_of_many_jobs_is_covered_exactly_once() -> None:
 
 def test_a_pool_never_grows_beyond_its_max() -> None:
     jobs = [queued(number) for number in range(1, 9)]
-    made = planned(world(jobs, [runner(1, S.BUSY), machine(2, S.TERMINATING)]), replace(POOL, max=5))
+    working = [runner(1, S.BUSY, job=queued(9).id), machine(2, S.TERMINATING)]
+    made = planned(world(jobs, working), replace(POOL, max=5))
     assert launched(made) == 3
     (blocked,) = made.blocked
     assert (blocked.pool, blocked.jobs) == (LINUX, 5)
