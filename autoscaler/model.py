@@ -129,6 +129,16 @@ class Demand:
     group: str
     labels: Labels
 
+    @property
+    def key(self) -> str:
+        """Held while the forge refuses exactly this (unknown runner group, invalid labels)."""
+        return f"register/{self.forge}/{self.scope}/{self.group}/{','.join(self.labels)}"
+
+    @property
+    def forge_key(self) -> str:
+        """Held while the forge registers nothing for this scope at all (rate limit, credentials, outage)."""
+        return f"register/{self.forge}/{self.scope}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instance:
@@ -238,6 +248,8 @@ class Rules:
     provider_caps: Mapping[ProviderName, Caps] = field(default_factory=dict)
     launch_timeout: timedelta = timedelta(minutes=2)
     registering_timeout: timedelta = timedelta(minutes=2)
+    take_timeout: timedelta = timedelta(seconds=90)
+    """How long an online runner may leave a job that it could take: then it is not what it seems."""
     terminate_again_after: timedelta = timedelta(seconds=30)
     orphan_sightings: int = 2
     batch_limit: int = 50
@@ -355,7 +367,7 @@ class Register:
 
     @property
     def key(self) -> str:
-        return f"register/{self.demand.forge}/{self.demand.scope}"
+        return self.demand.key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

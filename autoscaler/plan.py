@@ -13,7 +13,7 @@ A job is never bound to a machine: `plan_supply` pairs them only to count each m
 
 from datetime import datetime, timedelta
 
-from autoscaler.model import Action, Plan, Rules, Snapshot
+from autoscaler.model import Action, Plan, Register, Rules, Snapshot
 from autoscaler.plan_care import plan_care
 from autoscaler.plan_ends import plan_ends
 from autoscaler.plan_supply import plan_supply
@@ -25,8 +25,14 @@ def plan(snapshot: Snapshot, rules: Rules, now: datetime) -> Plan:
     supply = plan_supply(snapshot, rules, now, leaving=ends.leaving)
     care = plan_care(snapshot, rules, now)
     planned: tuple[Action, ...] = (*ends.actions, *supply.actions, *care.actions)
-    actions = tuple(action for action in planned if snapshot.retry_after.get(action.key, now) <= now)
-    held = [snapshot.retry_after[action.key] for action in planned if snapshot.retry_after.get(action.key, now) > now]
-    times = [at for at in (ends.wake_at, supply.wake_at, care.wake_at, *held) if at is not None]
+    held = {action: _held_until(action, snapshot, now) for action in planned}
+    actions = tuple(action for action in planned if held[action] is None)
+    times = [at for at in (ends.wake_at, supply.wake_at, care.wake_at, *held.values()) if at is not None]
     wake_at = max(min(times), now + timedelta(milliseconds=50)) if times else None
     return Plan(actions=actions, blocked=tuple(supply.blocked), wake_at=wake_at)
+
+
+def _held_until(action: Action, snapshot: Snapshot, now: datetime) -> datetime | None:
+    """When an action that failed lately may be tried again; None when it may be taken now."""
+    keys = (action.key, action.demand.forge_key) if isinstance(action, Register) else (action.key,)
+    return max((at for key in keys if (at := snapshot.retry_after.get(key)) is not None and at > now), default=None)

@@ -23,6 +23,7 @@ from autoscaler.model import (
 )
 from autoscaler.spi import InstanceId
 
+NO_POOL_BOOT = timedelta(minutes=10)
 NO_POOL_RUNTIME = timedelta(hours=6)
 """Deadlines of machines whose pool left the configuration: nothing new is asked of them, their job may finish."""
 
@@ -88,8 +89,9 @@ def _due(
             if _passed(instance, rules.launch_timeout, now, ends):
                 return EndReason.REFUSED, "the cloud never showed the machine that was asked for", False
         case InstanceState.LAUNCHED:
-            if not instance.adopted and pool is not None and _passed(instance, pool.boot_timeout, now, ends):
-                return EndReason.BOOT_TIMEOUT, f"its agent said nothing within {pool.boot_timeout}", False
+            limit = pool.boot_timeout if pool is not None else NO_POOL_BOOT
+            if not instance.adopted and _passed(instance, limit, now, ends):
+                return EndReason.BOOT_TIMEOUT, f"its agent said nothing within {limit}", False
         case InstanceState.REGISTERING:
             if _passed(instance, rules.registering_timeout, now, ends):
                 return EndReason.BOOT_TIMEOUT, f"its runner did not start within {rules.registering_timeout}", True

@@ -333,7 +333,8 @@ def _register(
         limits.mint_soon[job.forge] -= 1
         reason = f"{job.name} of {job.repo} waits since {job.queued_at:%H:%M:%S}"
         supply.actions.append(Register(instance=left.pop().id, demand=demand, reason=reason))
-    if left and held:
+    for job in held[: len(left)]:
+        limits.mint_soon[job.forge] -= 1
         supply.wake(now + timedelta(seconds=1))
     return held[len(left) :], list(reversed(left))[len(held) :]
 

@@ -30,6 +30,7 @@ Jobs:
     queued -> running | done | abandoned      abandoned -> queued (the configuration changed)
     running -> done | lost                    done -> lost (our interruption record predates the conclusion)
     lost -> requeued | abandoned | done (a late success)
+    running, lost -> queued                   the forge says that it put the same job back into its queue
 """
 
 from dataclasses import replace
@@ -58,9 +59,9 @@ _J = JobState
 
 JOB_MOVES: dict[JobState, frozenset[JobState]] = {
     _J.QUEUED: frozenset({_J.RUNNING, _J.DONE, _J.ABANDONED}),
-    _J.RUNNING: frozenset({_J.DONE, _J.LOST}),
+    _J.RUNNING: frozenset({_J.DONE, _J.LOST, _J.QUEUED}),
     _J.DONE: frozenset({_J.LOST}),
-    _J.LOST: frozenset({_J.REQUEUED, _J.ABANDONED, _J.DONE}),
+    _J.LOST: frozenset({_J.REQUEUED, _J.ABANDONED, _J.DONE, _J.QUEUED}),
     _J.ABANDONED: frozenset({_J.QUEUED}),
     _J.REQUEUED: frozenset(),
 }
