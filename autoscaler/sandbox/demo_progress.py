@@ -159,9 +159,10 @@ def summary_text(report: Document) -> str:
     for kind, groups in (("", report["by_forge"]), ("pool ", report["by_pool"])):
         for name, counts in groups.items():
             shown = "(no pool)" if name == "-" else name
-            lines.append(f"  {kind}{shown:{13 - len(kind)}}{counts['done']:4} of {counts['submitted']} jobs done")
+            lines.append(f"  {kind + shown:28}{counts['done']:4} of {counts['submitted']} jobs done")
+    fate = "" if report["was_stopped"] else "; a person cancelled it"
     for job in report["unserved"]:
-        lines.append(f"  unserved     {job['name']} of {job['repo']}: {job['reason']}; a person cancelled it")
+        lines.append(f"  unserved     {job['name']} of {job['repo']}: {job['reason']}{fate}")
     ratio = "" if report["cost_ratio"] is None else f", {report['cost_ratio']:.2f} of on-demand for the jobs alone"
     lines += [
         f"  losses       {jobs['interrupted']} machines lost under a job, {jobs['requeued']} requeued, "
