@@ -130,6 +130,11 @@ class _Daemon:
                 return AskError(f"{self._url} is not an autoscaler's admin listener (404): check --url", code=USAGE)
             case 429:
                 return AskError(f"{self._url} had too many wrong tokens from here; try again in a minute")
+            case 503 if not said:
+                return AskError(
+                    f"the daemon at {self._url} stands by: another one works on its store, or the store does not answer\n"
+                    f"  -> {self._url}/readyz says which; the other one's admin listener can be asked instead"
+                )
             case _:
                 return AskError(f"{self._url} answered {status}{f': {said}' if said else ''}")
 

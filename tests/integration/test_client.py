@@ -234,16 +234,40 @@ async def test_a_wrong_token_and_none_are_told_apart(admin: Admin, capsys: pytes
     assert "wants a token" in capsys.readouterr().err
 
 
-async def test_another_server_is_not_taken_for_a_daemon(capsys: pytest.CaptureFixture[str]) -> None:
-    runner = web.AppRunner(web.Application())
+@asynccontextmanager
+async def answering(status: int) -> AsyncIterator[str]:
+    """A server that gives everybody the same answer."""
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(status=status, text="no")
+
+    app = web.Application()
+    app.router.add_route("*", "/{rest:.*}", answer)
+    runner = web.AppRunner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     try:
-        url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        assert await ask("status", argparse.Namespace(url=url, token=None, json=False)) == 2
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()
-    assert "is not an autoscaler's admin listener" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "said"),
+    [
+        (404, 2, "is not an autoscaler's admin listener"),
+        (503, 1, "stands by: another one works on its store"),
+        (500, 1, "answered 500"),
+        (302, 1, "answered 302"),
+        (200, 1, "answered 200"),
+    ],
+)
+async def test_answers_of_others_are_named(
+    status: int, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with answering(status) as url:
+        assert await ask("status", argparse.Namespace(url=url, token=None, json=False)) == code
+    assert said in capsys.readouterr().err
 
 
 async def test_the_commands_take_address_and_token_from_the_environment(admin: Admin) -> None:
