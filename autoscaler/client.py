@@ -132,8 +132,8 @@ class _Daemon:
                 return AskError(f"{self._url} had too many wrong tokens from here; try again in a minute")
             case 503 if not said:
                 return AskError(
-                    f"the daemon at {self._url} stands by: another one works on its store, or the store does not answer\n"
-                    f"  -> {self._url}/readyz says which; the other one's admin listener can be asked instead"
+                    f"{self._url} stands by: another daemon works on its store, or the store does not answer\n"
+                    f"  -> {self._url}/readyz says which; ask the other daemon's admin listener instead"
                 )
             case _:
                 return AskError(f"{self._url} answered {status}{f': {said}' if said else ''}")

@@ -43,6 +43,8 @@ _NAMES = {
     Requeue: "requeue",
     Abandon: "abandon",
 }
+_REMEMBERED = (Seal, HoldQueue)
+"""Actions whose doing a daemon remembers in memory alone."""
 _SHOWN = 20
 """Rows of one list in the text; the document has all of them."""
 
@@ -196,8 +198,8 @@ def _lines(found: Findings) -> Iterator[str]:
     jobs = Counter(job.state for job in found.snapshot.jobs.values())
     yield f"{found.deployment}, {found.now:%Y-%m-%d %H:%M:%S} UTC: nothing was changed."
     yield (
-        f"Seen: {jobs[JobState.QUEUED]} jobs queued, {jobs[JobState.RUNNING]} running, {jobs[JobState.LOST]} lost; "
-        f"{len(found.snapshot.instances)} instances; the store is {'new' if found.is_new_store else 'in use'}."
+        f"Seen: {_jobs(jobs[JobState.QUEUED])} queued, {jobs[JobState.RUNNING]} running, {jobs[JobState.LOST]} lost; "
+        f"instances: {len(found.snapshot.instances)}; the store is {'new' if found.is_new_store else 'in use'}."
     )
     for warning in found.warnings:
         yield ""
@@ -234,6 +236,8 @@ def _actions(planned: Plan) -> Iterator[str]:
         yield f"  {'':{wide}}  because {reason}"
     if len(planned.actions) > _SHOWN:
         yield f"  and {len(planned.actions) - _SHOWN} more (--json has them all)"
+    if any(isinstance(one, _REMEMBERED) for one in planned.actions):
+        yield "A running daemon may have sealed or held these already: only its memory knows, and to repeat it is harmless."
 
 
 def _section(title: str, rows: list[str]) -> Iterator[str]:

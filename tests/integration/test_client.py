@@ -256,7 +256,7 @@ async def answering(status: int) -> AsyncIterator[str]:
     ("status", "code", "said"),
     [
         (404, 2, "is not an autoscaler's admin listener"),
-        (503, 1, "stands by: another one works on its store"),
+        (503, 1, "stands by: another daemon works on its store"),
         (500, 1, "answered 500"),
         (302, 1, "answered 302"),
         (200, 1, "answered 200"),
