@@ -39,6 +39,22 @@ _COVERING = (
 """The states of a machine on its way to a job, nearest first."""
 
 
+_MOVE_WORDS = {
+    InstanceState.REQUESTED: "was asked for",
+    InstanceState.LAUNCHED: "was launched",
+    InstanceState.READY: "is ready",
+    InstanceState.REGISTERING: "gets a runner's registration",
+    InstanceState.IDLE: "has its runner online",
+    InstanceState.BUSY: "took the job",
+    InstanceState.DRAINING: "is being reclaimed",
+    InstanceState.STOPPING: "is being stopped",
+    InstanceState.STOPPED: "was stopped",
+    InstanceState.STARTING: "is being started",
+    InstanceState.TERMINATING: "is being ended",
+    InstanceState.TERMINATED: "ended",
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NearestPool:
     """The pool that comes closest to serving a job: what of the job's labels it lacks, whether it serves the repo."""
@@ -118,7 +134,9 @@ def timeline(job: Job, moves: Sequence[InstanceMove], ledger: Sequence[LedgerEnt
     if job.finished_at:
         lines.append(TimelineEntry(at=job.finished_at, kind="job", text=f"Ended: {job.conclusion or job.state}"))
     lines += [
-        TimelineEntry(at=move.at, kind="machine", text=f"Machine {move.instance} {move.to_state}: {move.cause}")
+        TimelineEntry(
+            at=move.at, kind="machine", text=f"Machine {move.instance} {_MOVE_WORDS[move.to_state]}: {move.cause}"
+        )
         for move in moves
     ]
     lines += [

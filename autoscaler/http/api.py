@@ -126,18 +126,24 @@ class _Api:
         live = sorted(self._view.snapshot().instances.values(), key=lambda row: row.created_at, reverse=True)
         stored = await self._view.store.recent_instances(limit=limit, pool=PoolName(pool) if pool else None)
         rows = [row for row in _live_first(live, stored) if not pool or row.pool == pool]
-        return web.json_response({"instances": [instance_document(row) for row in rows[:limit]]})
+        now = self._view.now()
+        return web.json_response({"instances": [instance_document(row, now) for row in rows[:limit]]})
 
     async def instance(self, request: web.Request) -> web.Response:
         name = InstanceId(request.match_info["instance"])
-        row = self._view.snapshot().instances.get(name) or await self._view.store.instance(name)
+        snapshot = self._view.snapshot()
+        row = snapshot.instances.get(name) or await self._view.store.instance(name)
         if row is None:
             raise web.HTTPNotFound(text="no such instance")
         moves = await self._view.store.instance_moves(name)
         decisions = await self._view.store.ledger(limit=50, subject=name)
+        job = None
+        if row.job is not None:
+            job = snapshot.jobs.get(row.job) or await self._view.store.job(row.job)
         return web.json_response(
             {
-                **instance_document(row),
+                **instance_document(row, self._view.now()),
+                "served": job_document(job) if job else None,
                 "history": [move_document(move) for move in moves],
                 "ledger": [ledger_document(seq, entry) for seq, entry in decisions],
             }
@@ -163,7 +169,8 @@ class _Api:
         return web.json_response({"ledger": [ledger_document(seq, entry) for seq, entry in rows], "before": following})
 
     async def history(self, request: web.Request) -> web.Response:
-        minutes = _number(request, "minutes", 1, 24 * 60) if "minutes" in request.query else 60
+        """The asked number of minutes, or the shortest window that holds all samples of the last hour."""
+        minutes = _number(request, "minutes", 1, 24 * 60) if "minutes" in request.query else None
         return web.json_response(await history_document(self._view, minutes=minutes))
 
     async def openapi(self, _: web.Request) -> web.Response:

@@ -21,6 +21,7 @@ from autoscaler.model import (
     Snapshot,
 )
 from autoscaler.spi import CapacityPool, Offering
+from autoscaler.states import is_live
 from autoscaler.why import TimelineEntry
 
 Document = dict[str, Any]
@@ -81,7 +82,7 @@ def job_document(job: Job) -> Document:
     }
 
 
-def instance_document(row: Instance) -> Document:
+def instance_document(row: Instance, now: datetime) -> Document:
     return {
         "id": row.id,
         "pool": row.pool,
@@ -92,6 +93,7 @@ def instance_document(row: Instance) -> Document:
         "created_at": instant(row.created_at),
         "capacity_pool": capacity_pool_document(row.capacity_pool) if row.capacity_pool else None,
         "price_usd_hour": row.price_usd_hour,
+        "cost_usd": cost_usd(row, now),
         "runner_name": row.runner_name,
         "labels": list(row.demand.labels) if row.demand else [],
         "job": row.job,
@@ -99,6 +101,12 @@ def instance_document(row: Instance) -> Document:
         "detail": row.detail,
         "adopted": row.adopted,
     }
+
+
+def cost_usd(row: Instance, now: datetime) -> float:
+    """What the machine cost so far: its price for as long as it was ours."""
+    until = now if is_live(row) else row.since
+    return round(row.price_usd_hour * max(0.0, (until - row.created_at).total_seconds()) / 3600, 6)
 
 
 def capacity_pool_document(pool: CapacityPool) -> Document:

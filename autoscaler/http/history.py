@@ -1,5 +1,7 @@
-"""The last hour in numbers: samples of the store, at most 60 points a pool, for the page's plot."""
+"""Waits and counts over time: samples of the store, at most 60 points a pool, for the page's plot."""
 
+import math
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from autoscaler.http.documents import Document, instant
@@ -7,25 +9,35 @@ from autoscaler.http.view import DaemonView
 from autoscaler.store import Sample
 
 POINTS = 60
+SAMPLED_EVERY_S = 10.0
+"""No step is shorter than what lies between two samples, or the plot would show gaps that are none."""
+WINDOWS = (5, 15, 60)
+"""In minutes. A young deployment's plot shows the shortest of them that holds all its samples."""
 
 
-async def history_document(view: DaemonView, *, minutes: int) -> Document:
-    """Points in `POINTS` equal steps that end now: per pool the longest wait, the largest counts of each step.
+async def history_document(view: DaemonView, *, minutes: int | None = None) -> Document:
+    """Points in equal steps that end now: per pool the longest wait, the largest counts of each step.
 
-    A step without a sample is null, so that a plot shows a gap where the daemon was down.
+    A step without a sample is null, so that a plot shows a gap where the daemon was down. Without `minutes` the
+    shortest of `WINDOWS` that holds every sample of the longest one.
     """
     now = view.now()
+    samples = await view.store.samples(now - timedelta(minutes=minutes or WINDOWS[-1]))
+    if minutes is None:
+        minutes = _window(samples, now)
     since = now - timedelta(minutes=minutes)
-    step_s = minutes * 60 / POINTS
-    pools: dict[str, list[Document | None]] = {name: [None] * POINTS for name in sorted(view.rules().pools)}
-    for sample in await view.store.samples(since):
+    step_s = max(SAMPLED_EVERY_S, minutes * 60 / POINTS)
+    count = math.ceil(minutes * 60 / step_s)
+    pools: dict[str, list[Document | None]] = {name: [None] * count for name in sorted(view.rules().pools)}
+    for sample in samples:
         column = pools.get(sample.pool)
         if column is not None:
-            at = _step(sample.at, since, step_s)
+            at = max(0, min(count - 1, int((sample.at - since).total_seconds() / step_s)))
             column[at] = _merged(column[at], sample)
     return {
         "since": instant(since),
         "until": instant(now),
+        "minutes": minutes,
         "step_s": step_s,
         "pools": [
             {
@@ -38,8 +50,10 @@ async def history_document(view: DaemonView, *, minutes: int) -> Document:
     }
 
 
-def _step(at: datetime, since: datetime, step_s: float) -> int:
-    return max(0, min(POINTS - 1, int((at - since).total_seconds() / step_s)))
+def _window(samples: Sequence[Sample], now: datetime) -> int:
+    """`samples` oldest first."""
+    age = now - samples[0].at if samples else timedelta(0)
+    return next((minutes for minutes in WINDOWS if age <= timedelta(minutes=minutes)), WINDOWS[-1])
 
 
 def _merged(point: Document | None, sample: Sample) -> Document:

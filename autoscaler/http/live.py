@@ -7,13 +7,15 @@ so that nothing is sent while nothing changes.
 import asyncio
 import json
 import math
-from collections import deque
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
 from autoscaler.http.documents import Document, condition_document, instant, instant_or_none, pool_documents
+from autoscaler.http.happenings import happening_document, happenings
 from autoscaler.http.view import DaemonView
-from autoscaler.model import Instance, InstanceMove, Job, JobState, Rules
+from autoscaler.model import Instance, InstanceMove, Job, JobId, JobState, LedgerEntry, Rules
 from autoscaler.spi import InstanceId
+from autoscaler.states import is_live, is_live_job
 from autoscaler.store import StoreError
 from autoscaler.why import expected_machines, nearest_pool, why
 
@@ -21,10 +23,11 @@ JOBS_SHOWN = 50
 UNSERVED_SHOWN = 20
 MACHINES_SHOWN = 400
 HAPPENINGS_SHOWN = 60
+ENDED_SHOWN = 30
 SHORTEST_INTERVAL_S = 0.5
 STALE_AFTER = timedelta(seconds=4)
-MOVES_READ = 12
-"""Machines whose history is read per refresh; in a burst the older ones are left to their own pages."""
+MOVES_READ = 240
+"""Six moves a machine: about as many as the happenings can tell of."""
 
 
 class LiveState:
@@ -32,7 +35,7 @@ class LiveState:
 
     def __init__(self, view: DaemonView) -> None:
         self._view = view
-        self._happenings = _Happenings(view)
+        self._recent = _Recent(view)
         self._lock = asyncio.Lock()
         self._number = -1
         self._built_at: datetime | None = None
@@ -57,14 +60,14 @@ class LiveState:
                 started = loop.time()
                 document = state_document(self._view)
                 self._next_at = started + max(SHORTEST_INTERVAL_S, 20 * (loop.time() - started))
-                document["happenings"] = await self._happenings.newest()
+                document |= await self._recent.document()
                 self._text = json.dumps(document, separators=(",", ":")).encode()
                 self._number, self._built_at = max(number, self._number), self._view.now()
             return self._text
 
 
 def state_document(view: DaemonView) -> Document:
-    """Everything of the page but the happenings."""
+    """Everything of the page but what the store knows."""
     snapshot, rules, now = view.snapshot(), view.rules(), view.now()
     jobs = snapshot.jobs.values()
     unserved = sorted((job for job in jobs if job.pool is None and job.state is JobState.QUEUED), key=_by_age)
@@ -96,71 +99,65 @@ def state_document(view: DaemonView) -> Document:
     }
 
 
-class _Happenings:
-    """The newest decisions of the ledger and moves of machines, merged. Remembers row versions between refreshes,
-    so that only machines that changed are read again."""
+class _Recent:
+    """What the store knows of the last minutes. Remembers the ended rows that the lines speak of, so that each is read
+    once."""
 
     def __init__(self, view: DaemonView) -> None:
         self._view = view
-        self._versions: dict[InstanceId, int] = {}
-        self._moves: deque[tuple[InstanceMove, str]] = deque(maxlen=HAPPENINGS_SHOWN)
-        self._seen: set[tuple[InstanceId, datetime, str]] = set()
+        self._machines: dict[InstanceId, Instance] = {}
+        self._jobs: dict[JobId, Job] = {}
 
-    async def newest(self) -> list[Document]:
-        """Newest first. Empty parts where the store does not answer: the page lives on without them."""
+    async def document(self) -> Document:
+        """The happenings and the jobs that ended last, newest first. Empty where the store does not answer: the page
+        lives on without them."""
+        store = self._view.store
         try:
-            await self._read_moves()
-            decisions = await self._view.store.ledger(limit=HAPPENINGS_SHOWN)
+            moves, ledger = await store.recent_moves(limit=MOVES_READ), await store.ledger(limit=HAPPENINGS_SHOWN)
+            ended = await store.ended_jobs(limit=ENDED_SHOWN)
+            machines = await self._machines_of(moves, ledger)
+            jobs = await self._jobs_of(machines, ledger, ended)
         except StoreError:
-            decisions = ()
-        lines = [_move_line(move, pool) for move, pool in self._moves]
-        lines += [
-            {
-                "at": instant(entry.at),
-                "kind": "decision",
-                "what": entry.action.replace("_", " "),
-                "subject": entry.subject,
-                "pool": entry.pool,
-                "text": entry.reason,
-                "outcome": entry.outcome,
-                "actor": entry.actor,
-            }
-            for _, entry in decisions
-        ]
-        return sorted(lines, key=lambda line: str(line["at"]), reverse=True)[:HAPPENINGS_SHOWN]
+            return {"happenings": [], "ended": []}
+        lines = happenings(moves, ledger, machines=machines, jobs=jobs)
+        return {
+            "happenings": [happening_document(line) for line in lines[:HAPPENINGS_SHOWN]],
+            "ended": [_ended_document(job) for job in ended],
+        }
 
-    async def _read_moves(self) -> None:
-        rows = self._view.snapshot().instances
-        gone = [name for name in self._versions if name not in rows][:MOVES_READ]
-        changed = [row for row in rows.values() if self._versions.get(row.id) != row.version]
-        changed.sort(key=lambda row: row.since, reverse=True)
-        self._versions = {row.id: row.version for row in rows.values()}
-        for name in [*gone, *(row.id for row in changed[:MOVES_READ])]:
-            row = rows.get(name) or await self._view.store.instance(name)
-            for move in await self._view.store.instance_moves(name):
-                self._keep(move, row.pool if row else "")
+    async def _machines_of(
+        self, moves: Sequence[InstanceMove], ledger: Sequence[tuple[int, LedgerEntry]]
+    ) -> Mapping[InstanceId, Instance]:
+        live = self._view.snapshot().instances
+        named = dict.fromkeys([*(move.instance for move in moves), *(InstanceId(entry.subject) for _, entry in ledger)])
+        moved = {move.instance for move in moves}
+        found: dict[InstanceId, Instance] = {}
+        for name in named:
+            row = live.get(name) or self._machines.get(name)
+            if row is None and name in moved:
+                row = await self._view.store.instance(name)
+            if row is not None:
+                found[name] = row
+        self._machines = {name: row for name, row in found.items() if not is_live(row)}
+        return found
 
-    def _keep(self, move: InstanceMove, pool: str) -> None:
-        key = (move.instance, move.at, move.to_state.value)
-        if key in self._seen:
-            return
-        self._moves.append((move, pool))
-        self._seen.add(key)
-        if len(self._seen) > 20 * HAPPENINGS_SHOWN:
-            self._seen = {(kept.instance, kept.at, kept.to_state.value) for kept, _ in self._moves}
-
-
-def _move_line(move: InstanceMove, pool: str) -> Document:
-    return {
-        "at": instant(move.at),
-        "kind": "machine",
-        "what": move.to_state.value,
-        "subject": move.instance,
-        "pool": pool,
-        "text": move.cause,
-        "outcome": "",
-        "actor": "",
-    }
+    async def _jobs_of(
+        self,
+        machines: Mapping[InstanceId, Instance],
+        ledger: Sequence[tuple[int, LedgerEntry]],
+        ended: Sequence[Job],
+    ) -> Mapping[JobId, Job]:
+        live, fresh = self._view.snapshot().jobs, {job.id: job for job in ended}
+        named = {row.job for row in machines.values() if row.job is not None}
+        named |= {JobId(entry.subject) for _, entry in ledger if ":" in entry.subject}
+        found = {
+            name: row
+            for name in named
+            if (row := live.get(name) or fresh.get(name) or self._jobs.get(name)) is not None
+        }
+        found |= {job.id: job for job in await self._view.store.jobs_by_ids(sorted(named - found.keys()))}
+        self._jobs = {name: row for name, row in found.items() if not is_live_job(row)}
+        return found
 
 
 def _by_age(job: Job) -> tuple[datetime, str]:
@@ -191,6 +188,18 @@ def _job_line(job: Job) -> Document:
 def _waiting_document(job: Job, rules: Rules, reason: str) -> Document:
     pool = rules.pools.get(job.pool) if job.pool else None
     return {**_job_line(job), "target_s": pool.target.total_seconds() if pool else None, "why": reason}
+
+
+def _ended_document(job: Job) -> Document:
+    """`wait_s` until it ran, `took_s` from there on; null for a job that never ran."""
+    started, finished = job.started_at, job.finished_at
+    return {
+        **_job_line(job),
+        "conclusion": job.conclusion.value if job.conclusion else None,
+        "ended_at": instant_or_none(finished),
+        "wait_s": round((started - job.queued_at).total_seconds(), 1) if started else None,
+        "took_s": round((finished - started).total_seconds(), 1) if started and finished else None,
+    }
 
 
 def _unserved_document(job: Job, rules: Rules) -> Document:

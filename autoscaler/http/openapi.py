@@ -50,8 +50,8 @@ _CAPACITY_POOL: dict[str, Schema] = {
 _INSTANCE: dict[str, Schema] = {
     "id": _TEXT, "pool": _TEXT, "provider": _TEXT, "provider_id": _maybe(_TEXT), "state": _TEXT, "since": _INSTANT,
     "created_at": _INSTANT, "capacity_pool": _maybe(_record(**_CAPACITY_POOL)), "price_usd_hour": _NUMBER,
-    "runner_name": _TEXT, "labels": _TEXTS, "job": _maybe(_TEXT), "ending": _maybe(_TEXT), "detail": _TEXT,
-    "adopted": _FLAG,
+    "cost_usd": _NUMBER, "runner_name": _TEXT, "labels": _TEXTS, "job": _maybe(_TEXT), "ending": _maybe(_TEXT),
+    "detail": _TEXT, "adopted": _FLAG,
 }  # fmt: skip
 _CONTROL: Schema = {"enum": ["active", "paused", "draining"]}
 
@@ -82,7 +82,9 @@ _SCHEMAS: dict[str, Schema] = {
     "Instance": _record(**_INSTANCE),
     "Instances": _record(instances=_list("Instance")),
     "Move": _record(**{"at": _INSTANT, "from": _maybe(_TEXT), "to": _TEXT, "cause": _TEXT}),
-    "InstanceDetail": _record(**_INSTANCE, history=_list("Move"), ledger=_list("LedgerEntry")),
+    "InstanceDetail": _record(
+        **_INSTANCE, served=_maybe(_ref("Job")), history=_list("Move"), ledger=_list("LedgerEntry")
+    ),
     "Offering": _record(
         pool=_TEXT, **_CAPACITY_POOL, cpus=_NUMBER, memory_gib=_NUMBER, arch=_TEXT, gpus=_COUNT,
         price_usd_hour=_NUMBER, cooling_until=_maybe(_INSTANT), cooling_reason=_TEXT,
@@ -94,7 +96,7 @@ _SCHEMAS: dict[str, Schema] = {
     "Ledger": _record(ledger=_list("LedgerEntry"), before=_maybe(_COUNT)),
     "HistoryPoint": _record(wait_s=_NUMBER, queued=_COUNT, running=_COUNT, instances=_COUNT),
     "History": _record(
-        since=_INSTANT, until=_INSTANT, step_s=_NUMBER,
+        since=_INSTANT, until=_INSTANT, minutes=_COUNT, step_s=_NUMBER,
         pools={
             "type": "array",
             "items": _record(
@@ -146,7 +148,10 @@ def _paths() -> dict[str, Schema]:
             "What was done and why, newest first; pass `before` of the last page for the next one",
             "Ledger", _query("subject"), _query("before", {"type": "integer", "minimum": 1}), _LIMIT,
         ),
-        "history": _operation("Waits and counts over time", "History", _query("minutes", minutes)),
+        "history": _operation(
+            "Waits and counts over time; without `minutes` the shortest of 5, 15 and 60 that holds all samples",
+            "History", _query("minutes", minutes),
+        ),
     }  # fmt: skip
     document = {"/api/v1/openapi.json": {"get": {"summary": "This document", "responses": {"200": _ANY}}}}
     return {**{f"/api/v1/{path}": {"get": operation} for path, operation in reads.items()}, **control, **document}

@@ -12,7 +12,8 @@ from aiohttp import web
 
 from autoscaler.http.auth import COOKIE, SESSION_LIFETIME, Access, Verdict
 
-_TYPES = {"style.css": "text/css", "app.js": "text/javascript", "plot.js": "text/javascript"}
+_SCRIPTS = ("words.js", "plot.js", "detail.js", "app.js")
+_TYPES = {"style.css": "text/css", **dict.fromkeys(_SCRIPTS, "text/javascript")}
 _ICON = (
     b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16">'
     b'<rect width="16" height="16" rx="3.5" fill="#0d6b5e"/>'

@@ -1,4 +1,5 @@
-"""GET /events: the status page's live stream. One `state` event per change, at most two a second, comments else.
+"""GET /events: the status page's live stream. One `state` event per change, at most two a second; else a `still` every
+few seconds, by which the page knows that the stream lives.
 
 A stream ends by itself after a while, so that an ended session does not go on watching; the browser connects again.
 All streams end at once when the application shuts down.
@@ -60,7 +61,7 @@ class Events:
             while not self._closing.is_set() and loop.time() < until:
                 changed = await self._unless_closing(self._view.wait_change(seen), KEEP_ALIVE_S)
                 if changed is None and not self._state.has_waiting():
-                    await self._write(response, b": still here\n\n")
+                    await self._write(response, b"event: still\ndata:0\n\n")
                 else:
                     seen = seen if changed is None else changed
                     await self._send_state(response, seen)

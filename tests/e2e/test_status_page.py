@@ -119,13 +119,13 @@ async def test_a_new_job_appears_by_itself(site: Site) -> None:
 
 async def test_a_machines_square_follows_its_state_and_keeps_the_focus(site: Site) -> None:
     page = await site.signed_in()
-    square = page.get_by_role("button", name="i-002b: launched")
+    square = page.get_by_role("link", name="i-002b: launched")
     await square.focus()
     snapshot = site.view.snapshot()
     row = next(row for row in snapshot.instances.values() if row.id == "i-002b")
     ready = replace(row, state=InstanceState.READY, since=site.view.now(), version=row.version + 1)
     site.view.publish(replace(snapshot, instances={**snapshot.instances, row.id: ready}))
-    await expect(page.get_by_role("button", name="i-002b: ready")).to_be_focused()
+    await expect(page.get_by_role("link", name="i-002b: ready")).to_be_focused()
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -147,24 +147,28 @@ async def test_a_running_job_leads_to_its_machine_and_its_history(site: Site, si
     page = await site.signed_in(size)
     await page.locator("#running .row").first.click()
     dialog = page.get_by_role("dialog")
-    await dialog.get_by_role("button", name="i-000a").click()
+    await dialog.get_by_role("link", name="i-000a").click()
     await expect(dialog.get_by_role("heading", name="i-000a")).to_be_visible()
-    await expect(dialog.locator(".timeline")).to_contain_text("ready: its agent said hello")
+    await expect(dialog.locator(".timeline")).to_contain_text("Ready: its agent said hello")
+    await expect(dialog.locator("#detail-facts")).to_contain_text("Cost so far$0.00")
+    await expect(dialog.locator("#detail-facts")).to_contain_text("build (10) of acme/shop")
 
 
 async def test_a_square_opens_the_machine(site: Site) -> None:
     page = await site.signed_in()
-    await page.get_by_role("button", name="i-0000: busy").click()
+    await page.get_by_role("link", name="i-0000: busy").click()
     await expect(page.get_by_role("dialog").locator(".verdict")).to_contain_text("It has been busy for")
 
 
-async def test_a_long_list_opens_and_closes(site: Site) -> None:
+async def test_many_unserved_jobs_open_and_close(site: Site) -> None:
     page = await site.signed_in()
-    await expect(page.locator("#waiting > li")).to_have_count(8)
-    await page.get_by_role("button", name="Show 9 more").click()
-    await expect(page.locator("#waiting > li")).to_have_count(17)
+    lost = [job(9100 + number, site.view.now(), pool=None, labels=("riscv",)) for number in range(5)]
+    snapshot = site.view.snapshot()
+    site.view.publish(replace(snapshot, jobs={**snapshot.jobs, **{one.id: one for one in lost}}))
+    await page.get_by_role("button", name="Show 4 more").click()
+    await expect(page.locator("#unserved > li")).to_have_count(7)
     await page.get_by_role("button", name="Show fewer").click()
-    await expect(page.locator("#waiting > li")).to_have_count(8)
+    await expect(page.locator("#unserved > li")).to_have_count(3)
 
 
 async def test_what_a_forge_says_is_text_and_never_markup(site: Site) -> None:

@@ -5,7 +5,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import aiohttp
@@ -16,13 +16,14 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from autoscaler.http.admin import EVENTS, make_admin_app
 from autoscaler.http.auth import FAILURE_WINDOW, FAILURES_PER_WINDOW, SESSION_LIFETIME
+from autoscaler.http.history import history_document
 from autoscaler.http.live import SHORTEST_INTERVAL_S, LiveState
 from autoscaler.metrics import Metrics
 from autoscaler.model import Job, JobState, PoolControl
 from autoscaler.spi import PoolName, Secret
-from autoscaler.store import StoreError
+from autoscaler.store import Changes, Sample, StoreError
 from autoscaler.store.memory import MemoryStore
-from tests.admin_world import GPU, LINUX, ExampleView, busy_view
+from tests.admin_world import GPU, LINUX, ExampleView, busy_view, pool, rules_of, snapshot_of
 
 NOW = datetime(2026, 1, 5, 12, tzinfo=UTC)
 TOKEN = "t0ken-of-the-operators"
@@ -333,11 +334,39 @@ async def test_the_stream_sends_each_change(loopback: Admin) -> None:
         assert await state_where(stream, lambda state: state["waiting_total"] == 0)
 
 
-async def test_the_stream_tells_of_moves_and_decisions_newest_first(loopback: Admin) -> None:
+async def test_the_stream_tells_of_machines_and_decisions_newest_first(loopback: Admin) -> None:
     async with loopback.client.get(loopback.url + "/events") as stream:
         happenings = (await next_state(stream))["happenings"]
-    assert {line["kind"] for line in happenings} == {"machine", "decision"}
+    assert {line["kind"] for line in happenings} == {"launched", "ready", "took", "ended", "decision"}
+    assert len({line["key"] for line in happenings}) == len(happenings)
     assert [line["at"] for line in happenings] == sorted((line["at"] for line in happenings), reverse=True)
+
+
+async def test_the_stream_lists_the_jobs_that_ended_last(loopback: Admin) -> None:
+    async with loopback.client.get(loopback.url + "/events") as stream:
+        (ended,) = (await next_state(stream))["ended"]
+    assert (ended["conclusion"], ended["wait_s"], ended["took_s"]) == ("success", 30.0, 170.0)
+
+
+@pytest.mark.parametrize(("age_minutes", "window", "points"), [(0, 5, 30), (4, 5, 30), (9, 15, 60), (40, 60, 60)])
+async def test_the_history_of_a_young_deployment_is_its_own_short_window(
+    age_minutes: int, window: int, points: int
+) -> None:
+    view = ExampleView(snapshot_of(), rules_of(pool(LINUX)), at=NOW)
+    await view.store.open()
+    await view.store.acquire_lease("test")
+    at = NOW - timedelta(minutes=age_minutes)
+    sample = Sample(at=at, pool=LINUX, queued=1, running=2, oldest_wait_s=3, instances={"busy": 2})
+    await view.store.commit(Changes(samples=[sample]))
+    document = await history_document(view)
+    assert (document["minutes"], len(document["pools"][0]["points"])) == (window, points)
+    assert [point["running"] for point in document["pools"][0]["points"] if point] == [2]
+
+
+async def test_a_machine_tells_its_cost_so_far_and_the_job_it_served(admin: Admin) -> None:
+    _, row = await admin.get("/api/v1/instances/i-0000", **BEARER)
+    assert row["cost_usd"] == pytest.approx(0.0415 * 140 / 3600, rel=1e-3)
+    assert row["served"]["name"] == "build (0)"
 
 
 async def test_a_machine_that_went_is_told_with_its_last_move(loopback: Admin) -> None:

@@ -239,7 +239,7 @@ def test_the_timeline_merges_job_machine_and_decisions_in_order() -> None:
         ("job", "Queued at github"),
         ("job", "We learned of it by a webhook"),
         ("decision", "register runner: due: ok"),
-        ("machine", "Machine i-0001 ready: its agent said hello"),
+        ("machine", "Machine i-0001 is ready: its agent said hello"),
         ("job", "Started"),
         ("job", "Ended: success"),
     ]

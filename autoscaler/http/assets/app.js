@@ -2,55 +2,15 @@
 // The status page. State arrives whole over /events; rows are kept by key so that focus and scroll survive updates.
 // Everything the daemon says is set as text, never as markup.
 
-const $ = (id) => document.getElementById(id);
 const KIND = {
   requested: "coming", launched: "coming", starting: "coming", ready: "standby", registering: "standby",
   idle: "standby", stopped: "ending", stopping: "ending", busy: "busy", draining: "leaving", terminating: "ending",
 };
-let skew = 0; // server clock minus ours, ms
 let state = null;
-let past = null;
-
-function el(tag, cls, text) {
-  const node = document.createElement(tag);
-  if (cls) node.className = cls;
-  if (text !== undefined) node.textContent = text;
-  return node;
-}
-
-function put(node, text) { if (node.textContent !== text) node.textContent = text; }
-
-function span(seconds) {
-  const s = Math.max(0, Math.round(seconds));
-  if (s < 60) return `${s} s`;
-  if (s < 3600) return `${Math.floor(s / 60)} min ${String(s % 60).padStart(2, "0")} s`;
-  if (s < 86400) return `${Math.floor(s / 3600)} h ${String(Math.floor(s % 3600 / 60)).padStart(2, "0")} min`;
-  return `${Math.floor(s / 86400)} d ${Math.floor(s % 86400 / 3600)} h`;
-}
-
-const short = (s) => span(s).replace(/ 00? (s|min)$/, "");
-const seconds = (since) => (Date.now() + skew - Date.parse(since)) / 1000;
-const clock = (at) => new Date(at).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
-const plural = (n, one, many) => `${n.toLocaleString("en")} ${n === 1 ? one : many}`;
-
-// Keep one child of `holder` per item: `make(item)` builds it, `fill(node, item)` brings it up to date.
-function rows(holder, items, key, make, fill, nothing) {
-  const old = new Map([...holder.children].filter((c) => c.dataset.key !== undefined).map((c) => [c.dataset.key, c]));
-  const want = items.map((item) => {
-    const name = key(item);
-    let node = old.get(name);
-    if (!node) { node = make(item); node.dataset.key = name; }
-    old.delete(name);
-    fill(node, item);
-    return node;
-  });
-  for (const node of old.values()) node.remove();
-  holder.querySelector(":scope > .empty")?.remove();
-  want.forEach((node, index) => { if (holder.children[index] !== node) holder.insertBefore(node, holder.children[index] || null); });
-  if (!want.length && nothing) holder.append(el(holder.tagName === "DIV" ? "p" : "li", "empty", nothing));
-}
-
-const FEW = 8;
+const FEW = 3;
+const AGAIN_MS = 1000;
+const SILENT_MS = 20000;
+const LONG_MS = 300000;
 const opened = new Set();
 
 // The first few of a long list, or all of it once somebody asked for it.
@@ -65,17 +25,35 @@ function few(name, items) {
 function more(id, shown, total) { put($(id), total > shown ? `and ${(total - shown).toLocaleString("en")} more that are not listed here` : ""); }
 
 function makeJobRow(job) {
-  const item = el("li"), row = el("button", "row");
-  row.type = "button";
+  const item = el("li"), row = linkTo(jobLink(job.id), undefined, "row");
   const what = el("span", "what");
   what.append(el("b"), " ", el("span"));
   row.append(what, el("span", "age"));
   const bar = el("span", "bar");
   bar.append(el("i"));
   row.append(bar, el("span", "said"));
-  row.addEventListener("click", () => openJob(job.id));
   item.append(row);
   return item;
+}
+
+function makeEndedRow(job) {
+  const item = el("li"), row = linkTo(jobLink(job.id), undefined, "row");
+  const what = el("span", "what");
+  what.append(el("b"), " ", el("span"));
+  row.append(what, el("span", "outcome"), el("span", "said"));
+  item.append(row);
+  return item;
+}
+
+function fillEndedRow(item, job) {
+  const [what, outcome, said] = item.firstChild.children;
+  const word = job.conclusion || job.state;
+  put(what.firstChild, job.name);
+  put(what.lastChild, [job.repo, job.pool].filter(Boolean).join(" · "));
+  put(outcome, spaced(word));
+  outcome.className = `outcome ${word}`;
+  const wait = job.wait_s === null ? "never ran" : `waited ${span(job.wait_s)}`;
+  put(said, [job.ended_at ? clock(job.ended_at) : "", wait, job.took_s === null ? "" : `ran ${span(job.took_s)}`].filter(Boolean).join(" · "));
 }
 
 function fillJobRow(item, job, { since, target, said, missing }) {
@@ -118,7 +96,10 @@ function makePool(pool) {
   control.type = "button";
   control.addEventListener("click", () => controlPool(pool.name, control));
   name.append(el("b", "", pool.name), el("span", "tag"), el("span", "tag hand"), control);
-  node.append(name, el("p", "facts"), el("div", "squares"), el("div"));
+  const facts = el("p", "facts"), below = el("div", "now");
+  facts.append(el("span"), el("span", "states"), el("span"));
+  below.append(el("div", "squares"), el("div", "reasons"));
+  node.append(name, facts, below);
   return node;
 }
 
@@ -135,14 +116,11 @@ function fillPool(node, pool, machines) {
   const facts = node.querySelector(".facts");
   const states = Object.entries(pool.instances).map(([name, count]) => `${count} ${name}`).join(", ");
   const total = Object.values(pool.instances).reduce((a, b) => a + b, 0);
-  put(facts, pool.configured
-    ? `${pool.queued} waiting, ${pool.running} running · ${total} of ${pool.max} machines${states ? `: ${states}` : ""} · target ${short(pool.target_s)}`
-    : `Not configured any more · ${states}`);
+  put(facts.children[0], pool.configured ? `${pool.queued} waiting, ${pool.running} running · ${total} of ${pool.max} machines` : `Not configured any more · ${plural(total, "machine", "machines")}`);
+  put(facts.children[1], states ? `: ${states}` : "");
+  put(facts.children[2], pool.configured ? ` · target ${short(pool.target_s)}` : "");
   rows(node.querySelector(".squares"), machines, (row) => row.id, (row) => {
-    const square = el("button", "m");
-    square.type = "button";
-    square.addEventListener("click", () => openMachine(row.id));
-    return square;
+    return linkTo(machineLink(row.id), undefined, "m");
   }, (square, row) => {
     square.className = `m ${KIND[row.state] || "ending"}`;
     const words = `${row.id}: ${row.state}, ${row.where}${row.capacity_type ? `, ${row.capacity_type.replace("_", "-")}` : ""}`;
@@ -150,33 +128,24 @@ function fillPool(node, pool, machines) {
   });
   const reasons = pool.blocked.map((entry) => ({ key: entry.reason, text: `${plural(entry.jobs, "job gets", "jobs get")} no machine: ${entry.reason.replace(/\.$/, "")}.` }));
   if (pool.held_back) reasons.unshift({ key: "held", text: `Held back: ${pool.held_back}` });
-  rows(node.lastChild, reasons, (reason) => reason.key, () => el("p", "blocked"), (p, reason) => put(p, reason.text));
+  rows(node.querySelector(".reasons"), reasons, (reason) => reason.key, () => el("p", "blocked"), (p, reason) => put(p, reason.text));
+}
+
+function makeHappening() {
+  const item = el("li"), text = el("p");
+  text.append(el("span"), el("span", "because"));
+  item.append(el("time"), text);
+  return item;
 }
 
 function fillHappening(item, line) {
-  const machine = line.kind === "machine";
-  put(item.querySelector("time"), clock(line.at));
-  put(item.querySelector("b"), machine ? "" : `${line.what} `);
-  const go = item.querySelector(".go");
-  put(go, line.subject);
-  go.disabled = !machine && !leadsSomewhere(line);
-  put(item.querySelector(".became"), machine ? ` is ${line.what}` : "");
-  const because = [line.text, line.outcome && line.outcome !== "ok" ? `→ ${line.outcome}` : ""].filter(Boolean).join(" ");
-  put(item.querySelector(".because"), because ? ` · ${because}` : "");
-}
-
-// Jobs ("forge:id") and machines have a page of their own; pools, offerings and listings do not.
-function leadsSomewhere(line) {
-  return line.subject !== "" && line.subject !== line.pool && (line.subject.includes(":") || !line.subject.includes("/"));
-}
-
-function makeHappening(line) {
-  const item = el("li"), text = el("p"), go = el("button", "go");
-  go.type = "button";
-  go.addEventListener("click", () => line.subject.includes(":") ? openJob(line.subject) : openMachine(line.subject));
-  text.append(el("b"), go, el("span", "became"), el("span", "because"));
-  item.append(el("time"), text);
-  return item;
+  item.className = line.kind;
+  put(item.firstChild, clock(line.at));
+  const [told, because] = item.lastChild.children;
+  if (told.textContent !== line.parts.map((part) => part.text).join("")) {
+    told.replaceChildren(...line.parts.map((part) => part.job ? linkTo(jobLink(part.job), part.text) : part.machine ? linkTo(machineLink(part.machine), part.text) : part.text));
+  }
+  put(because, line.why ? ` · ${line.why}` : "");
 }
 
 function show(next) {
@@ -197,14 +166,15 @@ function show(next) {
   });
   showTotals(next);
   showPools(next);
-  rows($("waiting"), few("waiting", next.waiting), (j) => j.id, makeJobRow, (node, j) => fillJobRow(node, j, { since: j.queued_at, target: j.target_s, said: j.why }), "Nobody waits.");
+  rows($("waiting"), next.waiting, (j) => j.id, makeJobRow, (node, j) => fillJobRow(node, j, { since: j.queued_at, target: j.target_s, said: j.why }), "Nobody waits.");
   more("waiting-more", next.waiting.length, next.waiting_total);
   $("unserved-block").hidden = !next.unserved_total;
-  rows($("unserved"), next.unserved, (j) => j.id, makeJobRow, (node, j) => fillJobRow(node, j, { since: j.queued_at, said: unservedWords(j), missing: true }));
+  rows($("unserved"), few("unserved", next.unserved), (j) => j.id, makeJobRow, (node, j) => fillJobRow(node, j, { since: j.queued_at, said: unservedWords(j), missing: true }));
   more("unserved-more", next.unserved.length, next.unserved_total);
-  rows($("running"), few("running", next.running), (j) => j.id, makeJobRow, (node, j) => fillJobRow(node, j, { since: j.started_at || j.queued_at }), "Nothing runs.");
+  rows($("running"), next.running, (j) => j.id, makeJobRow, (node, j) => fillJobRow(node, j, { since: j.started_at || j.queued_at }), "Nothing runs.");
   more("running-more", next.running.length, next.running_total);
-  rows($("happenings"), next.happenings, (h) => `${h.at}|${h.kind}|${h.subject}|${h.what}|${h.text}`, makeHappening, fillHappening, "Nothing yet.");
+  rows($("ended"), next.ended, (j) => j.id, makeEndedRow, fillEndedRow, "No job ended yet.");
+  rows($("happenings"), next.happenings, (h) => h.key, makeHappening, fillHappening, "Nothing yet.");
 }
 
 function showTotals(next) {
@@ -220,7 +190,7 @@ function showTotals(next) {
   const words = { coming: "coming", standby: "ready", busy: "busy", leaving: "being reclaimed", ending: "ending" };
   put($("s-machines"), Object.keys(words).filter((k) => tally[k]).map((k) => `${tally[k]} ${words[k]}`).join(", "));
   put($("s-unserved"), next.unserved_total ? "no pool has their labels or repository" : "every job has a pool");
-  put($("waiting-note"), next.waiting_total ? "furthest over its target first; the mark is the target" : "");
+  put($("waiting-note"), next.waiting_total ? "furthest over target first" : "");
   tick();
 }
 
@@ -252,14 +222,6 @@ function tick() {
   note.classList.toggle("hot", Boolean(over));
 }
 
-async function ask(path, options) {
-  const answer = await fetch(path, { credentials: "same-origin", ...options });
-  if (answer.status === 401) { location.assign("/login"); throw new Error("signed out"); }
-  const body = await answer.json();
-  if (!answer.ok) throw new Error(body.error || answer.statusText);
-  return body;
-}
-
 async function controlPool(name, button) {
   const verb = button.dataset.verb;
   if (verb === "pause" && !confirm(`Pause pool ${name}? It launches nothing until it is resumed.`)) return;
@@ -267,128 +229,53 @@ async function controlPool(name, button) {
   try { await ask(`/api/v1/pools/${encodeURIComponent(name)}/${verb}`, { method: "POST" }); } catch (error) { alert(error.message); } finally { button.disabled = false; }
 }
 
-function details(pairs) {
-  const list = el("dl");
-  for (const [word, value] of pairs) {
-    if (value === "" || value === null || value === undefined) continue;
-    const dd = el("dd");
-    dd.append(value instanceof Node ? value : String(value));
-    list.append(el("dt", "", word), dd);
-  }
-  return list;
+function live(next) {
+  skew = Date.parse(next.now) - Date.now();
+  const starts = next.tick_at === null && state !== null; // a daemon that came back knows nothing before its first tick
+  link(!starts, "the daemon starts");
+  if (starts) return;
+  Plot.remember(next);
+  show(next);
+  Detail.refresh();
 }
 
-function timelineOf(lines) {
-  const list = el("ol", "timeline");
-  for (const line of lines) {
-    const item = el("li", line.kind);
-    const time = el("time", "", clock(line.at));
-    time.dateTime = line.at;
-    item.append(time, el("span", "", line.text));
-    list.append(item);
-  }
-  return list;
+function link(well, words) {
+  put($("link"), well ? "Live" : state ? `Reconnecting, as of ${clock(state.now)}` : "Reconnecting");
+  $("link").classList.toggle("broken", !well);
+  $("link").title = well ? "" : words;
 }
 
-function openDialog(title, ...parts) {
-  put($("detail-title"), title);
-  $("detail-body").replaceChildren(...parts);
-  if (!$("detail").open) $("detail").showModal();
-  $("detail-title").focus();
-}
-
-const go = (text, action) => { const b = el("button", "plain", text); b.type = "button"; b.addEventListener("click", action); return b; };
-
-async function openJob(id) {
-  try {
-    const job = await ask(`/api/v1/jobs/${encodeURIComponent(id)}`);
-    let link = "";
-    if (/^https?:\/\//.test(job.url)) { link = el("a", "", "open at the forge"); link.href = job.url; link.rel = "noreferrer noopener"; link.target = "_blank"; }
-    openDialog(job.name, el("p", "verdict", job.why), details([
-      ["State", job.state], ["Repository", job.repo], ["Workflow", job.workflow], ["Pool", job.pool || "none"],
-      ["Labels", job.labels.join(", ")], ["Machine", job.instance ? go(job.instance, () => openMachine(job.instance)) : ""],
-      ["Attempt", job.attempt > 1 ? job.attempt : ""], ["Job", job.id], ["", link],
-    ]), el("h3", "", "Timeline"), timelineOf(job.timeline));
-  } catch (error) { openDialog(id, el("p", "verdict", error.message)); }
-}
-
-async function openMachine(id) {
-  try {
-    const row = await ask(`/api/v1/instances/${encodeURIComponent(id)}`);
-    const place = row.capacity_pool;
-    const lines = [
-      ...row.history.map((move) => ({ at: move.at, kind: "machine", text: `${move.to}: ${move.cause}` })),
-      ...row.ledger.map((entry) => ({ at: entry.at, kind: "decision", text: [entry.action.replaceAll("_", " "), entry.reason, entry.outcome].filter(Boolean).join(": ") })),
-    ].sort((a, b) => a.at < b.at ? -1 : a.at > b.at ? 1 : 0);
-    openDialog(row.id, el("p", "verdict", `It has been ${row.state} for ${short(seconds(row.since))}${row.ending ? ` (${row.ending.replaceAll("_", " ")})` : ""}.`), details([
-      ["Pool", row.pool], ["Machine", place ? `${place.machine_type} in ${place.zone}, ${place.capacity_type.replace("_", "-")}` : row.provider],
-      ["Price", row.price_usd_hour ? `$${row.price_usd_hour.toFixed(4)} an hour` : ""], ["Cloud id", row.provider_id], ["Runner", row.runner_name],
-      ["Job", row.job ? go(row.job, () => openJob(row.job)) : ""], ["Detail", row.detail],
-    ]), el("h3", "", "History"), timelineOf(lines));
-  } catch (error) { openDialog(id, el("p", "verdict", error.message)); }
-}
-
-function drawHistory() {
-  if (!past) return;
-  const chosen = $("plot-pool").value;
-  const pools = past.pools.filter((pool) => !chosen || pool.name === chosen);
-  if (!pools.length) return;
-  const count = pools[0].points.length;
-  const over = (pick, join) => Array.from({ length: count }, (_, i) => {
-    const points = pools.map((pool) => [pool.points[i], pool]).filter(([point]) => point);
-    return points.length ? points.map(([point, pool]) => pick(point, pool)).reduce(join) : null;
-  });
-  const sum = (a, b) => a + b, larger = (a, b) => Math.max(a, b);
-  const single = pools.length === 1 ? pools[0] : null;
-  const wait = single ? over((p) => p.wait_s, larger) : over((p, pool) => p.wait_s / Math.max(pool.target_s, 1), larger);
-  const target = single ? single.target_s : 1;
-  const top = Math.max(target * 1.5, ...wait.map((v) => v || 0)) * 1.05;
-  const label = single ? short : (v) => v === 0 ? "0" : `${v.toFixed(1)}×`;
-  put($("plot-wait-note"), single ? "" : "in targets, the worst pool at each time");
-  const base = { since: Date.parse(past.since), stepMs: past.step_s * 1000 };
-  const at = (i) => clock(base.since + (i + 0.5) * base.stepMs).slice(0, 5);
-  Plot.draw($("plot-wait"), [{ name: "wait", values: wait, area: true }], {
-    ...base, top, target, targetWord: "target", label, title: "Oldest wait over the last hour, against the target",
-    say: (i) => wait[i] === null ? `${at(i)} no sample` : `${at(i)} ${single ? span(wait[i]) : `${wait[i].toFixed(2)} targets`}`,
-  });
-  const machines = over((p) => p.instances, sum), running = over((p) => p.running, sum), queued = over((p) => p.queued, sum);
-  const highest = Plot.niceTop(Math.max(4, ...machines.map((v) => v || 0), ...running.map((v) => v || 0), ...queued.map((v) => v || 0)));
-  Plot.draw($("plot-fleet"), [
-    { name: "running", values: running, area: true }, { name: "machines", values: machines }, { name: "queued", values: queued },
-  ], {
-    ...base, top: highest, label: (v) => Number.isInteger(v) ? v.toLocaleString("en") : "", title: "Machines, running and waiting jobs over the last hour",
-    say: (i) => machines[i] === null ? `${at(i)} no sample` : `${at(i)} ${machines[i]} machines, ${running[i]} running, ${queued[i]} waiting`,
-  });
-}
-
-async function readHistory() {
-  try { past = await ask("/api/v1/history?minutes=60"); drawHistory(); } catch { /* the next round tries again */ }
-}
-
+// One stream at a time. It says something every few seconds: a silent one is dead, whatever the browser thinks of it.
 function listen() {
-  const link = $("link"), stream = new EventSource("/events");
-  stream.addEventListener("state", (event) => { put(link, "Live"); link.classList.remove("broken"); const next = JSON.parse(event.data); skew = Date.parse(next.now) - Date.now(); show(next); });
-  stream.addEventListener("error", () => {
-    put(link, state ? `Connection lost, as of ${clock(state.now)}` : "No connection");
-    link.classList.add("broken");
-    if (stream.readyState === EventSource.CLOSED) setTimeout(async () => {
-      try { await ask("/api/v1/pools"); } catch { /* signed out: ask went to the login; else try again */ }
+  const stream = new EventSource("/events");
+  const opened = Date.now();
+  let heard = opened;
+  const again = () => {
+    clearInterval(watch);
+    stream.close();
+    if (heard - opened > LONG_MS) { listen(); return; } // the daemon ends old streams: one more try before a word is said
+    link(false, "the daemon does not answer; this page goes on by itself once it does");
+    setTimeout(async () => {
+      try { await ask("/api/v1/ledger?limit=1", { signal: AbortSignal.timeout(5000) }); } catch { /* signed out: ask went to the login; else try again */ }
       listen();
-    }, 2000);
-  });
+    }, AGAIN_MS);
+  };
+  const watch = setInterval(() => { if (Date.now() - heard > SILENT_MS) again(); }, 1000);
+  stream.addEventListener("state", (event) => { heard = Date.now(); live(JSON.parse(event.data)); });
+  stream.addEventListener("still", () => { heard = Date.now(); });
+  stream.addEventListener("error", again);
 }
 
-$("detail-close").addEventListener("click", () => $("detail").close());
-$("detail").addEventListener("click", (event) => { if (event.target === $("detail")) $("detail").close(); });
-for (const name of ["waiting", "running"]) $(`${name}-all`).addEventListener("click", () => {
-  if (!opened.delete(name)) opened.add(name);
+$("unserved-all").addEventListener("click", () => {
+  if (!opened.delete("unserved")) opened.add("unserved");
   show(state);
 });
-$("plot-pool").addEventListener("change", drawHistory);
+$("plot-pool").addEventListener("change", Plot.show);
 let resizing = 0;
-addEventListener("resize", () => { cancelAnimationFrame(resizing); resizing = requestAnimationFrame(drawHistory); });
-setInterval(tick, 1000);
-setInterval(readHistory, 15000);
+addEventListener("resize", () => { cancelAnimationFrame(resizing); resizing = requestAnimationFrame(Plot.show); });
+setInterval(() => { tick(); Plot.show(); }, 1000);
+setInterval(Plot.read, 10000);
 listen();
-readHistory();
+Plot.read();
+Detail.start();
 ask("/api/v1/status").then((status) => { $("logout").hidden = status.access !== "token"; }, () => {});
