@@ -237,7 +237,7 @@ def _actions(planned: Plan) -> Iterator[str]:
     if len(planned.actions) > _SHOWN:
         yield f"  and {len(planned.actions) - _SHOWN} more (--json has them all)"
     if any(isinstance(one, _REMEMBERED) for one in planned.actions):
-        yield "A running daemon may have sealed or held these already: only its memory knows, and to repeat it is harmless."
+        yield "A running daemon may have sealed or held these already: its memory alone knows; a repeat is harmless."
 
 
 def _section(title: str, rows: list[str]) -> Iterator[str]:
