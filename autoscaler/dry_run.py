@@ -4,7 +4,7 @@
 
 The same observer and the same `plan` as in the daemon; there is no apply, and the rows are never flushed. What a
 running daemon keeps in memory alone (cool-downs, retries, sealed runners) is not seen: the report is about a daemon
-that starts now.
+that starts now. Adapters are made as for `check`: the local provider makes its own folder where there is none.
 """
 
 import asyncio

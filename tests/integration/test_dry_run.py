@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from autoscaler.sandbox.github_world import GitHubWorld
 from autoscaler.sandbox.gitlab_face import GitLabFace
 from autoscaler.sandbox.gitlab_world import GitLabWorld
 from autoscaler.sandbox.workload import JobSpec, RunSpec
-from autoscaler.spi import BatchToken, InstanceId, PoolName, ProviderName
+from autoscaler.spi import BatchToken, ForgeJob, ForgeName, InstanceId, JobStatus, PoolName, ProviderName, Webhook
 from autoscaler.store import Changes, StoreError
 from autoscaler.store.postgres import PostgresStore
 from autoscaler.store.sqlite import SqliteStore
@@ -38,6 +38,7 @@ name = "acme"
 listen = "127.0.0.1:0"
 public_url = "http://127.0.0.1:8480"
 store = "{store}"
+admin_tokens = [{{ file = "gitlab-token" }}]
 
 [[forge]]
 name = "github"
@@ -193,10 +194,10 @@ async def test_queued_jobs_become_launches_with_their_reason(site: Site) -> None
     launches = {action["subject"]: action for action in document["actions"] if action["action"] == "launch"}
     assert launches.keys() == {"small", "data"}
     assert launches["small"]["count"] == 1
-    assert launches["small"]["reason"] == "1 queued jobs without a machine"
+    assert launches["small"]["reason"] == "1 queued job has no machine"
     assert launches["small"]["offerings"] == [{"capacity_pool": "here/z/m/spot", "usd_per_hour": 0.1}]
     assert "nothing was changed" in text
-    assert "because 1 queued jobs without a machine" in text
+    assert "because 1 queued job has no machine" in text
 
 
 async def test_demand_beyond_the_cap_is_blocked_and_foreign_labels_are_unserved(site: Site) -> None:
@@ -245,6 +246,33 @@ async def test_a_live_daemons_store_is_read_beside_it(site: Site) -> None:
         assert "its agent said nothing within" in terminate["reason"]
         assert await store.holds_lease()
         await store.commit(Changes(instances=[instance(3)]))
+    finally:
+        await store.aclose()
+
+
+async def test_webhooks_that_no_tick_has_seen_count_and_stay(site: Site) -> None:
+    store = SqliteStore(str(site.folder / "store.db"))
+    await store.open()
+    try:
+        seen = ForgeJob(
+            forge=ForgeName("gitlab"),
+            forge_job_id=str(site.gitlab.submit(run_of("tools/etl", "data"))),
+            repo="tools/etl",
+            run_id="1",
+            run_attempt=1,
+            workflow="",
+            name="of a webhook alone",
+            status=JobStatus.QUEUED,
+            labels=None,
+        )
+        unknown = replace(seen, forge=ForgeName("github"), forge_job_id="77", repo="acme/shop", labels=("linux",))
+        webhook = Webhook(delivery_id="d-1", outcome="accepted", event="test", jobs=(seen, unknown))
+        await store.accept(ForgeName("github"), webhook, datetime.now(UTC))
+        document, _ = await dry_run(site.config())
+        settle = next(action for action in document["actions"] if action["action"] == "settle")
+        assert (settle["subject"], settle["reason"]) == ("github:77", "a complete listing does not show it any more")
+        assert document["jobs"] == {"queued": 2}
+        assert [row.webhook.delivery_id for row in (await store.load()).inbox] == ["d-1"]
     finally:
         await store.aclose()
 
