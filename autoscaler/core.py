@@ -74,7 +74,7 @@ class Core:
         jobs = self.jobs = JobObserver(rows, sightings, self._forges, metrics)
         jobs.load(clock.now())
         self.desk = AgentDesk(rows, self._providers, clock, rules=self.rules, report=self._report)
-        observer = Observer(rows, sightings, jobs, runner_prefix=prefix)
+        observer = Observer(rows, sightings, jobs, runner_prefix=prefix, providers=self._providers.keys())
         loop = self.loop = Loop(
             rows=rows,
             store=self._store,

@@ -125,7 +125,11 @@ class _Look:
         self._jobs.load(self._clock.now())
         self._jobs.rematch(self._rules)
         observer = Observer(
-            self._rows, self._seen, self._jobs, runner_prefix=runner_prefix(self._config.autoscaler.name)
+            self._rows,
+            self._seen,
+            self._jobs,
+            runner_prefix=runner_prefix(self._config.autoscaler.name),
+            providers=self._providers.keys(),
         )
         inbox = [WebhookArrived(seq=row.seq, forge=row.forge, webhook=row.webhook) for row in stored.inbox]
         await self._consume(observer, inbox)

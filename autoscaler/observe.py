@@ -5,7 +5,7 @@ row's state is no news and changes nothing: late, doubled and reordered facts ar
 a cloud or the store; the caller flushes the rows.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, assert_never
 
@@ -69,14 +69,26 @@ _S = InstanceState
 
 
 class Observer:
-    """Consumes facts. `is_adopting` while the store is new: unknown machines of our name become rows."""
+    """Consumes facts. In a new store the first complete listing of each provider adopts: unknown machines of our name
+    become rows. Which listings are still to come is kept in the store, so that a crash before one sweeps nothing."""
 
-    def __init__(self, rows: LiveRows, sightings: Sightings, jobs: JobObserver, *, runner_prefix: str) -> None:
+    def __init__(
+        self,
+        rows: LiveRows,
+        sightings: Sightings,
+        jobs: JobObserver,
+        *,
+        runner_prefix: str,
+        providers: Collection[ProviderName],
+    ) -> None:
         self._rows = rows
         self._seen = sightings
         self._jobs = jobs
         self._runner_prefix = runner_prefix
-        self.is_adopting = rows.is_new_store
+        if rows.is_new_store:
+            for provider in providers:
+                rows.set_setting(f"adopting/{provider}", "yes")
+        self._adopting = {provider for provider in providers if f"adopting/{provider}" in rows.settings}
         self.refused = 0
 
     def consume(self, facts: Sequence[Fact], rules: Rules, now: datetime) -> None:
@@ -173,7 +185,9 @@ class Observer:
         kept = {key: orphan for key, orphan in self._seen.orphan_instances.items() if key[0] != fact.provider}
         self._seen.orphan_instances = kept | orphans
         self._note_absent(fact, listed, now)
-        self.is_adopting = False
+        if fact.provider in self._adopting:
+            self._adopting.discard(fact.provider)
+            self._rows.set_setting(f"adopting/{fact.provider}", "")
 
     def _adopt(self, machine: CloudInstance, now: datetime) -> Instance | None:
         """The row that waits for a machine of this token, or, into a new store, a row of its own."""
@@ -183,7 +197,7 @@ class Observer:
             if row.provider_id is None:
                 self._bind(row, machine, now, cause="the cloud lists it with our token")
                 return self._rows.instances[row.id]
-        if not self.is_adopting:
+        if machine.provider not in self._adopting:
             return None
         row = Instance(
             id=InstanceId(f"adopted-{machine.provider_id}"),
@@ -254,7 +268,7 @@ class Observer:
 
     def _may_be_adopted(self) -> bool:
         """A machine adopted into a new store has not yet told which runner it runs."""
-        return self.is_adopting or any(row.adopted and not row.runner_name for row in self._rows.instances.values())
+        return bool(self._adopting) or any(row.adopted and not row.runner_name for row in self._rows.instances.values())
 
     def _runner_seen(self, row: Instance, forge: ForgeName, runner: ForgeRunner, now: datetime) -> None:
         if row.runner_id is None:
