@@ -1,8 +1,8 @@
 """The daemon as a real process between the sandbox's forges and local machines, for tests of its whole behaviour.
 
-`Site` is one host: a GitHub and a GitLab served by this process, a folder of machines, and any number of daemons, each a
-child process with its own configuration. Everything is on free ports of 127.0.0.1; waits are bounded conditions; nothing
-is left running. A `Fault` in front of a forge makes it slow, broken, rate limited or foul-mouthed, and well again.
+`Site` is one host: a GitHub and a GitLab served by this process, a folder of machines, and any number of daemons, each
+a child process with its own configuration. Everything is on free ports of 127.0.0.1; waits are bounded conditions;
+nothing is left running. A `Fault` in front of GitHub makes it slow, broken or rate limited, and well again.
 """
 
 import asyncio
@@ -468,7 +468,8 @@ def free_port() -> int:
 
 
 def pids() -> list[int]:
-    return [int(entry) for entry in os.listdir("/proc") if entry.isdigit() and int(entry) != os.getpid()]
+    """Every process, this one aside."""
+    return [int(one.name) for one in Path("/proc").iterdir() if one.name.isdigit() and int(one.name) != os.getpid()]
 
 
 def arguments_of(pid: int) -> bytes:

@@ -148,7 +148,7 @@ def test_an_orphan_runner_is_removed_after_two_complete_sightings() -> None:
 
 @pytest.mark.parametrize("missing", ["aws", "github"])
 def test_nothing_is_swept_on_the_word_of_a_listing_that_failed(missing: str) -> None:
-    orphans = {
+    orphans: dict[str, dict[str, Any]] = {
         "aws": {"orphan_instances": (orphan_machine(5),)},
         "github": {"orphan_runners": (orphan_runner(5),)},
     }

@@ -242,7 +242,11 @@ def carried_out(snapshot: Snapshot, made: Plan, now: datetime = NOW) -> Snapshot
                     rows[row.id] = replace(row, price_usd_hour=dearest, created_at=now)
             case Register():
                 rows[action.instance] = replace(
-                    rows[action.instance], state=S.REGISTERING, since=now, demand=action.demand
+                    rows[action.instance],
+                    state=S.REGISTERING,
+                    since=now,
+                    demand=action.demand,
+                    runner_id=RunnerId(f"new-{number}"),
                 )
                 view = forges[action.demand.forge]
                 forges[view.name] = replace(view, registrations_left=view.registrations_left - 1)
@@ -259,8 +263,7 @@ def carried_out(snapshot: Snapshot, made: Plan, now: datetime = NOW) -> Snapshot
                 view = forges[action.forge]
                 forges[view.name] = replace(view, holders=view.holders | {(action.scope, action.labels)})
             case Requeue():
-                for id_ in action.jobs:
-                    del known[id_]
+                known = {id_: row for id_, row in known.items() if id_ not in action.jobs}
             case Abandon():
                 del known[action.job]
             case SweepInstances() | SweepRunner() | Withdraw():
