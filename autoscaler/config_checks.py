@@ -16,6 +16,9 @@ from autoscaler.config_types import AutoscalerConfig, ImageConfig, PoolConfig
 from autoscaler.config_values import is_loopback
 from autoscaler.spi import ForgeSettings, ProviderSettings
 
+_KINDS_ON_THIS_HOST = frozenset({"local"})
+"""Providers whose jobs are processes beside the daemon."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reporters:
@@ -42,6 +45,7 @@ class Sections:
 def check_sections(sections: Sections, report: Reporters) -> None:
     if sections.autoscaler:
         _check_listeners(sections.autoscaler, report)
+        _check_exposure(sections.autoscaler, sections.providers, report)
     _check_unique(sections, report)
     _check_kinds(sections, report)
     _check_credentials(sections, report)
@@ -78,6 +82,32 @@ def _check_listeners(autoscaler: AutoscalerConfig, report: Reporters) -> None:
         report.warning(
             "autoscaler.public_url",
             "webhooks and the secrets of runners would cross the network unencrypted",
+            'Use "https://", with autoscaler.tls or a proxy that ends TLS',
+        )
+
+
+def _check_exposure(autoscaler: AutoscalerConfig, providers: Mapping[int, ProviderSettings], report: Reporters) -> None:
+    """Who could use the admin API, and read registrations on their way, that should not."""
+    elsewhere = sorted(one.name for one in providers.values() if one.kind not in _KINDS_ON_THIS_HOST)
+    here = sorted(one.name for one in providers.values() if one.kind in _KINDS_ON_THIS_HOST)
+    if here and not autoscaler.admin_tokens:
+        report.fault(
+            "autoscaler.admin_tokens",
+            f'jobs run on this host (provider "{here[0]}"): without a token each could use the admin API over loopback',
+            "Make one with: openssl rand -hex 32 > admin-token && chmod 600 admin-token; "
+            'then write admin_tokens = [{ file = "admin-token" }]',
+        )
+    if autoscaler.admin_tokens and not is_loopback(autoscaler.admin_listen.host):
+        report.warning(
+            "autoscaler.admin_listen",
+            "admin tokens would cross the network unencrypted: this listener speaks no TLS",
+            "Listen on loopback, with a proxy that ends TLS before it",
+        )
+    url = urlsplit(autoscaler.public_url)
+    if elsewhere and url.scheme == "http" and not autoscaler.tls and not is_loopback(url.hostname or ""):
+        report.fault(
+            "autoscaler.public_url",
+            f'machines of "{elsewhere[0]}" would be given runner registrations unencrypted',
             'Use "https://", with autoscaler.tls or a proxy that ends TLS',
         )
 

@@ -69,6 +69,7 @@ def write_config(
 name = "bench"
 listen = "{listen}"
 admin_listen = "127.0.0.1:0"
+admin_tokens = [{{ file = "token" }}]
 public_url = "{public_url}"
 store = {json.dumps(f"sqlite:///{folder / 'bench.db'}")}
 

@@ -24,7 +24,7 @@ SHOTS = {"status-page.png": (1280, 1000), "status-page-phone.png": (390, 844)}
 CHROMIUM = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
 LIMIT_BYTES = 300_000
 LIVELY_WITHIN_S = 120.0
-_ADDRESS = re.compile(r"status page (http://[^\s/]+)")
+_ADDRESS = re.compile(r"status page (http://[^\s/]+)/login#token=(\S+)")
 
 
 async def main() -> int:
@@ -37,12 +37,12 @@ async def main() -> int:
             stderr=log,
         )
         try:
-            address = await _until(lambda: _address(log), within_s=60)
-            if not address:
+            page = await _until(lambda: _page(log), within_s=60)
+            if page is None:
                 log.seek(0)
                 raise SystemExit(f"the demo did not start; it said:\n{log.read()[-2000:]}")
             await asyncio.sleep(options.warm_up)  # the plot draws what has been
-            await _take(address, options.into)
+            await _take(page[1], page[2], options.into)
         finally:
             if demo.returncode is None:
                 demo.send_signal(signal.SIGINT)
@@ -58,11 +58,10 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-async def _address(log: IO[str]) -> str:
-    """The page's address, once the demo has said it."""
+async def _page(log: IO[str]) -> re.Match[str] | None:
+    """The page's address and its token, once the demo has said them."""
     log.seek(0)
-    found = _ADDRESS.search(log.read())
-    return found.group(1) if found else ""
+    return _ADDRESS.search(log.read())
 
 
 async def _is_lively(client: aiohttp.ClientSession, address: str) -> bool:
@@ -85,13 +84,14 @@ async def _until(condition: Callable[[], Awaitable[Any]], *, within_s: float) ->
     return value
 
 
-async def _take(address: str, folder: Path) -> None:
+async def _take(address: str, token: str, folder: Path) -> None:
     """Both pictures at the same lively moment: the pages are open and live before it comes."""
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=_chromium(), args=["--no-sandbox", "--disable-gpu"])
         try:
-            pages = {name: await _open(browser, address, size) for name, size in SHOTS.items()}
-            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as client:
+            pages = {name: await _open(browser, f"{address}/login#token={token}", size) for name, size in SHOTS.items()}
+            bearer = {"Authorization": f"Bearer {token}"}
+            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5), headers=bearer) as client:
                 await _until(lambda: _is_lively(client, address), within_s=LIVELY_WITHIN_S)
             await asyncio.gather(*(page.screenshot(path=folder / name) for name, page in pages.items()))
         finally:

@@ -33,7 +33,12 @@ def minimal_document() -> dict[str, Any]:
     secret = {"env": "GITHUB_WEBHOOK_SECRET"}
     return copy.deepcopy(
         {
-            "autoscaler": {"name": "t", "listen": "127.0.0.1:0", "public_url": "http://127.0.0.1:8480"},
+            "autoscaler": {
+                "name": "t",
+                "listen": "127.0.0.1:0",
+                "public_url": "http://127.0.0.1:8480",
+                "admin_tokens": [{"env": "AUTOSCALER_ADMIN_TOKEN"}],
+            },
             "forge": [
                 {
                     "name": "github",

@@ -14,7 +14,7 @@ from typing import Any
 
 from autoscaler.sandbox.demo_machines import processes_of
 
-PID = re.compile(r"daemon pid (\d+), status page (http://\S+)/")
+PID = re.compile(r"daemon pid (\d+), status page (http://\S+)/login#token=(\S+)")
 
 
 @dataclass(slots=True, kw_only=True)

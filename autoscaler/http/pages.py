@@ -12,7 +12,7 @@ from aiohttp import web
 
 from autoscaler.http.auth import COOKIE, SESSION_LIFETIME, Access, Verdict
 
-_SCRIPTS = ("words.js", "plot.js", "detail.js", "app.js")
+_SCRIPTS = ("words.js", "plot.js", "detail.js", "app.js", "login.js")
 _TYPES = {"style.css": "text/css", **dict.fromkeys(_SCRIPTS, "text/javascript")}
 _ICON = (
     b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16">'
@@ -53,13 +53,13 @@ class Pages:
 
     async def login(self, request: web.Request) -> web.Response:
         body = await _small_form(request)
-        verdict, actor = self._access.check(body, request.remote or "")
+        verdict, _ = self._access.check(body, request.remote or "")
         if verdict is not Verdict.RIGHT:
             return self._login_page(_MESSAGES[verdict], 429 if verdict is Verdict.LIMITED else 401)
         response = web.Response(status=303, headers={"Location": "/"})
         response.set_cookie(
             COOKIE,
-            self._access.open_session(f"{actor}, by the page"),
+            self._access.open_session(body),
             max_age=int(SESSION_LIFETIME.total_seconds()),
             httponly=True,
             samesite="Strict",

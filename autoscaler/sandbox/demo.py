@@ -13,6 +13,7 @@ Either way no process and no folder is left behind.
 import asyncio
 import json
 import random
+import secrets
 import shutil
 import signal
 import socket
@@ -47,7 +48,7 @@ from autoscaler.sandbox.demo_report import build_report
 from autoscaler.sandbox.demo_trace import TraceError, replayed
 from autoscaler.sandbox.demo_workload import Submission, generated
 from autoscaler.sandbox.faults import Faults
-from autoscaler.spi import ForgeName, InstanceId, PoolName
+from autoscaler.spi import ForgeName, InstanceId, PoolName, Secret
 from autoscaler.store import Store, StoreError, open_store
 
 STALLED_S = 180.0
@@ -165,6 +166,7 @@ class Demo:
         store = options.store or f"sqlite:///{folder / 'autoscaler.db'}"
         await _check_store_is_new(store)
         public_port, admin_port = _free_port(), _free_port()
+        admin_token = Secret(secrets.token_urlsafe(24))
         faults = Faults(
             lost_webhook=options.faults.get("lost_webhook", 0.0),
             forge_error=options.faults.get("forge_error", 0.0),
@@ -182,6 +184,7 @@ class Demo:
                 pools=pools,
                 scopes={forge: forges.scopes(forge) for forge in forges.repos},
                 secrets=forges.secrets,
+                admin_token=admin_token,
                 slow_share=options.faults.get("slow_boot", 0.0),
                 store=store,
                 seed=options.seed,
@@ -192,7 +195,9 @@ class Demo:
         except ConfigError as error:
             await forges.aclose()
             raise DemoError(f"the configuration made for this workload is refused:\n{error}") from error
-        daemon = DaemonChild(path, folder / "daemon.log", f"http://127.0.0.1:{admin_port}", say=self._screen.say)
+        daemon = DaemonChild(
+            path, folder / "daemon.log", f"http://127.0.0.1:{admin_port}", admin_token, say=self._screen.say
+        )
         return _Site(
             folder=folder,
             store=store,

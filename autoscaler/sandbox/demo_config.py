@@ -10,7 +10,7 @@ from pathlib import Path
 
 from autoscaler.sandbox.demo_forges import ForgeSecrets
 from autoscaler.sandbox.demo_workload import LONGEST_S, SHORTEST_S, Submission
-from autoscaler.spi import label_set
+from autoscaler.spi import Secret, label_set
 
 IMAGES = Path(__file__).parent / "images"
 DEPLOYMENT = "demo"
@@ -155,6 +155,7 @@ def write_config(
     pools: Sequence[DemoPool],
     scopes: dict[str, tuple[str, ...]],
     secrets: ForgeSecrets,
+    admin_token: Secret,
     slow_share: float,
     store: str,
     seed: int,
@@ -164,6 +165,7 @@ def write_config(
         ("github-app.pem", secrets.private_key),
         ("webhook-secret", secrets.webhook_secret),
         ("gitlab-token", secrets.gitlab_token),
+        ("admin-token", admin_token.reveal()),
     ):
         _write_private(folder / name, text)
     sections = [
@@ -187,6 +189,7 @@ def _autoscaler_section(addresses: DemoAddresses, store: str) -> str:
 name = "{DEPLOYMENT}"
 listen = "127.0.0.1:{addresses.public_port}"
 admin_listen = "127.0.0.1:{addresses.admin_port}"
+admin_tokens = [{{ file = "admin-token" }}]
 public_url = "http://127.0.0.1:{addresses.public_port}"
 store = {json.dumps(store)}
 tick = "2s"

@@ -16,6 +16,7 @@ import aiohttp
 
 from autoscaler.sandbox.demo_options import DemoError
 from autoscaler.sandbox.demo_records import Decisions
+from autoscaler.spi import Secret
 
 REVIVE_S = 0.3
 START_S = 30.0
@@ -27,11 +28,12 @@ _TICK = re.compile(rb'"event": "tick"')
 class DaemonChild:
     """One daemon at a time, in a session of its own so that a terminal's Ctrl-C does not reach it."""
 
-    def __init__(self, config: Path, log: Path, admin: str, *, say: Callable[[str], None]) -> None:
+    def __init__(self, config: Path, log: Path, admin: str, token: Secret, *, say: Callable[[str], None]) -> None:
         self.admin = admin
         self.log = log
         self.crashes = 0
         self._config = config
+        self._token = token
         self._say = say
         self._process: asyncio.subprocess.Process | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -43,9 +45,16 @@ class DaemonChild:
         """Of the living daemon; None while there is none."""
         return self._process.pid if self._process is not None and self._process.returncode is None else None
 
+    @property
+    def page(self) -> str:
+        """The status page's address; what stands after # stays in the browser and signs in."""
+        return f"{self.admin}/login#token={self._token.reveal()}"
+
     async def start(self, stop: asyncio.Event) -> None:
         """Start it, wait until it answers or `stop` is set, and keep it alive from then on. Raises DemoError."""
-        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ASK_S))
+        self._session = aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=ASK_S), headers={"Authorization": f"Bearer {self._token.reveal()}"}
+        )
         self._keeper = asyncio.create_task(self._keep_alive())
         deadline = time.monotonic() + START_S
         while not stop.is_set():
@@ -111,7 +120,7 @@ class DaemonChild:
                     env={**os.environ, "AUTOSCALER_LOG_LEVEL": "info"},
                     start_new_session=True,
                 )
-                self._say(f"daemon pid {self._process.pid}, status page {self.admin}/")
+                self._say(f"daemon pid {self._process.pid}, status page {self.page}")
                 code = await self._process.wait()
                 if self._is_ending:
                     return

@@ -35,6 +35,14 @@ def changed(*steps: str | int, to: Any) -> dict[str, Any]:
     return replaced(minimal_document(), steps, to)
 
 
+def exposed(**keys: Any) -> dict[str, Any]:
+    """Without admin tokens."""
+    document = minimal_document()
+    del document["autoscaler"]["admin_tokens"]
+    document["autoscaler"] |= keys
+    return document
+
+
 def with_pool(**keys: Any) -> dict[str, Any]:
     document = minimal_document()
     document["pool"].append({**document["pool"][0], **keys})
@@ -205,7 +213,8 @@ def test_secret_that_everybody_can_read_is_warned_of(tmp_path: Path) -> None:
         (changed("pool", 0, "min", to=11), "pool[0].min", "above max, 10"),
         (changed("pool", 0, "stock", to={"hot": 11}), "pool[0].stock.hot", "above the pool's max"),
         (changed("pool", 0, "repos", to=["elsewhere/*"]), "pool[0].repos[0]", "below one of: org"),
-        (changed("autoscaler", "admin_listen", to="0.0.0.0:9480"), "autoscaler.admin_listen", "no admin_tokens"),
+        (exposed(admin_listen="0.0.0.0:9480"), "autoscaler.admin_listen", "no admin_tokens"),
+        (exposed(), "autoscaler.admin_tokens", "without a token each could use the admin API"),
         (changed("autoscaler", "public_url", to="ftp://x"), "autoscaler.public_url", "http or https"),
         (changed("autoscaler", "store", to="mysql://x/y"), "autoscaler.store", "mysql"),
         (changed("autoscaler", "store", to="postgresql://u:geheim@h/d"), "autoscaler.store", "PGPASSWORD"),
@@ -235,6 +244,19 @@ def test_pools_that_can_be_told_apart_are_allowed(keys: dict[str, Any], tmp_path
     document["pool"][0]["repos"] = ["org/two", "!org/one"]
 
     assert len(load(document, tmp_path).pools) == 2
+
+
+def test_admin_listener_off_loopback_is_warned_of(tmp_path: Path) -> None:
+    loaded = load(changed("autoscaler", "admin_listen", to="0.0.0.0:9480"), tmp_path)
+
+    assert [one.key for one in loaded.warnings] == ["autoscaler.admin_listen"]
+
+
+def test_unencrypted_public_url_is_refused_where_machines_are_elsewhere(tmp_path: Path) -> None:
+    document = changed("autoscaler", "public_url", to="http://ci.example.com")
+    document["provider"].append({"name": "far", "kind": "aws", "regions": ["eu-central-1"]})
+
+    assert "unencrypted" in problems(document, tmp_path)["autoscaler.public_url"]
 
 
 def test_unencrypted_public_url_is_warned_of(tmp_path: Path) -> None:
