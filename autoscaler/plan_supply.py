@@ -15,7 +15,6 @@ from datetime import datetime, timedelta
 from autoscaler.model import (
     Action,
     Blocked,
-    Caps,
     Demand,
     EndReason,
     Instance,
@@ -33,15 +32,12 @@ from autoscaler.model import (
     Terminate,
 )
 from autoscaler.placement import choose_offerings
+from autoscaler.plan_limits import Limits, limits_of, runtime_h_of
 from autoscaler.spi import ForgeName, InstanceId, Labels, Offering, PoolName, ProviderName, Scope
-
-REGISTRATION_HORIZON = timedelta(seconds=60)
-"""Machines are launched ahead of the registration budget by what it refills in about one boot."""
 
 UNTOLD = timedelta(minutes=2)
 """A runner may be seen busy before its job is seen running: so long it stands for one queued job of its labels."""
 
-_NO_CAPS = Caps()
 _Key = tuple[ForgeName, Scope, Labels]
 
 
@@ -67,43 +63,6 @@ class _Fleet:
     live: int = 0
 
 
-@dataclass(slots=True)
-class _Room:
-    """What one set of caps still allows, and what to call it when it binds."""
-
-    owner: str
-    machines: float
-    usd_per_hour: float
-    usd_today: float
-
-    def bounds(self, price: float, runtime_h: float) -> list[tuple[float, str]]:
-        """How many machines of a price fit, by each cap."""
-        bounds = [(self.machines, f"{self.owner} is at its cap of instances")]
-        if price > 0:
-            bounds.append((self.usd_per_hour / price, f"{self.owner} reached its cap usd_per_hour"))
-            bounds.append((self.usd_today / (price * runtime_h), f"{self.owner} reached its cap usd_per_day"))
-        return bounds
-
-    def charge(self, count: int, price: float, runtime_h: float) -> None:
-        self.machines -= count
-        self.usd_per_hour -= count * price
-        self.usd_today -= count * price * runtime_h
-
-
-@dataclass(slots=True)
-class _Limits:
-    """What may still be launched or minted in this tick, over all pools."""
-
-    deployment: _Room
-    providers: dict[ProviderName, _Room]
-    mint_now: dict[ForgeName, float]
-    mint_soon: dict[ForgeName, float]
-
-    def rooms(self, provider: ProviderName) -> list[_Room]:
-        own = self.providers.get(provider)
-        return [self.deployment] if own is None else [self.deployment, own]
-
-
 def plan_supply(snapshot: Snapshot, rules: Rules, now: datetime, *, leaving: set[InstanceId]) -> Supply:
     """Registrations, launches and surplus for every pool; pools of higher priority draw on the caps first."""
     queued: dict[PoolName, list[Job]] = defaultdict(list)
@@ -113,7 +72,7 @@ def plan_supply(snapshot: Snapshot, rules: Rules, now: datetime, *, leaving: set
     fleets: dict[PoolName, _Fleet] = defaultdict(_Fleet)
     for instance in snapshot.instances.values():
         _count(fleets[instance.pool], instance, leaving, now)
-    limits = _limits(snapshot, rules, now)
+    limits = limits_of(snapshot, rules, now)
     supply = Supply()
     for pool in sorted(rules.pools.values(), key=lambda pool: (-pool.priority, pool.name)):
         jobs = sorted(queued.get(pool.name, ()), key=lambda job: (job.queued_at, job.id))
@@ -141,53 +100,11 @@ def _count(fleet: _Fleet, instance: Instance, leaving: set[InstanceId], now: dat
             pass
 
 
-def _limits(snapshot: Snapshot, rules: Rules, now: datetime) -> _Limits:
-    horizon_s = REGISTRATION_HORIZON.total_seconds()
-    capped = {
-        name: _room(f"provider {name}", caps, snapshot, rules, now, name) for name, caps in rules.provider_caps.items()
-    }
-    return _Limits(
-        deployment=_room("the deployment", rules.caps, snapshot, rules, now, None),
-        providers=capped,
-        mint_now={name: math.floor(forge.registrations_left) for name, forge in snapshot.forges.items()},
-        mint_soon={
-            name: forge.registrations_left + forge.registrations_per_s * horizon_s
-            for name, forge in snapshot.forges.items()
-        },
-    )
-
-
-def _room(
-    owner: str, caps: Caps, snapshot: Snapshot, rules: Rules, now: datetime, provider: ProviderName | None
-) -> _Room:
-    """Money is capped at commitment: an hour by the prices of what lives, a day by what was spent, what live machines
-    have cost so far, and the longest that they may still run."""
-    if caps == _NO_CAPS:
-        return _Room(owner=owner, machines=math.inf, usd_per_hour=math.inf, usd_today=math.inf)
-    rows = [row for row in snapshot.instances.values() if provider is None or row.provider == provider]
-    spent = [usd for name, usd in snapshot.spent_today_usd.items() if provider is None or name == provider]
-    committed = math.fsum(
-        row.price_usd_hour * ((now - row.created_at).total_seconds() / 3600 + _runtime_h(rules.pools.get(row.pool)))
-        for row in rows
-    )
-    hourly = math.fsum(row.price_usd_hour for row in rows)
-    return _Room(
-        owner=owner,
-        machines=math.inf if caps.instances is None else caps.instances - len(rows),
-        usd_per_hour=math.inf if caps.usd_per_hour is None else caps.usd_per_hour - hourly,
-        usd_today=math.inf if caps.usd_per_day is None else caps.usd_per_day - math.fsum(spent) - committed,
-    )
-
-
-def _runtime_h(pool: Pool | None) -> float:
-    return pool.max_job_runtime.total_seconds() / 3600 if pool is not None else 0.0
-
-
 def _supply_pool(
     pool: Pool,
     jobs: list[Job],
     fleet: _Fleet,
-    limits: _Limits,
+    limits: Limits,
     snapshot: Snapshot,
     rules: Rules,
     now: datetime,
@@ -269,7 +186,7 @@ def _cover(jobs: list[Job], runners: list[Instance]) -> tuple[list[Job], list[In
     return uncovered, sorted([*spare, *unknown], key=lambda runner: (runner.since, runner.id))
 
 
-def _cover_coming(jobs: list[Job], coming: int, limits: _Limits) -> list[Job]:
+def _cover_coming(jobs: list[Job], coming: int, limits: Limits) -> list[Job]:
     """Jobs that no machine on its way covers. Those that can be registered soon have the first claim: otherwise a job
     of a forge without budget would hold the machine that was launched for another forge's job, time and again."""
     promised: set[JobId] = set()
@@ -312,7 +229,7 @@ def _register(
     pool: Pool,
     jobs: list[Job],
     ready: list[Instance],
-    limits: _Limits,
+    limits: Limits,
     snapshot: Snapshot,
     now: datetime,
     supply: Supply,
@@ -339,7 +256,7 @@ def _register(
     return held[len(left) :], list(reversed(left))[len(held) :]
 
 
-def _can_register(demand: Demand, limits: _Limits, snapshot: Snapshot, now: datetime) -> bool:
+def _can_register(demand: Demand, limits: Limits, snapshot: Snapshot, now: datetime) -> bool:
     if limits.mint_now.get(demand.forge, 0) < 1:
         return False
     keys = (demand.forge_key, demand.key)
@@ -351,7 +268,7 @@ def _launch(
     unserved: list[Job],
     standing: int,
     fleet: _Fleet,
-    limits: _Limits,
+    limits: Limits,
     snapshot: Snapshot,
     rules: Rules,
     now: datetime,
@@ -387,7 +304,7 @@ def _launch(
         supply.wake(choice.again_at)
         supply.blocked.append(Blocked(pool=pool.name, jobs=len(within_budget), reason=choice.reason))
         return
-    runtime_h = _runtime_h(pool)
+    runtime_h = runtime_h_of(pool)
     reason = _without_machine(len(within_budget)) if within_budget else f"min = {pool.min}"
     missing, cap = asked, ""
     for provider, offerings in _by_provider(choice.offerings).items():

@@ -252,6 +252,16 @@ def test_ready_machines_that_wait_for_the_budget_have_their_share_of_it() -> Non
     assert launched(planned(world(jobs, ready, forges={GITHUB: view}))) == 2
 
 
+def test_registrations_on_their_way_have_their_share_of_the_budget() -> None:
+    jobs = [queued(number) for number in range(1, 10)]
+    minting = [runner(number, S.REGISTERING, runner_id=None) for number in range(1, 4)]
+    ready = [machine(number, S.READY, seconds=1) for number in range(4, 8)]
+    view = forge(registrations_left=5, registrations_per_s=0)
+    made = planned(world(jobs, minting + ready, forges={GITHUB: view}))
+    assert len(actions_of(made, Register)) == 2
+    assert launched(made) == 0
+
+
 def test_an_action_that_failed_lately_waits_for_its_time() -> None:
     again_at = NOW + timedelta(seconds=5)
     made = planned(world([queued(1)], retry_after={"launch/linux": again_at}))
