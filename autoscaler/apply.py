@@ -41,6 +41,7 @@ from autoscaler.model import (
     Terminate,
     Withdraw,
 )
+from autoscaler.placement import choose_offerings
 from autoscaler.sightings import Sightings
 from autoscaler.spi import (
     BatchToken,
@@ -70,6 +71,7 @@ TERMINATE_S = 30.0
 AFTER_FAILURE = timedelta(seconds=5)
 AFTER_MISCONFIGURED = timedelta(seconds=60)
 RELEASE_AGAIN = timedelta(seconds=10)
+SWEEP_AGAIN = timedelta(seconds=30)
 
 _S = InstanceState
 
@@ -126,32 +128,43 @@ class Applier:
         self._intended: list[tuple[str, Coroutine[Any, Any, None]]] = []
         self._gates: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(16))
 
-    async def apply(self, plan: Plan, now: datetime) -> int:
-        """Commit the intents of a plan and start its calls. Returns how many actions were taken.
-
-        Raises StoreError: then nothing was asked of anybody, and the calls start with the next apply that can
-        make their intents durable."""
+    def intend(self, plan: Plan, now: datetime) -> int:
+        """Change the rows for a plan's actions, synchronously; `carry_out` makes that durable and starts the calls.
+        Returns how many calls there are."""
+        before = len(self._intended)
         for action in plan.actions:
-            if action.key in self._in_flight and not isinstance(action, Launch | Register | Terminate):
+            is_exclusive = not isinstance(action, Launch | Register | Terminate)
+            if is_exclusive and action.key in self._in_flight:
                 continue
             call = self._intend(action, now)
             if call is not None:
+                self._in_flight.add(action.key)
                 self._intended.append((action.key, call))
+        return len(self._intended) - before
+
+    async def carry_out(self) -> None:
+        """Commit the intents, then start their calls. Raises StoreError: then nothing was asked of anybody, and the
+        calls start with the next carry_out that can make their intents durable."""
         await self._rows.flush()
         calls, self._intended = self._intended, []
         for key, call in calls:
             self._start(key, call)
-        return len(calls)
 
     def relaunch_unsettled(self, now: datetime) -> None:
         """After a restart: rows whose launch may never have been asked for are asked for again by their token."""
         tokens = {row.token for row in self._rows.instances.values() if row.state is _S.REQUESTED}
         for token in sorted(tokens):
             rows = self._rows.of_token(token)
-            pool = self._pools().get(rows[0].pool)
-            offerings = tuple(o for o in self._seen.offerings.get(rows[0].pool, ()) if o.capacity_pool is not None)
-            if pool is not None and offerings and rows[0].provider in self._providers:
-                self._start(f"relaunch/{token}", self._launch_rows(pool, rows[0].provider, token, rows, offerings))
+            pool, provider = self._pools().get(rows[0].pool), rows[0].provider
+            if pool is None or provider not in self._providers:
+                continue  # its deadline ends it
+            offered = [
+                o for o in self._seen.offerings.get(pool.name, ()) if o.capacity_pool.provider == rows[0].provider
+            ]
+            choice = choose_offerings(pool, offered, cooldowns=self._seen.cooldowns, now=now)
+            if choice.offerings:
+                call = self._launch_rows(pool, provider, token, rows, choice.offerings)
+                self._start(f"relaunch/{token}", call)
 
     def _start(self, key: str, call: Coroutine[Any, Any, None]) -> None:
         self._in_flight.add(key)
@@ -192,6 +205,8 @@ class Applier:
             case Release():
                 return self._intend_release(action, now)
             case SweepInstances():
+                # Until a listing shows them gone, once per SWEEP_AGAIN is enough.
+                self._seen.retry_after[action.key] = now + SWEEP_AGAIN
                 self._note(now, "sweep", ", ".join(action.ids), "", action.reason, "asked")
                 self._metrics.orphans_total.inc(len(action.ids))
                 return self._terminate(action.provider, list(action.ids), action.key)

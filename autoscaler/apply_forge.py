@@ -35,10 +35,11 @@ from autoscaler.model import (
     job_id,
 )
 from autoscaler.names import runner_name
-from autoscaler.sightings import Sightings
+from autoscaler.sightings import REQUEUED, Sightings, dump_requeued, work_key
 from autoscaler.spi import (
     AlreadyRequeued,
     Clock,
+    Conclusion,
     Forge,
     ForgeError,
     ForgeName,
@@ -46,6 +47,7 @@ from autoscaler.spi import (
     ForgeRefused,
     ForgeUnauthorized,
     JobNotFound,
+    JobStatus,
     NotYet,
     RateLimited,
     Registration,
@@ -145,34 +147,50 @@ class ForgeCalls:
         return self._register(row, action)
 
     async def _register(self, row: Instance, action: Register) -> None:
-        demand = action.demand
         try:
-            registration: Registration = await self._call(
-                demand.forge,
-                "register",
-                lambda forge: forge.register(
-                    scope=demand.scope, group=demand.group, name=row.runner_name, labels=demand.labels
-                ),
+            registration = await self._mint(row, action)
+            current = self._registering(row)
+            if registration is None or current is None:
+                return
+            # The id is durable before the secret leaves: from then on the runner may take a job.
+            self._rows.amend(current, runner_id=registration.ref.runner_id, since=self._clock.now())
+            await self._rows.flush()
+            if self._registering(row) is not None:
+                self._desk.hand_over(row.id, registration)
+        finally:
+            self._desk.minting.discard(row.id)
+
+    async def _mint(self, row: Instance, action: Register) -> Registration | None:
+        """The registration; None when there is none, and the machine is ready again or going."""
+        demand = action.demand
+
+        async def mint(forge: Forge) -> Registration | None:
+            if self._registering(row) is None:
+                return None  # it waited for its turn so long that its machine is going
+            return await forge.register(
+                scope=demand.scope, group=demand.group, name=row.runner_name, labels=demand.labels
             )
+
+        try:
+            minted: Registration | None = await self._call(demand.forge, "register", mint)
         except ForgeError as error:
-            self._failed(action.key, error)
+            self._failed(demand.key if isinstance(error, ForgeRefused) else demand.forge_key, error)
             self._unregister(row, f"the forge did not register it: {_one_line(error)}")
             if isinstance(error, ForgeRefused):
                 self._note("register", row.id, row.pool, _one_line(error), "refused")
             await self._rows.flush()
-            return
-        finally:
-            self._desk.minting.discard(row.id)
+            return None
+        return minted
+
+    def _registering(self, row: Instance) -> Instance | None:
+        """The row as it is now, while it still waits for this very registration."""
         current = self._rows.instances.get(row.id)
-        if current is None or current.runner_name != row.runner_name or current.state is not _S.REGISTERING:
-            return
-        self._rows.amend(current, runner_id=registration.ref.runner_id)
-        self._desk.hand_over(row.id, registration)
-        await self._rows.flush()
+        is_same = current is not None and current.runner_name == row.runner_name
+        return current if is_same and current is not None and current.state is _S.REGISTERING else None
 
     def _unregister(self, row: Instance, cause: str) -> None:
-        current = self._rows.instances.get(row.id)
-        if current is not None and current.state is _S.REGISTERING and current.runner_name == row.runner_name:
+        current = self._registering(row)
+        if current is not None:
             self._desk.take_back(row.id)
             self._rows.move(
                 current,
@@ -185,17 +203,22 @@ class ForgeCalls:
             )
 
     async def _withdraw(self, row: Instance, action: Withdraw) -> None:
-        if await self.deregister(row, job_is_done=False) is Answer.GONE:
+        """Without an id there is nothing to take back yet: a registration that exists is swept as an orphan, and its
+        secret was never told to anybody."""
+        if row.runner is None or await self.deregister(row, job_is_done=False) is Answer.GONE:
             self._unregister(row, action.reason)
             await self._rows.flush()
         else:
             self._seen.retry_after[action.key] = self._clock.now() + AFTER_FAILURE
 
     async def deregister(self, row: Instance, *, job_is_done: bool) -> Answer:
-        """Have the forge let a runner go. A registration whose id we never learned is swept as an orphan."""
+        """Have the forge let a runner go. One whose id we do not know is gone when a listing that was asked for
+        after it got its name does not show it: listings fill the id in."""
         runner = row.runner
         if runner is None or row.demand is None:
-            return Answer.GONE
+            forges = [row.demand.forge] if row.demand is not None else list(self._forges)
+            listed = [self._seen.runners_listed.get(forge) for forge in forges] if row.runner_name else []
+            return Answer.GONE if all(at is not None and at > row.since for at in listed) else Answer.UNKNOWN
         forge_name = row.demand.forge
         try:
             await self._call(forge_name, "deregister", lambda forge: forge.deregister(runner, job_is_done=job_is_done))
@@ -258,6 +281,8 @@ class ForgeCalls:
         jobs = [job for id_ in action.jobs if (job := self._rows.jobs.get(id_)) and job.state is JobState.LOST]
         if not jobs:
             return
+        if not (jobs := await self._still_lost(jobs, action)):
+            return
         ids = [job.forge_job_id for job in jobs]
         successors: Mapping[str, str] = {}
         outcome = "requeued"
@@ -276,11 +301,44 @@ class ForgeCalls:
                     self._rows.amend_job(current, retry_at=retry_at, reason=_one_line(error))
             await self._rows.flush()
             return
+        except (JobNotFound, ForgeRefused) as error:
+            self._give_up(jobs, _one_line(error))
+            await self._rows.flush()
+            return
         except ForgeError as error:
             self._failed(action.key, error)
             return
         self._requeued(jobs, successors, action, outcome)
         await self._rows.flush()
+
+    async def _still_lost(self, jobs: list[Job], action: Requeue) -> list[Job]:
+        """Those that the forge does not know to have ended well, or to be gone: a job that succeeded is not run again,
+        and the facts settle the others."""
+        lost = []
+        for job in jobs:
+            try:
+                seen = await self._call(job.forge, "get_job", _reading(job))
+            except JobNotFound:
+                self._report(JobRead(job=job.id, seen=None))
+            except ForgeError as error:
+                self._failed(action.key, error)
+                return []
+            else:
+                if seen.conclusion is Conclusion.SUCCESS or seen.status is JobStatus.QUEUED:
+                    self._report(JobRead(job=job.id, seen=seen))
+                else:
+                    lost.append(job)
+        return lost
+
+    def _give_up(self, jobs: list[Job], why: str) -> None:
+        """The forge will never run these again, whatever we ask."""
+        for job in jobs:
+            current = self._rows.jobs.get(job.id)
+            if current is not None and current.state is JobState.LOST:
+                reason = f"superseded: the forge refuses to run it again: {why}"
+                self._rows.move_job(current, JobState.ABANDONED, reason=reason, finished_at=self._clock.now())
+                self._note("requeue", job.id, job.pool or "", why, "refused for good")
+                self._metrics.requeues_total.labels(pool=job.pool or "", outcome="refused").inc()
 
     def _requeued(self, jobs: list[Job], successors: Mapping[str, str], action: Requeue, outcome: str) -> None:
         for job in jobs:
@@ -289,10 +347,16 @@ class ForgeCalls:
                 continue
             new = successors.get(job.forge_job_id)
             successor = job_id(job.forge, new) if new else None
+            if successor == job.id:  # its forge put the very same job back into the queue
+                self._rows.move_job(
+                    current, JobState.QUEUED, started_at=None, runner_name="", instance=None, reason=action.reason
+                )
+                continue
             self._rows.move_job(current, JobState.REQUEUED, successor=successor, reason=action.reason)
-            self._seen.requeued[job.forge, job.repo, job.run_id, job.name] = job.attempt
+            self._seen.requeued[work_key(job.forge, job.repo, job.run_id, job.name)] = job.attempt
             self._note("requeue", job.id, job.pool or "", action.reason, outcome)
             self._metrics.requeues_total.labels(pool=job.pool or "", outcome="requeued").inc()
+        self._rows.set_setting(REQUEUED, dump_requeued(self._seen.requeued))
 
     # ------------------------------------------------------------------ one call
 
@@ -361,3 +425,7 @@ def _remedy(error: ForgeError) -> str:
 
 def _one_line(error: BaseException) -> str:
     return " ".join((str(error) or type(error).__name__).split())[:300]
+
+
+def _reading(job: Job) -> Callable[[Forge], Any]:
+    return lambda forge: forge.get_job(job.repo, job.forge_job_id)

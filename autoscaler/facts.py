@@ -34,9 +34,12 @@ class WebhookArrived:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobsListed:
+    """`is_full` False: asked for single repos only, so that it says nothing about the forge as a whole."""
+
     forge: ForgeName
     listing: JobListing
     started_at: datetime
+    is_full: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

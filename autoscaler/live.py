@@ -60,6 +60,7 @@ class LiveRows:
         self._buffer = _Buffer()
         self._pending: deque[Changes] = deque()
         self._flushing = asyncio.Lock()
+        self._committing: set[asyncio.Future[None]] = set()
 
     def load(self, stored: Stored) -> None:
         """Take over what the store holds. Only once, before anything else."""
@@ -244,7 +245,16 @@ class LiveRows:
         return not self._pending and self._buffer.is_empty
 
     async def flush(self) -> None:
-        """Make every change so far durable. On StoreError the changes are kept and the next flush repeats them."""
+        """Make every change so far durable. On StoreError the changes are kept and the next flush repeats them.
+
+        A commit that began is seen through even when its caller is cancelled: repeated, it would conflict with itself.
+        """
+        committing = asyncio.ensure_future(self._commit())
+        self._committing.add(committing)
+        committing.add_done_callback(self._committed)
+        await asyncio.shield(committing)
+
+    async def _commit(self) -> None:
         async with self._flushing:
             if not self._buffer.is_empty:
                 self._pending.append(self._buffer.take())
@@ -252,6 +262,11 @@ class LiveRows:
             while self._pending:
                 await self._store.commit(self._pending[0])
                 self._forget_terminal(self._pending.popleft())
+
+    def _committed(self, done: asyncio.Future[None]) -> None:
+        self._committing.discard(done)
+        if not done.cancelled():
+            done.exception()  # read it: after a cancellation nobody else does
 
     def _forget_terminal(self, changes: Changes) -> None:
         rows: tuple[Job | Instance, ...] = (*changes.jobs, *changes.instances)

@@ -137,10 +137,9 @@ class Loop:
     async def tick(self) -> None:
         """One pass. Raises StoreError: then the facts are kept and nothing was asked of anybody."""
         self._wake.clear()
-        await self._recall_ended()
+        facts = await self._take_facts()
         started = self._clock.monotonic()
         now = self._clock.now()
-        facts, self._mailbox = self._mailbox, []
         self._observer.consume(facts, self.rules, now)
         self._desk.forget_ended()
         if not facts and not self._is_due(now):
@@ -155,22 +154,26 @@ class Loop:
         plan_s = self._clock.monotonic() - plan_started
         self.blocked = planned.blocked
         self._wake_at = planned.wake_at
-        taken = await self.applier.apply(planned, now) if self.applier is not None else 0
-        self._planned_change = self._rows.changed
+        taken = self.applier.intend(planned, now) if self.applier is not None else 0
+        self._planned_change = self._rows.changed  # what changes during the commit is for the next tick
+        if self.applier is not None:
+            await self.applier.carry_out()
         self._note_tick(now, self._clock.monotonic() - started, plan_s, len(facts), taken)
 
-    async def _recall_ended(self) -> None:
-        """What ended before this process began must not begin again: the store remembers jobs and machines."""
-        for name, instance in self._jobs.unknown_runners(self._mailbox):
-            row = await self._store.instance(instance)
-            is_its_end = row is not None and not is_live(row) and row.runner_name == name
-            self._rows.remember_runner(name, row if is_its_end else None)
-        unknown = self._jobs.unknown_ids(self._mailbox)
-        if not unknown:
-            return
-        for job in await self._store.jobs_by_ids(unknown):
+    async def _take_facts(self) -> list[Fact]:
+        """Empty the mailbox. Jobs that ended before this process began must not begin again: the store remembers
+        them. On StoreError the facts go back, in their order."""
+        facts, self._mailbox = self._mailbox, []
+        unknown = self._jobs.unknown_ids(facts)
+        try:
+            recalled = await self._store.jobs_by_ids(unknown) if unknown else ()
+        except BaseException:
+            self._mailbox[:0] = facts
+            raise
+        for job in recalled:
             if job.id not in self._rows.jobs:
                 self._rows.remember_ended(job.id, job.state)
+        return facts
 
     def _is_due(self, now: datetime) -> bool:
         if self._rows.changed != self._planned_change:

@@ -106,7 +106,8 @@ class Observer:
             case WebhookArrived():
                 self._jobs.webhook(fact, rules, now)
             case JobsListed():
-                self._seen.complete.add(f"{fact.forge}/jobs")
+                if fact.is_full:
+                    self._note_completeness(f"{fact.forge}/jobs", fact.listing.is_complete)
                 self._jobs.listed(fact, rules, now)
             case JobRead():
                 self._jobs.read(fact, rules, now)
@@ -128,6 +129,12 @@ class Observer:
                 self._agent_reported(fact, now)
             case _:
                 assert_never(fact)
+
+    def _note_completeness(self, target: str, is_complete: bool) -> None:
+        if is_complete:
+            self._seen.complete.add(target)
+        else:
+            self._seen.complete.discard(target)
 
     # ------------------------------------------------------------------ launches and listings of clouds
 
@@ -160,6 +167,7 @@ class Observer:
             "capacity_pool": machine.capacity_pool,
             "price_usd_hour": machine.price_usd_hour,
         }
+        self._seen.bound_at[row.id] = now
         if row.state is _S.REQUESTED:
             self._rows.move(row, _S.LAUNCHED, now=now, cause=cause, **fields)
         else:
@@ -221,7 +229,8 @@ class Observer:
             if row.provider != fact.provider:
                 continue
             never_shown = row.provider_id is None and row.state is not _S.TERMINATING
-            if row.id in listed or row.created_at > oldest or never_shown:
+            known_at = self._seen.bound_at.get(row.id, row.created_at)
+            if row.id in listed or known_at > oldest or never_shown:
                 self._seen.absences.pop(row.id, None)
                 continue
             absences = self._seen.absences.get(row.id, 0) + 1
@@ -247,6 +256,7 @@ class Observer:
 
     def _runners_listed(self, fact: RunnersListed, now: datetime) -> None:
         self._seen.complete.add(fact.forge)
+        self._seen.runners_listed[fact.forge] = fact.started_at
         orphans: dict[tuple[ForgeName, RunnerId], OrphanRunner] = {}
         holders = self._holder_names(now)
         for runner in fact.runners:

@@ -6,6 +6,7 @@ the forge is asked, and only its answer decides whether the job is done or lost.
 """
 
 import asyncio
+import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -17,7 +18,7 @@ from autoscaler.live import LiveRows
 from autoscaler.metrics import Metrics
 from autoscaler.model import EndReason, Instance, InstanceState, Job, JobId, JobState, Rules, SeenBy, job_id
 from autoscaler.names import instance_named
-from autoscaler.sightings import Sightings
+from autoscaler.sightings import REQUEUED, Sightings, dump_requeued, work_key
 from autoscaler.spi import Conclusion, Forge, ForgeJob, ForgeName, InstanceId, JobStatus
 from autoscaler.states import REGISTERED_STATES
 
@@ -30,6 +31,9 @@ CUT_OFF_WINDOW = timedelta(hours=3)
 INTERRUPTED = (EndReason.VANISHED, EndReason.INTERRUPTED)
 LATE_SUCCESS = "late_success: it counted as lost, then its forge said that it had succeeded"
 
+UNKNOWN_AGAIN = timedelta(seconds=60)
+
+_BEGUN = frozenset({JobState.RUNNING, JobState.LOST})
 _RANK = {JobState.QUEUED: 1, JobState.RUNNING: 2, JobState.LOST: 2}
 
 
@@ -54,27 +58,32 @@ class JobObserver:
 
     def load(self, now: datetime) -> None:
         """After a restart: jobs whose machine ended while we were away are doubtful at once."""
+        self._seen.requeued = json.loads(self._rows.settings.get(REQUEUED) or "{}")
         for job in self._rows.jobs.values():
             self.active_repos[job.forge][job.repo] = now
             if job.state is JobState.RUNNING and job.instance is not None and self._machine_of(job) is None:
                 self._doubt(job.id, now, "its machine ended while the daemon was away")
 
     def rematch(self, rules: Rules) -> None:
-        """The configuration changed: queued jobs find their pools anew."""
+        """The configuration changed: jobs find their scopes and pools anew."""
         for job in list(self._rows.jobs.values()):
-            if job.state is not JobState.QUEUED:
+            forge = self._forges.get(job.forge)
+            if job.state is JobState.RUNNING or forge is None:
                 continue
+            scope = forge.scope_of(job.repo) or job.scope
             match = match_pool(
                 forge=job.forge, repo=job.repo, labels=job.labels, run_id=job.run_id, pools=rules.pools.values()
             )
-            if (match.pool, match.reason) != (job.pool, job.unserved):
-                self._rows.amend_job(job, pool=match.pool, unserved=match.reason)
+            if (match.pool, match.reason, scope) != (job.pool, job.unserved, job.scope):
+                self._rows.amend_job(job, pool=match.pool, unserved=match.reason, scope=scope)
 
     def doubtful(self, now: datetime) -> dict[JobId, str]:
         """Jobs to ask their forge about now, and why."""
         self._looked_at = now
         due = {id_: reason for id_, (at, reason) in self._doubts.items() if at <= now and id_ in self._rows.jobs}
-        self._doubts = {id_: doubt for id_, doubt in self._doubts.items() if id_ in self._rows.jobs}
+        for memory in (self._doubts, self._touched, self._ran_to_end):
+            for gone in [id_ for id_ in memory if id_ not in self._rows.jobs]:
+                del memory[gone]
         return due
 
     def unknown_ids(self, facts: Sequence[Fact]) -> list[JobId]:
@@ -123,7 +132,11 @@ class JobObserver:
         for seen in fact.listing.jobs:
             id_ = job_id(seen.forge, seen.forge_job_id)
             shown.add(id_)
+            before, touched = self._rows.jobs.get(id_), self._touched.get(id_)
             self._see(seen, SeenBy.POLL, rules, now)
+            is_older_news = touched is not None and touched >= fact.started_at
+            if before is not None and before.state in _BEGUN and seen.status is JobStatus.QUEUED and not is_older_news:
+                self._doubt(id_, now, "a listing shows it in its queue again")
         for job in list(self._rows.jobs.values()):
             if job.forge != fact.forge or job.id in shown or job.repo not in fact.listing.repos:
                 continue
@@ -137,9 +150,33 @@ class JobObserver:
         if fact.seen is not None:
             self._see(fact.seen, SeenBy.WEBHOOK if job is not None else SeenBy.POLL, rules, now)
             job = self._rows.jobs.get(fact.job)
-            if job is not None and job.state is JobState.RUNNING and fact.seen.status is not JobStatus.DONE:
+            if job is None or self._machine_of(job) is not None:
+                return
+            if fact.seen.status is JobStatus.QUEUED and job.state in _BEGUN:
+                self._back_in_queue(job)
+            elif fact.seen.status is not JobStatus.DONE and job.state is JobState.RUNNING:
                 self._lost_or_not_yet(job, now)
-        elif job is not None and job.state is not JobState.LOST:
+        elif job is not None:
+            self._unknown_at_forge(job, now)
+
+    def _back_in_queue(self, job: Job) -> None:
+        self._rows.move_job(
+            job,
+            JobState.QUEUED,
+            started_at=None,
+            runner_name="",
+            instance=None,
+            retry_at=None,
+            reason="the forge put it back into its queue",
+        )
+
+    def _unknown_at_forge(self, job: Job, now: datetime) -> None:
+        """A 404 may be a deleted run or a token that lost its rights: a machine at work is not ended on its word."""
+        if self._machine_of(job) is not None:
+            self._doubt(job.id, now + UNKNOWN_AGAIN, "the forge no longer knows it, and its machine still runs")
+        elif job.state is JobState.LOST:
+            self._rows.move_job(job, JobState.ABANDONED, finished_at=now, reason="superseded: the forge forgot it")
+        else:
             self._finish(job, Conclusion.UNKNOWN, now, reason="the forge no longer knows it")
 
     def _lost_or_not_yet(self, job: Job, now: datetime) -> None:
@@ -251,10 +288,20 @@ class JobObserver:
     def _attempt_of(self, seen: ForgeJob, id_: JobId) -> int:
         """One more than the lost job that this one replaces; that one is thereby requeued, whoever asked for it."""
         for job in [self._rows.jobs[lost] for lost in sorted(self._rows.lost)]:
-            if job.id != id_ and _is_successor(seen, job):
+            if job.id != id_ and self._is_successor(seen, job):
                 self._rows.move_job(job, JobState.REQUEUED, successor=id_, reason="its successor appeared")
                 return job.attempt + 1
-        return self._seen.requeued.pop((seen.forge, seen.repo, seen.run_id, seen.name), 0) + 1
+        made = self._seen.requeued.pop(work_key(seen.forge, seen.repo, seen.run_id, seen.name), 0)
+        if made:
+            self._rows.set_setting(REQUEUED, dump_requeued(self._seen.requeued))
+        return made + 1
+
+    def _is_successor(self, seen: ForgeJob, job: Job) -> bool:
+        if (seen.forge, seen.repo, seen.run_id, seen.name) != (job.forge, job.repo, job.run_id, job.name):
+            return False
+        if self._forges[seen.forge].traits.counts_attempts:
+            return seen.run_attempt > job.run_attempt
+        return _number(seen.forge_job_id) > _number(job.forge_job_id)
 
     def _started(self, job: Job, seen: ForgeJob, now: datetime) -> None:
         machine = self._rows.by_runner(seen.runner_name)
@@ -348,11 +395,6 @@ def _runner_of(machine: Instance, seen: ForgeJob) -> dict[str, Any]:
     if machine.runner_id is None and seen.runner_id is not None:
         return {"runner_id": seen.runner_id}
     return {}
-
-
-def _is_successor(seen: ForgeJob, job: Job) -> bool:
-    same = (seen.forge, seen.repo, seen.run_id, seen.name) == (job.forge, job.repo, job.run_id, job.name)
-    return same and (seen.run_attempt > job.run_attempt or _number(seen.forge_job_id) > _number(job.forge_job_id))
 
 
 def _number(text: str) -> int:

@@ -184,14 +184,13 @@ class Polls:
 
     async def _read_repo(self, name: ForgeName, repo: str, ids: list[str]) -> None:
         now = self._clock.now()
-        listing = await self._ask_forge(
-            name, f"{name}/jobs", "list_jobs", lambda forge: forge.list_jobs(frozenset({repo}))
-        )
+        listing = await self._ask_forge(name, "", "list_jobs", lambda forge: forge.list_jobs(frozenset({repo})))
         self._reading.difference_update((name, id_) for id_ in ids)
         if listing is not None:
-            self._loop.report(JobsListed(forge=name, listing=listing, started_at=now))
-            for id_ in ids:  # what a complete listing does not show is over
-                self._jobs.unlabelled[name].pop(id_, None)
+            self._loop.report(JobsListed(forge=name, listing=listing, started_at=now, is_full=False))
+            if repo in listing.repos:  # what a complete listing does not show is over
+                for id_ in set(ids).difference(job.forge_job_id for job in listing.jobs):
+                    self._jobs.unlabelled[name].pop(id_, None)
 
     async def _ask_forge(self, name: ForgeName, target: str, call: str, make: Callable[[Forge], Awaitable[Any]]) -> Any:
         """One listing or read; None and a condition on record when it fails. Lets JobNotFound through."""

@@ -4,6 +4,8 @@ Shared by observe, which fills it from facts, and apply, which notes what its ca
 for correctness after a restart: that belongs into rows.
 """
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -27,6 +29,10 @@ class Sightings:
     """See the module docstring."""
 
     complete: set[str] = field(default_factory=set)
+    runners_listed: dict[ForgeName, datetime] = field(default_factory=dict)
+    """When the last complete listing of a forge's runners was asked for."""
+    bound_at: dict[InstanceId, datetime] = field(default_factory=dict)
+    """When a row learned which machine it is: listings from before that may not show it yet."""
     absences: dict[InstanceId, int] = field(default_factory=dict)
     orphan_instances: dict[tuple[ProviderName, ProviderId], OrphanInstance] = field(default_factory=dict)
     orphan_runners: dict[tuple[ForgeName, RunnerId], OrphanRunner] = field(default_factory=dict)
@@ -42,13 +48,28 @@ class Sightings:
     retry_after: dict[str, datetime] = field(default_factory=dict)
     releasing: dict[InstanceId, tuple[EndReason, str]] = field(default_factory=dict)
     """Machines whose runner was asked to be let go and may be sealed already: they serve nobody any more."""
-    requeued: dict[tuple[ForgeName, str, str, str], int] = field(default_factory=dict)
-    """Attempts made by jobs whose requeue was accepted and whose successor has not been seen yet, by
-    (forge, repo, run, name)."""
+    requeued: dict[str, int] = field(default_factory=dict)
+    """Attempts made by jobs whose requeue was accepted and whose successor has not been seen yet, by `work_key`.
+    Kept in the store's settings too: attempts are limited over restarts."""
 
     def forget(self, instance: InstanceId) -> None:
         for remembered in (self.sealed, self.asking, self.disputed):
             remembered.discard(instance)
         self.absences.pop(instance, None)
+        self.bound_at.pop(instance, None)
         self.ending.pop(instance, None)
         self.releasing.pop(instance, None)
+
+
+REQUEUED = "requeued"
+"""The setting that holds `Sightings.requeued` as JSON, newest last."""
+REQUEUED_KEPT = 500
+
+
+def work_key(forge: ForgeName, repo: str, run_id: str, name: str) -> str:
+    """The same piece of work over all its attempts."""
+    return f"{forge}|{repo}|{run_id}|{name}"
+
+
+def dump_requeued(requeued: Mapping[str, int]) -> str:
+    return json.dumps(dict(list(requeued.items())[-REQUEUED_KEPT:]))

@@ -393,10 +393,12 @@ class Webhook:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobListing:
     """Jobs not yet done, as listed. `repos` were listed completely: a live job of theirs that is absent here has
-    ended or changed and should be asked for with `get_job`. Repos that were not polled this time are not named."""
+    ended or changed and should be asked for with `get_job`. Repos that were not polled this time are not named.
+    `is_complete` is False when a repo that should have been polled could not be."""
 
     jobs: tuple[ForgeJob, ...]
     repos: frozenset[str]
+    is_complete: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -469,6 +471,8 @@ class ForgeTraits:
     seals_runners: bool
     removes_finished_runners: bool
     needs_queue_holder: bool
+    counts_attempts: bool = True
+    """Running a job again raises `run_attempt`; where it does not (GitLab), a higher job id tells the newer one."""
 
 
 class Forge(Protocol):
