@@ -1,0 +1,432 @@
+"""What agents may ask: the first valid claim owns a machine, a repeat gets the same answer, everything else nothing."""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from autoscaler.facts import AgentReported, AgentSaidHello, AssignmentAsked, ClaimDisputed, Fact
+from autoscaler.http import agents
+from autoscaler.http.agents import BODY_LIMIT, HELLO_LIMIT, AgentDesk, make_agent_routes
+from autoscaler.live import LiveRows
+from autoscaler.model import EndReason, Instance, InstanceState
+from autoscaler.spi import (
+    Evidence,
+    IdentityRefused,
+    InstanceId,
+    Provider,
+    ProviderError,
+    ProviderId,
+    ProviderName,
+    Registration,
+    RunnerId,
+    RunnerRef,
+    Secret,
+)
+from autoscaler.store import Changes, LeaseLost, StoreError
+from autoscaler.store.memory import MemoryStore
+from tests.admin_world import LINUX, instance, pool, rules_of
+from tests.unit.observing import NOW, SCOPE, provider_id
+
+S = InstanceState
+CLOUD = ProviderName("aws")
+KEY, OTHER_KEY = "11" * 32, "22" * 32
+SECRET = "jit-config-of-the-desk-tests"
+
+
+def claim_of(key: str) -> str:
+    return hashlib.sha256(bytes.fromhex(key)).hexdigest()
+
+
+class Notary:
+    """The part of a provider that hellos use: `valid` documents prove the machine that they name."""
+
+    name = CLOUD
+
+    def __init__(self) -> None:
+        self.fails: ProviderError | None = None
+
+    async def identify(self, evidence: Evidence) -> ProviderId:
+        if self.fails is not None:
+            raise self.fails
+        if evidence.document.get("proof") != "valid":
+            raise IdentityRefused("the signature does not fit", reason="signature")
+        return ProviderId(evidence.document["id"])
+
+
+class BreakableStore(MemoryStore):
+    failure: StoreError | None = None
+
+    async def commit(self, changes: Changes) -> None:
+        if self.failure is not None:
+            raise self.failure
+        await super().commit(changes)
+
+
+class WallClock:
+    def now(self) -> Any:
+        return NOW
+
+    def monotonic(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+@dataclass
+class Counter:
+    """A desk behind its routes, over real rows."""
+
+    store: BreakableStore
+    rows: LiveRows
+    desk: AgentDesk
+    notary: Notary
+    facts: list[Fact] = field(default_factory=list)
+    url: str = ""
+    client: Any = None
+
+    async def post(self, call: str, body: Any, *, key: str = "", raw: bytes | None = None) -> tuple[int, Any]:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        data = json.dumps(body).encode() if raw is None else raw
+        async with self.client.post(f"{self.url}/agent/v1/{call}", data=data, headers=headers) as answer:
+            text = await answer.text()
+            return answer.status, json.loads(text) if text.startswith("{") else text
+
+    async def hello(self, key: str = KEY, *, machine: int = 1, **changes: Any) -> tuple[int, Any]:
+        body = {
+            "provider": "aws",
+            "batch": f"b-{machine}",
+            "claim": claim_of(key),
+            "evidence": {"proof": "valid", "id": f"p-{machine}"},
+            "agent": {"version": "1"},
+            "runner": None,
+        }
+        return await self.post("hello", {**body, **changes})
+
+    async def assignment(self, key: str = KEY, *, machine: int = 1) -> tuple[int, Any]:
+        return await self.post("assignment", {"instance": f"i-{machine:04x}"}, key=key)
+
+    async def tell(self, *kinds: str, key: str = KEY, first: int = 1, machine: int = 1) -> tuple[int, Any]:
+        told = [{"seq": first + n, "at": 1.0, "kind": kind, "detail": {}} for n, kind in enumerate(kinds)]
+        return await self.post("events", {"instance": f"i-{machine:04x}", "events": told}, key=key)
+
+    def have(self, number: int = 1, state: InstanceState = S.LAUNCHED, **changes: Any) -> Instance:
+        row = instance(number, NOW, state, version=0, provider_id=provider_id(number), **changes)
+        return self.rows.add_instance(row, cause="test")
+
+    def row(self, number: int = 1) -> Instance:
+        return self.rows.instances[InstanceId(f"i-{number:04x}")]
+
+    def move(self, state: InstanceState, number: int = 1, **changes: Any) -> Instance:
+        return self.rows.move(self.row(number), state, now=NOW, cause="test", **changes)
+
+    def hand_over(self, number: int = 1) -> None:
+        self.move(S.READY, number)
+        self.move(S.REGISTERING, number)
+        ref = RunnerRef(scope=SCOPE, runner_id=RunnerId("9"), name="ours--1")
+        registration = Registration(ref=ref, kind="github", secret=Secret(SECRET), parameters={"url": "http://x"})
+        self.desk.hand_over(self.row(number).id, registration)
+
+    def told(self, kind: type[Fact]) -> Sequence[Fact]:
+        return [fact for fact in self.facts if isinstance(fact, kind)]
+
+
+@pytest.fixture
+async def counter(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Counter]:
+    monkeypatch.setattr(agents, "POLL_S", 0.2)
+    store = BreakableStore()
+    await store.open()
+    await store.acquire_lease("test")
+    rows, notary, facts = LiveRows(store), Notary(), list[Fact]()
+    rules = rules_of(pool(LINUX, "linux"))
+    providers = {CLOUD: cast(Provider, notary)}
+    desk = AgentDesk(rows, providers, WallClock(), rules=lambda: rules, report=facts.append)
+    one = Counter(store=store, rows=rows, desk=desk, notary=notary, facts=facts)
+    app = web.Application(client_max_size=0)
+    app.add_routes(make_agent_routes(desk, b"PK the agent"))
+    runner = web.AppRunner(app, shutdown_timeout=1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    one.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    async with aiohttp.ClientSession() as one.client:
+        yield one
+    await runner.cleanup()
+
+
+# ---------------------------------------------------------------------- hello
+
+
+async def test_the_first_valid_claim_owns_the_machine(counter: Counter) -> None:
+    counter.have()
+    status, answer = await counter.hello()
+    assert (status, answer["instance"]) == (200, "i-0001")
+    assert counter.row().claim == claim_of(KEY)
+    assert counter.told(AgentSaidHello)
+    stored = await counter.store.instance(counter.row().id)
+    assert stored is not None
+    assert stored.claim == claim_of(KEY), "the claim is durable before it is answered"
+
+
+async def test_the_same_claim_again_gets_the_same_answer(counter: Counter) -> None:
+    counter.have()
+    first = await counter.hello()
+    assert await counter.hello() == first
+    assert not counter.told(ClaimDisputed)
+
+
+async def test_another_claim_with_valid_evidence_is_refused_noted_and_alarming(counter: Counter) -> None:
+    counter.have()
+    await counter.hello()
+    assert await counter.hello(OTHER_KEY) == (403, {})
+    assert counter.row().claim == claim_of(KEY)
+    assert counter.told(ClaimDisputed)
+    await counter.rows.flush()
+    ((_, entry),) = await counter.store.ledger(limit=5)
+    assert (entry.action, entry.subject) == ("claim", "i-0001")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"evidence": {"proof": "forged", "id": "p-1"}},
+        {"evidence": {}},
+        {"provider": "unknown"},
+        {"provider": ""},
+    ],
+)
+async def test_invalid_evidence_is_refused_and_changes_nothing(counter: Counter, changes: dict[str, Any]) -> None:
+    counter.have()
+    before = counter.row()
+    assert await counter.hello(**changes) == (403, {})
+    assert counter.row() == before
+    assert not counter.facts
+
+
+async def test_valid_evidence_of_a_machine_that_is_not_known_yet_comes_again(counter: Counter) -> None:
+    status, answer = await counter.hello()
+    assert (status, answer) == (503, {})
+    assert not counter.rows.instances
+    counter.have()
+    assert (await counter.hello())[0] == 200
+
+
+async def test_a_machine_of_another_batch_gets_nothing(counter: Counter) -> None:
+    counter.have()
+    assert (await counter.hello(batch="b-other"))[0] == 503
+    assert not counter.row().claim
+
+
+async def test_a_machine_that_is_being_ended_is_refused(counter: Counter) -> None:
+    counter.have()
+    counter.move(S.TERMINATING, ending=EndReason.SURPLUS)
+    assert await counter.hello() == (403, {})
+
+
+async def test_an_identity_service_that_fails_is_asked_again(counter: Counter) -> None:
+    counter.have()
+    counter.notary.fails = ProviderError("throttled")
+    assert (await counter.hello())[0] == 503
+    counter.notary.fails = None
+    assert (await counter.hello())[0] == 200
+
+
+@pytest.mark.parametrize("failure", [StoreError("disk is full"), LeaseLost("gone")])
+async def test_a_claim_that_is_not_durable_is_not_answered(counter: Counter, failure: StoreError) -> None:
+    counter.have()
+    await counter.rows.flush()
+    counter.store.failure = failure
+    assert await counter.hello() == (503, {})
+    assert not counter.told(AgentSaidHello)
+    counter.store.failure = None
+    assert (await counter.hello())[0] == 200
+
+
+GARBAGE: list[bytes] = [
+    b"",
+    b"{",
+    b"[]",
+    b"null",
+    b'"text"',
+    b"\xff\xfe",
+    b"{}",
+    b'{"provider": 1}',
+    b'{"provider": "aws", "batch": "b-1", "claim": "zz", "evidence": {}}',
+    b'{"provider": "aws", "batch": "b-1", "claim": null, "evidence": {"a": {"b": 1}}}',
+    b'{"provider": "\\ud800", "batch": "b-1", "claim": "' + b"0" * 64 + b'", "evidence": {}}',
+    b"[" * 9_000,
+    b"9" * 9_000,
+]
+
+
+@pytest.mark.parametrize("call", ["hello", "assignment", "events"])
+@pytest.mark.parametrize("body", GARBAGE, ids=range(len(GARBAGE)))
+async def test_garbage_is_a_bad_request_and_changes_nothing(counter: Counter, call: str, body: bytes) -> None:
+    counter.have()
+    before = counter.row()
+    status, _ = await counter.post(call, None, key=KEY, raw=body)
+    assert status == 400
+    assert counter.row() == before
+    assert not counter.facts
+
+
+@pytest.mark.parametrize(
+    ("call", "limit"), [("hello", HELLO_LIMIT), ("assignment", HELLO_LIMIT), ("events", BODY_LIMIT)]
+)
+async def test_an_oversized_body_is_refused(counter: Counter, call: str, limit: int) -> None:
+    status, _ = await counter.post(call, None, key=KEY, raw=b" " * (limit + 1))
+    assert status == 413
+
+
+async def test_an_oversized_body_without_an_announcement_is_refused_on_the_way(counter: Counter) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(64):
+            yield b" " * 1024
+
+    async with counter.client.post(f"{counter.url}/agent/v1/hello", data=chunks()) as answer:
+        assert answer.status == 413
+
+
+# ---------------------------------------------------------------------- assignment
+
+
+async def test_a_machine_with_nothing_to_do_is_told_to_ask_again(counter: Counter) -> None:
+    counter.have()
+    await counter.hello()
+    assert (await counter.assignment())[0] == 204
+    assert counter.told(AssignmentAsked)
+
+
+async def test_a_registration_reaches_the_waiting_machine(counter: Counter) -> None:
+    counter.have()
+    await counter.hello()
+    waiting = asyncio.create_task(counter.assignment())
+    while not counter.told(AssignmentAsked):
+        await asyncio.sleep(0.005)
+    counter.hand_over()
+    status, answer = await waiting
+    assert status == 200
+    assert (answer["kind"], answer["runner_name"], answer["secret"]) == ("github", "ours--1", SECRET)
+    assert answer["max_job_runtime_s"] == 6 * 3600
+
+
+async def test_an_assignment_that_was_not_acknowledged_is_answered_the_same_again(counter: Counter) -> None:
+    counter.have()
+    await counter.hello()
+    counter.hand_over()
+    first = await counter.assignment()
+    assert first[0] == 200
+    assert await counter.assignment() == first
+
+
+async def test_after_its_receipt_the_secret_is_forgotten(counter: Counter) -> None:
+    counter.have()
+    await counter.hello()
+    counter.hand_over()
+    await counter.assignment()
+    assert (await counter.tell("assignment_received"))[0] == 200
+    status, answer = await counter.assignment()
+    assert (status, answer) == (410, {})
+
+
+async def test_a_registration_that_was_taken_back_is_handed_to_nobody(counter: Counter) -> None:
+    counter.have()
+    await counter.hello()
+    counter.hand_over()
+    counter.desk.take_back(counter.row().id)
+    assert (await counter.assignment())[0] == 204
+
+
+@pytest.mark.parametrize("key", ["", OTHER_KEY, "not hex", "11" * 31, "é" * 64])
+@pytest.mark.parametrize("call", ["assignment", "events"])
+async def test_a_wrong_key_gets_nothing(counter: Counter, call: str, key: str) -> None:
+    counter.have()
+    await counter.hello()
+    counter.hand_over()
+    counter.facts.clear()
+    headers = {"Authorization": f"Bearer {key}".encode().decode("latin-1")}
+    body = {"instance": "i-0001", "events": [{"seq": 1, "at": 1, "kind": "ending", "detail": {"cause": "x"}}]}
+    async with counter.client.post(f"{counter.url}/agent/v1/{call}", json=body, headers=headers) as answer:
+        assert answer.status == 401
+        assert SECRET not in await answer.text()
+    assert not counter.facts
+
+
+async def test_a_key_opens_its_own_machine_only(counter: Counter) -> None:
+    counter.have(1)
+    counter.have(2)
+    await counter.hello(KEY, machine=1)
+    await counter.hello(OTHER_KEY, machine=2)
+    counter.hand_over(1)
+    assert (await counter.assignment(OTHER_KEY, machine=1))[0] == 401
+    assert (await counter.tell("ending", key=OTHER_KEY, machine=1))[0] == 401
+    assert (await counter.assignment(KEY, machine=1))[0] == 200
+
+
+async def test_an_ended_machine_is_told_to_go(counter: Counter) -> None:
+    counter.have()
+    await counter.hello()
+    counter.move(S.TERMINATED, ending=EndReason.VANISHED)
+    counter.desk.forget_ended()
+    assert (await counter.assignment())[0] == 410
+    assert (await counter.tell("heartbeat"))[0] == 410
+
+
+async def test_a_machine_that_is_being_ended_gets_no_assignment_and_the_command_to_end(counter: Counter) -> None:
+    counter.have()
+    await counter.hello()
+    counter.hand_over()
+    counter.move(S.TERMINATING, ending=EndReason.SURPLUS)
+    assert (await counter.assignment())[0] == 410
+    status, answer = await counter.tell("heartbeat")
+    assert (status, answer["command"]) == (200, "end")
+
+
+# ---------------------------------------------------------------------- events
+
+
+async def test_events_are_taken_once_and_in_order(counter: Counter) -> None:
+    counter.have()
+    await counter.hello()
+    counter.facts.clear()
+    status, answer = await counter.tell("runner_started", "job_started", first=3)
+    assert (status, answer) == (200, {"acknowledged": 4, "command": ""})
+    assert (await counter.tell("runner_started", "job_started", first=3))[1]["acknowledged"] == 4
+    told = [fact.kind for fact in counter.facts if isinstance(fact, AgentReported)]
+    assert told == ["runner_started", "job_started"]
+
+
+async def test_a_heartbeat_is_no_news(counter: Counter) -> None:
+    counter.have()
+    await counter.hello()
+    counter.facts.clear()
+    await counter.tell("heartbeat", "heartbeat")
+    assert not counter.facts
+    assert counter.desk.last_contact(counter.row().id) == NOW
+
+
+async def test_unknown_words_of_an_agent_reach_the_core_as_they_are(counter: Counter) -> None:
+    """A newer agent may say more; what it says of others is a hint at most."""
+    counter.have()
+    await counter.hello()
+    assert (await counter.tell("sang_a_song"))[0] == 200
+
+
+async def test_no_answer_and_no_repr_shows_a_secret(counter: Counter) -> None:
+    counter.have()
+    await counter.hello()
+    counter.hand_over()
+    assert SECRET not in repr(vars(counter.desk))
+    for answer in (await counter.hello(), await counter.tell("heartbeat"), await counter.hello(OTHER_KEY)):
+        assert SECRET not in json.dumps(answer)
+
+
+async def test_the_agent_itself_can_be_fetched(counter: Counter) -> None:
+    async with counter.client.get(f"{counter.url}/agent/v1/agent.pyz") as answer:
+        assert (answer.status, await answer.read()) == (200, b"PK the agent")
