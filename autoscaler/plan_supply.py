@@ -117,7 +117,7 @@ def _supply_pool(
     waiting, spare_ready = _register(pool, uncovered, ready, limits, snapshot, now, supply)
     unserved = _cover_coming(waiting, fleet.coming, limits)
     spare_coming = max(0, fleet.coming - len(waiting))
-    standing = len(fleet.registered) + len(ready) + fleet.coming
+    standing = len(takers) + len(ready) + fleet.coming
     if control is PoolControl.ACTIVE:
         _launch(pool, unserved, standing, fleet, limits, snapshot, rules, now, supply)
     elif unserved:
