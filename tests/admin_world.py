@@ -141,6 +141,7 @@ class ExampleView:
         self.deployment = "acme-ci"
         self.unwell: tuple[Condition, ...] = ()
         self.reasons: tuple[Blocked, ...] = ()
+        self.has_ticked = True
         self.controlled: list[tuple[PoolName, PoolControl, str]] = []
         self._snapshot = snapshot
         self._rules = rules
@@ -168,6 +169,8 @@ class ExampleView:
         return (well, *self.unwell)
 
     def last_tick(self) -> TickView | None:
+        if not self.has_ticked:
+            return None
         return TickView(number=7, at=self.now(), took_s=0.01, plan_s=0.002, actions=3)
 
     async def wait_change(self, after: int) -> int:

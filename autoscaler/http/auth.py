@@ -4,12 +4,15 @@
                            by DNS rebinding), closed to everybody else
     tokens configured      `Authorization: Bearer <token>`, or the cookie of a session opened with a token
 
-A session cookie holds a random id, never the token; only the id's hash is kept, in memory, bounded and expiring. Writes
-must come from our own page (Sec-Fetch-Site, else Origin) unless they carry a bearer token, which no browser adds by
-itself. Failed tokens are limited per address, whichever way they come.
+A session cookie says which token opened it and until when, under a MAC whose key is derived from that token (with
+scrypt, so that a cookie is no way to guess a weak token). It thus outlives a restart of the daemon, and ends with its
+time, with its token, or by logout; a logout is remembered while the daemon lives. Writes must come from our own page
+(Sec-Fetch-Site, else Origin) unless they carry a bearer token, which no browser adds by itself. Failed tokens are
+limited per address, whichever way they come.
 """
 
 import hashlib
+import hmac
 import ipaddress
 import secrets
 from collections import OrderedDict
@@ -17,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum, auto
+from functools import cached_property
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -25,7 +29,7 @@ from autoscaler.spi import Secret
 
 COOKIE = "autoscaler_session"
 SESSION_LIFETIME = timedelta(hours=12)
-MAX_SESSIONS = 256
+MAX_CLOSED = 4096
 FAILURES_PER_WINDOW = 10
 FAILURE_WINDOW = timedelta(minutes=1)
 MAX_ADDRESSES = 4096
@@ -48,19 +52,13 @@ class Caller:
     is_bearer: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Session:
-    actor: str
-    expires_at: datetime
-
-
 class Access:
     """Decides who a request is from. One per admin application; `now` is the daemon's clock."""
 
     def __init__(self, tokens: tuple[Secret, ...], now: Callable[[], datetime]) -> None:
         self._tokens = tokens
         self._now = now
-        self._sessions: OrderedDict[str, _Session] = OrderedDict()
+        self._closed: OrderedDict[str, int] = OrderedDict()
         self._failures: OrderedDict[str, tuple[datetime, int]] = OrderedDict()
 
     @property
@@ -78,8 +76,8 @@ class Access:
             if verdict is Verdict.LIMITED:
                 raise web.HTTPTooManyRequests(text="too many wrong tokens", headers={"Retry-After": "60"})
             return Caller(actor=actor, is_bearer=True) if verdict is Verdict.RIGHT else None
-        session = self._session(request.cookies.get(COOKIE, ""))
-        return Caller(actor=session.actor, is_bearer=False) if session else None
+        place = self._session_of(request.cookies.get(COOKIE, ""))
+        return None if place is None else Caller(actor=f"{_actor(place)}, by the page", is_bearer=False)
 
     def check(self, token: str, remote: str) -> tuple[Verdict, str]:
         """Compare a token with every configured one in constant time; the actor's name when it is right."""
@@ -91,30 +89,57 @@ class Access:
             return Verdict.LIMITED, ""
         matches = [known.matches(token) for known in self._tokens]
         if any(matches):
-            return Verdict.RIGHT, f"operator with token {matches.index(True) + 1}"
+            return Verdict.RIGHT, _actor(matches.index(True))
         self._failures[remote] = (since, failures + 1)
         self._failures.move_to_end(remote)
         while len(self._failures) > MAX_ADDRESSES:
             self._failures.popitem(last=False)
         return Verdict.WRONG, ""
 
-    def open_session(self, actor: str) -> str:
-        """A new session's id, for the cookie. The oldest session goes when there are too many."""
-        now = self._now()
-        for key in [key for key, session in self._sessions.items() if session.expires_at <= now]:
-            del self._sessions[key]
-        while len(self._sessions) >= MAX_SESSIONS:
-            self._sessions.popitem(last=False)
-        session_id = secrets.token_urlsafe(32)
-        self._sessions[_digest(session_id)] = _Session(actor=actor, expires_at=now + SESSION_LIFETIME)
-        return session_id
+    def open_session(self, token: str) -> str:
+        """A new session's cookie for a token that `check` found right. Raises ValueError for any other."""
+        place = [known.matches(token) for known in self._tokens].index(True)
+        expires = int((self._now() + SESSION_LIFETIME).timestamp())
+        return self._sealed(place, f"{place}.{expires}.{secrets.token_urlsafe(16)}")
 
-    def close_session(self, session_id: str) -> None:
-        self._sessions.pop(_digest(session_id), None)
+    def close_session(self, cookie: str) -> None:
+        if self._session_of(cookie) is None:
+            return
+        now_s = int(self._now().timestamp())
+        for key in [key for key, expires in self._closed.items() if expires <= now_s]:
+            del self._closed[key]
+        while len(self._closed) >= MAX_CLOSED:
+            self._closed.popitem(last=False)
+        self._closed[cookie] = int(cookie.split(".")[1])
 
-    def _session(self, session_id: str) -> _Session | None:
-        session = self._sessions.get(_digest(session_id)) if session_id else None
-        return session if session and session.expires_at > self._now() else None
+    def _session_of(self, cookie: str) -> int | None:
+        """The place of the token that opened this session; None for a session that is over or was never ours."""
+        words, _, _ = cookie.rpartition(".")
+        place, _, rest = words.partition(".")
+        expires = rest.partition(".")[0]
+        if not (_is_number(place) and _is_number(expires) and int(place) < len(self._tokens)):
+            return None
+        is_ours = hmac.compare_digest(self._sealed(int(place), words).encode(), cookie.encode(errors="replace"))
+        is_over = int(expires) <= self._now().timestamp() or cookie in self._closed
+        return int(place) if is_ours and not is_over else None
+
+    def _sealed(self, place: int, words: str) -> str:
+        return f"{words}.{hmac.new(self._keys[place], words.encode(errors='replace'), hashlib.sha256).hexdigest()}"
+
+    @cached_property
+    def _keys(self) -> tuple[bytes, ...]:
+        salt = b"autoscaler admin session"
+        return tuple(
+            hashlib.scrypt(token.reveal().encode(), salt=salt, n=2**13, r=8, p=1, dklen=32) for token in self._tokens
+        )
+
+
+def _actor(place: int) -> str:
+    return f"operator with token {place + 1}"
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 12
 
 
 def is_local(request: web.Request) -> bool:
@@ -137,7 +162,3 @@ def is_same_site(request: web.Request) -> bool:
     if origin is not None:
         return urlsplit(origin).netloc == request.host
     return COOKIE not in request.cookies
-
-
-def _digest(session_id: str) -> str:
-    return hashlib.sha256(session_id.encode()).hexdigest()

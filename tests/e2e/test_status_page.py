@@ -1,80 +1,31 @@
 """The status page in Chromium: login, live updates, a job's and a machine's story, on a desktop and on a phone."""
 
-import os
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from aiohttp import web
-from playwright.async_api import Browser, Page, async_playwright, expect
+import pytest_asyncio
+from playwright.async_api import Browser, expect
 
-from autoscaler.http.admin import make_admin_app
-from autoscaler.metrics import Metrics
 from autoscaler.model import InstanceState
-from autoscaler.spi import Secret
-from tests.admin_world import LINUX, ExampleView, busy_view, job
+from tests.admin_world import LINUX, ExampleView, busy_view, job, pool, rules_of, snapshot_of
+from tests.e2e.status_site import SIZES, TOKEN, Site, chromium, served
 
-CHROMIUM = Path("/usr/bin/chromium")
-ARGUMENTS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
-]  # fmt: skip
-SIZES = {"desktop": (1440, 900), "phone": (390, 844)}
-TOKEN = "an-operators-token"
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-@dataclass
-class Site:
-    """The admin application on a free port, and a browser."""
-
-    view: ExampleView
-    url: str
-    browser: Browser
-
-    async def page(self, size: str = "desktop", scheme: str = "light") -> Page:
-        width, height = SIZES[size]
-        dark = "dark" if scheme == "dark" else "light"
-        context = await self.browser.new_context(
-            viewport={"width": width, "height": height}, color_scheme="dark" if dark == "dark" else "light"
-        )
-        page = await context.new_page()
-        page.on("console", lambda message: self._no_errors(message.type, message.text))
-        page.on("pageerror", lambda error: self._no_errors("error", str(error)))
-        return page
-
-    errors: tuple[str, ...] = ()
-
-    def _no_errors(self, kind: str, text: str) -> None:
-        if kind == "error" and "401" not in text:
-            self.errors = (*self.errors, text)
-
-    async def signed_in(self, size: str = "desktop", scheme: str = "light") -> Page:
-        page = await self.page(size, scheme)
-        await page.goto(self.url, wait_until="domcontentloaded")
-        await page.get_by_label("Token").fill(TOKEN)
-        await page.get_by_role("button", name="Sign in").click()
-        await expect(page.locator("#link")).to_have_text("Live")
-        return page
-
-
-@pytest.fixture
-async def site() -> AsyncIterator[Site]:
-    if not CHROMIUM.exists():
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"{CHROMIUM} is missing, and CI must test the page")
-        pytest.skip(f"{CHROMIUM} is not installed")
-    view = await busy_view()
-    runner = web.AppRunner(make_admin_app(view, Metrics(), (Secret(TOKEN),)), shutdown_timeout=1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        one = Site(view, f"http://127.0.0.1:{runner.addresses[0][1]}/", browser)
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    async with chromium() as one:
         yield one
-        await browser.close()
-    await runner.cleanup()
-    assert one.errors == ()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def site(browser: Browser) -> AsyncIterator[Site]:
+    async with served(await busy_view(), browser) as one:
+        yield one
 
 
 async def test_a_wrong_token_is_told_and_the_right_one_signs_in_and_out(site: Site) -> None:
@@ -88,6 +39,19 @@ async def test_a_wrong_token_is_told_and_the_right_one_signs_in_and_out(site: Si
     await expect(page.locator("#deployment")).to_have_text("acme-ci")
     await page.get_by_role("button", name="Sign out").click()
     await expect(page.get_by_label("Token")).to_be_visible()
+
+
+async def test_a_token_after_the_address_signs_in_and_reaches_no_server_in_an_address(site: Site) -> None:
+    page = await site.page()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url.partition("#")[0] + request.headers.get("referer", "")))
+
+    await page.goto(f"{site.url}login#token={TOKEN}", wait_until="domcontentloaded")
+
+    await expect(page.locator("#link")).to_have_text("Live")
+    assert TOKEN not in page.url
+    assert asked
+    assert not [one for one in asked if TOKEN in one]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -189,3 +153,125 @@ async def test_a_pool_is_paused_and_resumed_from_the_page(site: Site) -> None:
         (LINUX, "active"),
     ]
     assert site.view.controlled[0][2] == "operator with token 1, by the page"
+
+
+JOB_ADDRESS = "#job=github%3A9801"
+
+
+async def test_an_address_of_a_job_survives_the_login_and_a_reload(site: Site) -> None:
+    page = await site.page()
+    await page.goto(site.url + JOB_ADDRESS, wait_until="domcontentloaded")
+    await page.get_by_label("Token").fill(TOKEN)
+    await page.get_by_role("button", name="Sign in").click()
+    dialog = page.get_by_role("dialog")
+    await expect(dialog.get_by_role("heading", name="train (fp16)")).to_be_visible()
+    await page.reload(wait_until="domcontentloaded")
+    await expect(dialog.locator(".verdict")).to_have_text("Pool gpu has its max of 1 machine.")
+    await page.keyboard.press("Escape")
+    await expect(dialog).not_to_be_visible()
+    await expect(page).to_have_url(site.url)
+
+
+async def test_an_address_of_nothing_says_so(site: Site) -> None:
+    page = await site.signed_in(at="#machine=i-none")
+    await expect(page.get_by_role("dialog").locator(".verdict")).to_contain_text("No such instance")
+    assert all("404" in error for error in site.errors)
+    site.errors = ()
+
+
+async def test_the_back_button_goes_from_a_machine_to_its_job_and_to_the_page(site: Site) -> None:
+    page = await site.signed_in("phone")
+    await page.locator("#running .row").first.click()
+    dialog = page.get_by_role("dialog")
+    await dialog.get_by_role("link", name="i-000a").click()
+    await expect(dialog.get_by_role("heading", name="i-000a")).to_be_visible()
+    await page.go_back()
+    await expect(dialog.get_by_role("heading", name="build (10)")).to_be_visible()
+    await page.go_back()
+    await expect(dialog).not_to_be_visible()
+
+
+async def test_an_open_job_follows_its_changes(site: Site) -> None:
+    page = await site.signed_in(at=JOB_ADDRESS)
+    verdict = page.get_by_role("dialog").locator(".verdict")
+    await expect(verdict).to_contain_text("max of 1 machine")
+    site.view.reasons = ()
+    snapshot = site.view.snapshot()
+    gone = {name: row for name, row in snapshot.jobs.items() if name != "github:9801"}
+    one = next(replace(row, pool=LINUX) for row in snapshot.jobs.values() if row.id == "github:9801")
+    site.view.publish(replace(snapshot, jobs={**gone, one.id: one}))
+    await expect(verdict).not_to_contain_text("max of 1 machine")
+
+
+async def test_ended_jobs_are_listed_with_conclusion_wait_and_duration(site: Site) -> None:
+    page = await site.signed_in()
+    row = page.locator("#ended .row")
+    await expect(row).to_contain_text("success")
+    await expect(row).to_contain_text("waited 30 s · ran 2 min 50 s")
+    await row.click()
+    await expect(page.get_by_role("dialog").locator(".timeline")).to_contain_text("Ended: success")
+
+
+async def test_what_happened_is_told_once_and_leads_to_job_and_machine(site: Site) -> None:
+    page = await site.signed_in()
+    lines = page.locator("#happenings li")
+    await expect(lines.filter(has_text="i-0003 took build (3) of acme/shop")).to_have_count(1)
+    await expect(lines.filter(has_text="for linux").filter(has_text="i-0003")).to_have_count(1)
+    await expect(lines.filter(has_text="i-0003")).to_have_count(3)
+    await lines.filter(has_text="i-0003 took").get_by_role("link", name="build (3)").click()
+    dialog = page.get_by_role("dialog")
+    await expect(dialog.get_by_role("heading", name="build (3)")).to_be_visible()
+    await page.get_by_role("button", name="Close").click()
+    await expect(lines.filter(has_text="i-0003 took").get_by_role("link", name="build (3)")).to_be_focused()
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_nothing_moves_when_jobs_come_and_go(site: Site, size: str) -> None:
+    page = await site.signed_in(size)
+    places = (
+        "[...document.querySelectorAll('.panel, .total')].map((one) => JSON.stringify(one.getBoundingClientRect()))"
+    )
+    before = await page.evaluate(places)
+    snapshot = site.view.snapshot()
+    site.view.publish(replace(snapshot, jobs={}))
+    await expect(page.locator("#n-running")).to_have_text("0")
+    await expect(page.locator("#waiting")).to_have_text("Nobody waits.")
+    assert await page.evaluate(places) == before
+
+
+async def test_a_daemon_that_dies_and_comes_back_costs_the_page_nothing(browser: Browser) -> None:
+    async with served(await busy_view(), browser, tokens=()) as site:
+        page = await site.signed_in(at=JOB_ADDRESS)
+        await page.evaluate("document.querySelectorAll('#running li').forEach((row) => row.marked = true)")
+        await site.stop()
+        await expect(page.locator("#link")).to_contain_text("Reconnecting, as of")
+        await expect(page.locator("#n-running")).to_have_text("11")
+        site.view.has_ticked = False
+        site.view.publish(replace(site.view.snapshot(), jobs={}, instances={}))
+        await site.start()
+        await expect(page.locator("#link")).to_have_attribute("title", "the daemon starts", timeout=10_000)
+        await expect(page.locator("#n-running")).to_have_text("11")
+        site.view.has_ticked = True
+        site.view.publish((await busy_view()).snapshot())
+        await expect(page.locator("#link")).to_have_text("Live", timeout=10_000)
+        assert await page.evaluate("[...document.querySelectorAll('#running li')].every((row) => row.marked)")
+        await expect(page.get_by_role("dialog")).to_be_visible()
+
+
+async def test_the_plot_of_a_young_deployment_shows_its_few_minutes_up_to_now(browser: Browser) -> None:
+    view = ExampleView(snapshot_of([]), rules_of(pool(LINUX)))
+    await view.store.open()
+    async with served(view, browser) as site:
+        page = await site.signed_in()
+        await expect(page.locator("#plot-title")).to_have_text("The last 5 minutes")
+        await expect(page.locator("#plot-fleet svg")).to_contain_text("2.5 min ago")
+        waiting = job(1, view.now() - timedelta(seconds=30))
+        view.publish(snapshot_of([waiting]))
+        await expect(page.locator("#plot-wait path.line.wait")).to_have_count(1)
+
+
+async def test_the_plot_of_an_old_deployment_is_of_the_last_hour(site: Site) -> None:
+    page = await site.signed_in()
+    await expect(page.locator("#plot-title")).to_have_text("The last hour")
+    await page.locator("#plot-wait svg").hover()
+    await expect(page.locator("#plot-wait .said")).to_contain_text("targets")

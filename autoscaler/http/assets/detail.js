@@ -10,6 +10,7 @@ const Detail = (() => {
   let shown = "";
   let opener = "";
   let readAt = 0;
+  let later = 0;
 
   function wanted() {
     const found = /^#(job|machine)=(.+)$/.exec(location.hash);
@@ -143,7 +144,10 @@ const Detail = (() => {
   // A new state came: what is open is read again, at most every two seconds.
   function refresh() {
     const want = wanted();
-    if (want && $("detail").open && Date.now() - readAt >= REFRESH_MS) read(want);
+    if (!want || !$("detail").open) return;
+    clearTimeout(later);
+    const early = readAt + REFRESH_MS - Date.now();
+    if (early > 0) later = setTimeout(refresh, early); else read(want);
   }
 
   function start() {
