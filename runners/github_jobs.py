@@ -157,7 +157,7 @@ class JobPoller:
                 "github_listing_incomplete", forge=self._forge, failures=len(failures), first_error=str(failures[0])
             )
         self._open = frozenset(job.repo for job in jobs) | (self._open - listed)
-        return JobListing(jobs=tuple(jobs), repos=frozenset(listed))
+        return JobListing(jobs=tuple(jobs), repos=frozenset(listed), is_complete=not failures)
 
     async def _found_in(self, scope: Scope, wanted: frozenset[str]) -> tuple[list[str], list[str]]:
         """Repos of an organisation that changed lately, and this poll's share of the sweep over the others."""

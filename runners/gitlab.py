@@ -34,7 +34,9 @@ from runners.gitlab_scopes import ScopeMap
 from runners.gitlab_settings import read_access, read_scopes, read_webhook_keys
 from runners.gitlab_webhooks import WebhookReader
 
-_TRAITS = ForgeTraits(seals_runners=True, removes_finished_runners=False, needs_queue_holder=True)
+_TRAITS = ForgeTraits(
+    seals_runners=True, removes_finished_runners=False, needs_queue_holder=True, counts_attempts=False
+)
 
 
 def create(settings: ForgeSettings, surroundings: Surroundings) -> Forge:

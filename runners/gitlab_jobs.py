@@ -44,6 +44,7 @@ _LIST = Operation(doing="list a project's jobs", needs=_NEEDS, family="jobs")
 _GET = Operation(doing="read a job", needs=_NEEDS)
 
 QUIET_PER_POLL = 50
+QUEUED_KEPT = 20_000
 SPELLINGS_KEPT = 1000
 SEEN_FOR = timedelta(minutes=5)
 STEADY_WITHIN = timedelta(seconds=5)
@@ -181,7 +182,8 @@ class JobReader:
         for repo, jobs in listed.items():
             runners = frozenset(job.runner_id for job in jobs if job.runner_id and job.status is JobStatus.RUNNING)
             self._running_on[repo] = (now, runners)
-        return JobListing(jobs=tuple(job for repo in sorted(listed) for job in listed[repo]), repos=frozenset(listed))
+        jobs = tuple(job for repo in sorted(listed) for job in listed[repo])
+        return JobListing(jobs=jobs, repos=frozenset(listed), is_complete=not failures)
 
     async def _repos_to_poll(self, active: Collection[str]) -> list[str]:
         projects = await self._scopes.projects()
@@ -248,6 +250,8 @@ class JobReader:
         if known is not None and abs(known - queued_at) < STEADY_WITHIN:
             queued_at = known
         self._queued_at[job.forge_job_id] = queued_at
+        if len(self._queued_at) > QUEUED_KEPT:
+            del self._queued_at[next(iter(self._queued_at))]
         return replace(job, queued_at=queued_at)
 
 
