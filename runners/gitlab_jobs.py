@@ -182,8 +182,8 @@ class JobReader:
         for repo, jobs in listed.items():
             runners = frozenset(job.runner_id for job in jobs if job.runner_id and job.status is JobStatus.RUNNING)
             self._running_on[repo] = (now, runners)
-        jobs = tuple(job for repo in sorted(listed) for job in listed[repo])
-        return JobListing(jobs=jobs, repos=frozenset(listed), is_complete=not failures)
+        shown = tuple(job for repo in sorted(listed) for job in listed[repo])
+        return JobListing(jobs=shown, repos=frozenset(listed), is_complete=not failures)
 
     async def _repos_to_poll(self, active: Collection[str]) -> list[str]:
         projects = await self._scopes.projects()
