@@ -20,7 +20,7 @@ import aiohttp
 from playwright.async_api import Browser, Page, async_playwright
 
 HERE = Path(__file__).parent
-SHOTS = {"status-page.png": (1280, 1000), "status-page-phone.png": (390, 844)}
+SHOTS = {"status-page.png": (1280, 1200), "status-page-phone.png": (390, 844)}
 CHROMIUM = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
 LIMIT_BYTES = 300_000
 LIVELY_WITHIN_S = 120.0
@@ -31,7 +31,7 @@ async def main() -> int:
     options = _options()
     with tempfile.TemporaryFile("w+") as log:
         demo = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "autoscaler", "demo", "--duration", str(options.warm_up + LIVELY_WITHIN_S + 60)),
+            *(sys.executable, "-m", "autoscaler", "demo", "--duration", str(_duration_s(options.warm_up))),
             *("--seed", str(options.seed)),
             stdout=asyncio.subprocess.DEVNULL,
             stderr=log,
@@ -52,7 +52,7 @@ async def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="docs/picture.py", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--warm-up", type=float, default=300.0, metavar="S", help="seconds before the picture")
+    parser.add_argument("--warm-up", type=float, default=240.0, metavar="S", help="seconds before the picture")
     parser.add_argument("--seed", type=int, default=1, help="of the demo's workload")
     parser.add_argument("--into", type=Path, default=HERE, metavar="DIR", help="where the pictures go")
     return parser.parse_args()
