@@ -58,6 +58,11 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def _duration_s(warm_up_s: float) -> float:
+    """So long that the job which no pool serves, due after a quarter of the demo, comes just before the picture."""
+    return max(4 * (warm_up_s - 5), warm_up_s + LIVELY_WITHIN_S + 60)
+
+
 async def _page(log: IO[str]) -> re.Match[str] | None:
     """The page's address and its token, once the demo has said them."""
     log.seek(0)
