@@ -8,9 +8,11 @@ authentication changes nothing.
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from time import monotonic
 from typing import Annotated, Any
 
 import structlog
@@ -18,6 +20,16 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from autoscaler.facts import AgentReported, AgentSaidHello, AssignmentAsked, ClaimDisputed, Fact
+from autoscaler.http.limits import (
+    BodyBudget,
+    BodyRefused,
+    Bucket,
+    HelloLimits,
+    Network,
+    Refusals,
+    peer_address,
+    read_body,
+)
 from autoscaler.live import LiveRows
 from autoscaler.model import Instance, InstanceState, LedgerEntry, Rules
 from autoscaler.spi import (
@@ -40,11 +52,17 @@ BODY_LIMIT = 64 * 1024
 POLL_S = 25.0
 IDENTIFY_S = 10.0
 HEARTBEAT_S = 5.0
+CONSUMED_S = 8.0
+"""How long events wait to be durable before they are answered: less than the 10 s after which an agent gives up."""
+CALLS_PER_S, CALLS_BURST = 10.0, 50.0
+POLLS_AT_ONCE = 2
+"""Assignment calls of one machine: the one that waits, and one more while a broken one is not noticed yet."""
 RETRY_S = "0.2"
 """A hello may come before the launch's answer is on the row: that is settled within a tick."""
 
 Text = Annotated[str, StringConstraints(max_length=8192)]
 Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+_Call = Callable[[bytes, str], Awaitable[tuple[int, dict[str, Any]]]]
 _HELD = (InstanceState.REGISTERING, InstanceState.IDLE, InstanceState.BUSY, InstanceState.DRAINING)
 
 
@@ -81,18 +99,26 @@ class _Events(_Body):
     events: list[_Event] = Field(max_length=256)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class _Contact:
-    """What one agent has told so far."""
+    """What one agent has told so far: events up to number `taken`, of which a restart remembers those up to `durable`;
+    `told` is the last that was more than a heartbeat."""
 
     last_at: datetime
-    acknowledged: int = 0
+    calls: Bucket
+    taken: int = 0
+    told: int = 0
+    durable: int = 0
+    polls: int = 0
+    is_claim_durable: bool = False
+    is_disputed: bool = False
     has_assignment: bool = False
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class AgentDesk:
-    """The counter between machines and the core. `rules` gives max_job_runtime; `report` takes facts."""
+    """The counter between machines and the core. `rules` gives max_job_runtime; `report` takes facts; `consumed`
+    returns once all facts reported so far were taken in and what they changed is durable."""
 
     def __init__(
         self,
@@ -102,12 +128,16 @@ class AgentDesk:
         *,
         rules: Callable[[], Rules],
         report: Callable[[Fact], None],
+        consumed: Callable[[], Awaitable[None]] | None = None,
+        refusals: Refusals | None = None,
     ) -> None:
         self._rows = rows
         self._providers = providers
         self._clock = clock
         self._rules = rules
         self._report = report
+        self._consumed = consumed
+        self.refusals = refusals or Refusals()
         self._registrations: dict[InstanceId, Registration] = {}
         self._contacts: dict[InstanceId, _Contact] = {}
         self.minting: set[InstanceId] = set()
@@ -159,9 +189,11 @@ class AgentDesk:
         try:
             hello = _Hello.model_validate_json(body)
         except ValidationError:
+            self._refuse("hello", "malformed")
             return 400, {"error": "not a hello"}
         provider = self._providers.get(ProviderName(hello.provider))
         if provider is None:
+            self._refuse("hello", "unknown_provider", provider=hello.provider)
             return 403, {}
         evidence = Evidence(
             claim=hello.claim,
@@ -173,7 +205,7 @@ class AgentDesk:
             async with asyncio.timeout(IDENTIFY_S):
                 provider_id = await provider.identify(evidence)
         except IdentityRefused as error:
-            log.warning("hello_refused", provider=hello.provider, reason=error.reason)
+            self._refuse("hello", "identity", provider=provider.name, why=error.reason)
             return 403, {}
         except (ProviderError, TimeoutError):
             return 503, {}
@@ -186,22 +218,30 @@ class AgentDesk:
         """First valid claim owns the machine; the same one again gets the same answer; another is disputed."""
         if row.state in (InstanceState.TERMINATING, InstanceState.TERMINATED):
             return 403, {}
+        contact = self._contact(row.id)
         if row.claim and row.claim != hello.claim:
-            self._note_dispute(row)
+            self._refuse("hello", "disputed", instance=row.id)
+            if not contact.is_disputed:
+                contact.is_disputed = True
+                self._note_dispute(row)
             return 403, {}
         if not row.claim:
-            self._rows.amend(row, claim=hello.claim)
-        self._contact(row.id)
-        try:
-            await self._rows.flush()
-        except StoreError:
-            return 503, {}
+            row = self._rows.amend(row, claim=hello.claim)
+        if not contact.is_claim_durable:
+            try:
+                await self._rows.flush()
+            except StoreError:
+                return 503, {}
+            contact.is_claim_durable = True
         runner = hello.runner.name if hello.runner is not None and hello.runner.state == "running" else ""
-        self._report(AgentSaidHello(instance=row.id, runner_name=runner))
+        if row.state is InstanceState.LAUNCHED or runner != row.runner_name:
+            self._report(AgentSaidHello(instance=row.id, runner_name=runner))
         return 200, {"instance": row.id, "heartbeat_s": HEARTBEAT_S}
 
+    def _refuse(self, call: str, reason: str, **about: str) -> None:
+        self.refusals.count(call, reason, self._clock.monotonic(), **about)
+
     def _note_dispute(self, row: Instance) -> None:
-        log.error("claim_disputed", instance=row.id)
         self._rows.note(
             LedgerEntry(
                 at=self._clock.now(),
@@ -225,6 +265,16 @@ class AgentDesk:
         if row is None:
             return self._unknown(key)
         contact = self._contact(row.id)
+        if contact.polls >= POLLS_AT_ONCE or not contact.calls.spend(self._clock.monotonic()):
+            self._refuse("assignment", "rate", instance=row.id)
+            return 429, {}
+        contact.polls += 1
+        try:
+            return await self._wait_for_assignment(row, contact)
+        finally:
+            contact.polls -= 1
+
+    async def _wait_for_assignment(self, row: Instance, contact: _Contact) -> tuple[int, dict[str, Any]]:
         deadline = self._clock.monotonic() + POLL_S
         while True:
             contact.changed.clear()
@@ -258,7 +308,7 @@ class AgentDesk:
         }
 
     async def events(self, body: bytes, key: str) -> tuple[int, dict[str, Any]]:
-        """Take an agent's events. Repeats are dropped by their number."""
+        """Take an agent's events. Repeats are dropped by their number; acknowledged is what a restart remembers."""
         try:
             told = _Events.model_validate_json(body)
         except ValidationError:
@@ -268,13 +318,29 @@ class AgentDesk:
             return self._unknown(key)
         contact = self._contact(row.id)
         contact.last_at = self._clock.now()
+        if not contact.calls.spend(self._clock.monotonic()):
+            self._refuse("events", "rate", instance=row.id)
+            return 429, {}
         for event in sorted(told.events, key=lambda event: event.seq):
-            if event.seq <= contact.acknowledged:
-                continue
-            contact.acknowledged = event.seq
-            self._take(row, contact, event)
-        is_ending = row.state is InstanceState.TERMINATING
-        return 200, {"acknowledged": contact.acknowledged, "command": "end" if is_ending else ""}
+            if event.seq > contact.taken:
+                contact.taken = event.seq
+                contact.told = contact.told if event.kind == "heartbeat" else event.seq
+                self._take(row, contact, event)
+        await self._until_durable(contact)
+        now = self._rows.instances.get(row.id)
+        is_ending = now is None or now.state is InstanceState.TERMINATING
+        return 200, {"acknowledged": contact.durable, "command": "end" if is_ending else ""}
+
+    async def _until_durable(self, contact: _Contact) -> None:
+        """What a kill -9 would lose is not acknowledged: the agent repeats it."""
+        taken = contact.taken
+        if contact.told > contact.durable and self._consumed is not None:
+            try:
+                async with asyncio.timeout(CONSUMED_S):
+                    await self._consumed()
+            except TimeoutError:
+                return
+        contact.durable = max(contact.durable, taken)
 
     def _take(self, row: Instance, contact: _Contact, event: _Event) -> None:
         match event.kind:
@@ -290,6 +356,10 @@ class AgentDesk:
 
     # ------------------------------------------------------------------ claims
 
+    def refusal_of(self, key: str) -> int | None:
+        """The status to refuse a key with before its body is read; None for the key of a live machine."""
+        return None if self._rows.by_claim(_claim_of(key)) is not None else self._unknown(key)[0]
+
     def _authenticate(self, key: str, instance: str) -> Instance | None:
         """The machine whose claim this key opens. The key is only ever compared by its hash."""
         row = self._rows.by_claim(_claim_of(key))
@@ -302,7 +372,8 @@ class AgentDesk:
     def _contact(self, instance: InstanceId) -> _Contact:
         contact = self._contacts.get(instance)
         if contact is None:
-            contact = self._contacts[instance] = _Contact(last_at=self._clock.now())
+            calls = Bucket.full(CALLS_PER_S, CALLS_BURST, self._clock.monotonic())
+            contact = self._contacts[instance] = _Contact(last_at=self._clock.now(), calls=calls)
         return contact
 
 
@@ -313,41 +384,68 @@ def _claim_of(key: str) -> str:
         return ""
 
 
-def make_agent_routes(desk: AgentDesk, archive: bytes) -> list[web.RouteDef]:
-    """The routes of the public listener for agents. `archive` is the agent itself, which machines may fetch."""
-
-    async def hello(request: web.Request) -> web.Response:
-        body = await _read(request, HELLO_LIMIT)
-        return _answer(*await desk.hello(body, request.remote or ""))
-
-    async def assignment(request: web.Request) -> web.Response:
-        body = await _read(request, HELLO_LIMIT)
-        return _answer(*await desk.assignment(body, _bearer(request)))
-
-    async def events(request: web.Request) -> web.Response:
-        body = await _read(request, BODY_LIMIT)
-        return _answer(*await desk.events(body, _bearer(request)))
-
-    async def agent(_: web.Request) -> web.Response:
-        return web.Response(body=archive, content_type="application/zip")
-
+def make_agent_routes(
+    desk: AgentDesk, archive: bytes, bodies: BodyBudget | None = None, trusted: Sequence[Network] = ()
+) -> list[web.RouteDef]:
+    """The routes of the public listener for agents. `archive` is the agent itself, which machines may fetch; `bodies`
+    is the budget of the listener; X-Forwarded-For of `trusted` proxies is believed."""
+    routes = _Routes(desk, archive, bodies or BodyBudget(), trusted)
     return [
-        web.post("/agent/v1/hello", hello),
-        web.post("/agent/v1/assignment", assignment),
-        web.post("/agent/v1/events", events),
-        web.get("/agent/v1/agent.pyz", agent),
+        web.post("/agent/v1/hello", routes.hello),
+        web.post("/agent/v1/assignment", routes.assignment),
+        web.post("/agent/v1/events", routes.events),
+        web.get("/agent/v1/agent.pyz", routes.agent),
     ]
 
 
-async def _read(request: web.Request, limit: int) -> bytes:
-    if (request.content_length or 0) > limit:
-        raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=request.content_length or 0)
-    body = bytearray()
-    async for chunk in request.content.iter_any():
-        body += chunk
-        if len(body) > limit:
-            raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=len(body))
-    return bytes(body)
+class _Routes:
+    """Who may be read at all: a hello by the rate of its address, any other call by its key."""
+
+    def __init__(self, desk: AgentDesk, archive: bytes, bodies: BodyBudget, trusted: Sequence[Network]) -> None:
+        self._desk = desk
+        self._archive = archive
+        self._bodies = bodies
+        self._trusted = trusted
+        self._hellos = HelloLimits()
+
+    async def hello(self, request: web.Request) -> web.Response:
+        peer = peer_address(request, self._trusted)
+        wait_s = self._hellos.wait_s(peer, monotonic())
+        if wait_s > 0:
+            self._desk.refusals.count("hello", "rate", monotonic(), address=peer)
+            return _answer(429, {}, retry_after=str(math.ceil(wait_s)))
+        try:
+            body = await read_body(request, HELLO_LIMIT, self._bodies)
+        except BodyRefused as refused:
+            return self._not_read("hello", refused)
+        status, answer = await self._desk.hello(body, peer)
+        if status in (400, 403):
+            self._hellos.refused(monotonic())
+        return _answer(status, answer)
+
+    async def assignment(self, request: web.Request) -> web.Response:
+        return await self._with_key(request, "assignment", HELLO_LIMIT, self._desk.assignment)
+
+    async def events(self, request: web.Request) -> web.Response:
+        return await self._with_key(request, "events", BODY_LIMIT, self._desk.events)
+
+    async def agent(self, _: web.Request) -> web.Response:
+        return web.Response(body=self._archive, content_type="application/zip")
+
+    async def _with_key(self, request: web.Request, call: str, limit: int, answer: _Call) -> web.Response:
+        key = _bearer(request)
+        if (status := self._desk.refusal_of(key)) is not None:
+            self._desk.refusals.count(call, "unknown_key" if status == 401 else "ended", monotonic())
+            return _answer(status, {})
+        try:
+            body = await read_body(request, limit, self._bodies)
+        except BodyRefused as refused:
+            return self._not_read(call, refused)
+        return _answer(*await answer(body, key))
+
+    def _not_read(self, call: str, refused: BodyRefused) -> web.Response:
+        self._desk.refusals.count(call, refused.outcome, monotonic())
+        return _answer(refused.status, {"error": refused.outcome}, retry_after="5" if refused.status == 503 else "")
 
 
 def _bearer(request: web.Request) -> str:
@@ -355,8 +453,9 @@ def _bearer(request: web.Request) -> str:
     return value.strip() if scheme.lower() == "bearer" else ""
 
 
-def _answer(status: int, body: dict[str, Any]) -> web.Response:
+def _answer(status: int, body: dict[str, Any], *, retry_after: str = "") -> web.Response:
     if status == 204:
         return web.Response(status=204)
-    headers = {"Retry-After": RETRY_S} if status == 503 else None
+    after = retry_after or {503: RETRY_S, 429: "1"}.get(status, "")
+    headers = {"Retry-After": after} if after else None
     return web.Response(status=status, text=json.dumps(body), content_type="application/json", headers=headers)

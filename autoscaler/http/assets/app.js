@@ -119,6 +119,7 @@ function fillPool(node, pool, machines) {
   put(facts.children[0], pool.configured ? `${pool.queued} waiting, ${pool.running} running · ${total} of ${pool.max} machines` : `Not configured any more · ${plural(total, "machine", "machines")}`);
   put(facts.children[1], states ? `: ${states}` : "");
   put(facts.children[2], pool.configured ? ` · target ${short(pool.target_s)}` : "");
+  if (facts.title !== facts.textContent) facts.title = facts.textContent;
   rows(node.querySelector(".squares"), machines, (row) => row.id, (row) => {
     return linkTo(machineLink(row.id), undefined, "m");
   }, (square, row) => {
