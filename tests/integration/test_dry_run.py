@@ -144,7 +144,11 @@ async def site_in(folder: Path) -> AsyncIterator[Site]:
         return await handler(request)
 
     app, private_key = AppIdentity.generate()
-    for name, secret in (("app.pem", private_key), ("hook-secret", "hook-secret-of-the-dry-run"), ("gitlab-token", GITLAB_TOKEN)):
+    for name, secret in (
+        ("app.pem", private_key),
+        ("hook-secret", "hook-secret-of-plan"),
+        ("gitlab-token", GITLAB_TOKEN),
+    ):
         (folder / name).touch(mode=0o600)
         (folder / name).write_text(secret)
     github = GitHubFace(GitHubWorld(["acme/shop", "acme/api"]), app=app, middlewares=[write_down])
