@@ -1,7 +1,6 @@
 """From webhook to launch: one at a time, a thousand at once, and a thousand starts and ends of jobs."""
 
 import asyncio
-import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ CONNECTIONS = 32
 PAUSE_S = 0.03
 NO_POLL = "1h"
 """Listings would find jobs before their webhook is sent."""
-PACED_S = 75.0
+PACED_S = 70.0
 MINTS_PER_MINUTE = 180
 
 
@@ -188,13 +187,15 @@ async def _paced(on: Stage, count: int, for_s: float) -> list[Figure]:
         began = min(answer.sent_at for answer in answers)
         await asyncio.sleep(began + for_s - time.monotonic())
         launches = [one["at"] - began for one in await on.daemon.call("launched", after=0, wait_s=0)]
-        minted = [at - began for at in (await on.forges.call("counted"))["minted_at"]]
+        minted = [at - began for at in (await on.forges.call("counted"))["registered_at"]]
+    ahead = max(number - sum(at <= launch for at in minted) for number, launch in enumerate(launches, 1))
     in_a_minute = max(sum(at <= other < at + 60 for other in minted) for at in minted)
-    steps = sorted({15.0 * step for step in range(1, math.ceil(for_s / 15) + 1)})
+    steps = [for_s * share / 4 for share in (1, 2, 3, 4)]
     course = ", ".join(
         f"{sum(at <= step for at in minted)} / {sum(at <= step for at in launches)} by {step:.0f} s" for step in steps
     )
     return [
         at_most(NAME, "registrations in any minute, budget in force", in_a_minute, MINTS_PER_MINUTE, "per minute"),
+        at_most(NAME, "machines ahead of their registration", ahead, 2 * MINTS_PER_MINUTE, "machines"),
         shown(NAME, f"minted / launched of {count:,}", course),
     ]
