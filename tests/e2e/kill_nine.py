@@ -24,7 +24,7 @@ from autoscaler.sandbox.demo_trace import COLUMNS
 from tests.demo_process import PID, DemoProcess, running_demo
 
 BURST_S = 6.0
-SHORTEST_LIFE_S, LONGEST_LIFE_S = 0.3, 2.5
+SHORTEST_LIFE_S, LONGEST_LIFE_S = 0.3, 3.0
 """A daemon needs about a second until it acts, so kills hit start-up and work alike."""
 
 
@@ -51,7 +51,7 @@ async def kill_nine(kills: int, seed: int) -> Outcome:
         folder = Path(name).resolve()
         folder.chmod(0o755)
         trace, store = folder / "burst.csv", folder / "kept.db"
-        jobs = _write_burst(trace, dice, jobs=12 + 2 * kills)
+        jobs = _write_burst(trace, dice, jobs=8 + 2 * kills)
         arguments = ("--jobs", str(trace), "--duration", str(BURST_S), "--store", f"sqlite:///{store}")
         async with running_demo(folder, *arguments) as demo:
             made = await _kill(demo, dice, kills)
