@@ -129,9 +129,9 @@ def _store_problems(store: Path, jobs: int) -> list[str]:
         found.append(f"{live} rows of machines still live")
     if known > jobs:
         found.append(f"{known} job rows for {jobs} jobs")
-    machines = Counter(row["provider_id"] for row in rows if row["provider_id"])
+    machines = Counter(row["provider_id"] for row in rows if row.get("provider_id"))
     found.extend(f"{count} rows for machine {machine}" for machine, count in machines.items() if count > 1)
-    served = Counter(row["job"] for row in rows if row["job"])
+    served = Counter(row["job"] for row in rows if row.get("job"))
     found.extend(f"{count} machines ran {job}" for job, count in served.items() if count > 1)
     swept = [
         entry["subject"] for entry in entries if entry["action"] == "sweep" and entry["subject"].startswith("local-")
