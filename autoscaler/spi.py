@@ -1,7 +1,8 @@
 """The public contracts between the core and its adapters: Provider, Forge, their values and errors.
 
 Owns every name that crosses the seam; imports the standard library only. Adapters import this module (and
-`autoscaler.calls`) and nothing else of the core. Third parties may import it too: it is the only public module.
+`autoscaler.calls`) and nothing else of the core. Third parties may import it too: it is the only public module, and
+longer than others so that a contract can be read, and imported, in one place.
 
 Conventions: instants are aware UTC datetimes; `None` means "no answer"; listings are complete or raise; every
 call may be cancelled at any await and may be repeated.
