@@ -5,11 +5,12 @@ shows nothing by itself; what is scrubbed here is what should never have been th
 (aiohttp, asyncio, SDKs) go through the same processors.
 """
 
+import contextlib
 import logging
 import re
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
@@ -67,6 +68,22 @@ class Scrubber:
         return self.text(repr(value))
 
 
+class _Lossy:
+    """A stream that loses lines when it cannot write (disk full, reader gone): the work goes on without its log."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            return self._stream.write(text)
+        return 0
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+
 def configure(
     *, level: str = "info", stream: TextIO | None = None, secrets: Iterable[Secret] = (), pretty: bool | None = None
 ) -> None:
@@ -76,6 +93,7 @@ def configure(
     """
     out = sys.stderr if stream is None else stream
     is_pretty = out.isatty() if pretty is None else pretty
+    lossy = cast(TextIO, _Lossy(out))
     threshold = logging.getLevelNamesMapping()[level.upper()]
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -91,10 +109,10 @@ def configure(
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        logger_factory=structlog.PrintLoggerFactory(out),
+        logger_factory=structlog.PrintLoggerFactory(lossy),
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(out)
+    handler = logging.StreamHandler(lossy)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared],
