@@ -79,7 +79,7 @@ def refusal(answer: Answer, purpose: Purpose) -> ForgeError:
             return ForgeUnauthorized(f"{said}. Renew the token or the App's private key of this forge.")
         case 403 | 404:
             return ForgeUnauthorized(f"{said}. Grant {purpose.permission}, and check that the name exists.")
-        case status if status >= 500:
+        case status if status >= 500 or status < 400:  # success, but not the one this call has: not GitHub's answer
             return unanswered(f"{status} {answer.message}".strip(), purpose)
         case _:
             return ForgeRefused(said)
