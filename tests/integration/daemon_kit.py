@@ -157,7 +157,6 @@ class Daemon:
     admin_token: str
     client: aiohttp.ClientSession
     process: asyncio.subprocess.Process | None = None
-    prefix: tuple[str, ...] = ()
 
     @property
     def log_file(self) -> Path:
@@ -171,7 +170,6 @@ class Daemon:
         """Start the process; with `wait`, until it serves."""
         with self.log_file.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                *self.prefix,
                 *(sys.executable, "-m", "autoscaler", "run", "--config", str(self.config)),
                 stdout=log,
                 stderr=log,
@@ -213,8 +211,9 @@ class Daemon:
                 return await self.process.wait()
         except TimeoutError:
             self.process.kill()
-            await self.process.wait()
             raise
+        finally:
+            await self.process.wait()
 
     async def get(self, url: str) -> tuple[int, Any]:
         """(status, JSON); (0, None) while nobody listens."""

@@ -1,0 +1,144 @@
+"""Forges, clouds and stores that fail: the daemon says so, serves the rest, acknowledges nothing that is not durable,
+and recovers by itself."""
+
+import resource
+from collections.abc import Iterator
+
+import pytest
+
+from tests.integration.daemon_kit import Daemon, Site, site
+from tests.polling import until
+from tests.postgres import PostgresServer, running_postgres
+
+
+@pytest.mark.parametrize(
+    ("kind", "word", "remedy"),
+    [
+        ("server_error", "502", ""),
+        ("garbage", "", ""),
+        ("rate_limited", "", "nothing to do"),
+        ("revoked", "", "credentials"),
+    ],
+)
+async def test_a_failing_forge_is_on_record_while_the_other_is_served_and_recovers(
+    kind: str, word: str, remedy: str
+) -> None:
+    async with site() as here:
+        daemon = here.daemon()
+        await daemon.start()
+        await daemon.ready()
+        here.github_fault.kind = kind
+        reason = await daemon.unwell("forge/github")
+        assert word in reason["detail"]
+        assert remedy in reason["remedy"]
+        waiting = here.submit_github("true")
+        await here.succeed(here.submit_gitlab("true"))
+        assert "forge/gitlab" not in (await daemon.readyz())[1]
+        assert waiting[0] not in here.conclusions()
+        here.github_fault.kind = ""
+        await here.succeed(waiting)
+        await daemon.ready()
+
+
+async def test_a_slow_forge_delays_nobody_else() -> None:
+    async with site() as here:
+        daemon = here.daemon()
+        await daemon.start()
+        await daemon.ready()
+        here.github_fault.kind = "slow"
+        waiting = here.submit_github("true")
+        await until(lambda: here.github_fault.calls >= 2)
+        await here.succeed(here.submit_gitlab("true", "true"), timeout_s=15)
+        assert (await daemon.get(f"{daemon.admin}/healthz"))[0] == 200
+        await daemon.unwell("forge/github", timeout_s=40)
+        here.github_fault.kind = ""
+        await here.succeed(waiting, timeout_s=45)
+
+
+async def test_a_forge_that_is_down_and_comes_back_finds_its_jobs_served() -> None:
+    """Nobody listens at its address; the job came while it was away, so only the next listing tells of it."""
+    async with site() as here:
+        daemon = here.daemon()
+        await daemon.start()
+        await daemon.ready()
+        port = int(here.urls["gitlab"].rpartition(":")[2])
+        await here.gitlab.aclose()
+        reason = await daemon.unwell("forge/gitlab")
+        assert reason["detail"]
+        await here.succeed(here.submit_github("true"))
+        await here.gitlab.start(port=port)
+        await here.succeed(here.submit_gitlab("true"))
+        await daemon.ready()
+
+
+async def test_a_failing_provider_is_on_record_and_recovers() -> None:
+    async with site() as here:
+        daemon = here.daemon()
+        await daemon.start()
+        await daemon.ready()
+        folder = here.machines / "ours"
+        away = here.machines / "away"
+        folder.rename(away)
+        folder.write_text("in the way")
+        reason = await daemon.unwell("provider/here")
+        assert reason["detail"]
+        names = here.submit_github("true")
+        folder.unlink()
+        away.rename(folder)
+        await here.succeed(names, timeout_s=40)
+        await daemon.ready()
+
+
+# ---------------------------------------------------------------------- stores
+
+
+async def refused_deliveries(here: Site) -> list[int]:
+    await here.github.webhooks_settled()
+    hook = next(iter(here.github.world.hooks))
+    return [row.status_code for row in here.github.deliveries.of_hook(hook) if row.status_code == 503]
+
+
+async def test_a_full_disk_acknowledges_nothing_and_heals() -> None:
+    """No file of the daemon may grow, its log included, until the limit is lifted (the kernel's limit on a process)."""
+    async with site() as here:
+        daemon = here.daemon()
+        await daemon.start()
+        await daemon.ready()
+        limit(daemon, 1)
+        names = here.submit_github("true")
+        await daemon.unwell("store")
+        assert await refused_deliveries(here)
+        limit(daemon, -1)
+        await here.succeed(names)
+        await daemon.ready()
+
+
+def limit(daemon: Daemon, size: int) -> None:
+    """How large a file the daemon may write; -1 is no limit."""
+    assert daemon.process is not None
+    wanted = resource.RLIM_INFINITY if size < 0 else size
+    resource.prlimit(daemon.process.pid, resource.RLIMIT_FSIZE, (wanted, resource.RLIM_INFINITY))
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[PostgresServer]:
+    with running_postgres() as server:
+        yield server
+
+
+async def test_a_database_that_goes_away_is_waited_for_with_503(own_postgres: PostgresServer) -> None:
+    async with site() as here:
+        daemon = here.daemon(store=own_postgres.dsn)
+        await daemon.start()
+        await here.succeed(here.submit_github("true"))
+        await daemon.ready()
+        own_postgres.stop("immediate")
+        names = here.submit_github("true")
+        reason = await daemon.unwell("leader")
+        assert "postgres" not in reason["detail"].lower() or "password" not in reason["detail"].lower()
+        assert (await daemon.post("/webhooks/github", {}))[0] == 503
+        assert (await daemon.get(f"{daemon.public}/healthz"))[0] == 200
+        own_postgres.start()
+        await here.succeed(names)
+        await daemon.ready()
+        await here.nothing_left()
