@@ -59,6 +59,7 @@ log = structlog.get_logger()
 
 CALL_S = 30.0
 AFTER_FAILURE = timedelta(seconds=5)
+AFTER_UNAUTHORIZED = timedelta(seconds=10)
 AFTER_REFUSED = timedelta(seconds=60)
 
 _S = InstanceState
@@ -392,7 +393,9 @@ class ForgeCalls:
         match error:
             case RateLimited():
                 delay = timedelta(seconds=max(0.05, error.retry_after_s))
-            case ForgeUnauthorized() | ForgeRefused():
+            case ForgeUnauthorized():
+                delay = AFTER_UNAUTHORIZED
+            case ForgeRefused():
                 delay = AFTER_REFUSED
             case _:
                 delay = AFTER_FAILURE
