@@ -16,6 +16,7 @@ from autoscaler.config import Config
 from autoscaler.facts import Fact, WebhookArrived
 from autoscaler.health import Health
 from autoscaler.http.agents import AgentDesk
+from autoscaler.http.limits import Refusals
 from autoscaler.http.view import Condition, TickView
 from autoscaler.live import LiveRows
 from autoscaler.loop import Loop
@@ -73,7 +74,15 @@ class Core:
         sightings = self.sightings = Sightings()
         jobs = self.jobs = JobObserver(rows, sightings, self._forges, metrics)
         jobs.load(clock.now())
-        self.desk = AgentDesk(rows, self._providers, clock, rules=self.rules, report=self._report)
+        self.desk = AgentDesk(
+            rows,
+            self._providers,
+            clock,
+            rules=self.rules,
+            report=self._report,
+            consumed=self._consumed,
+            refusals=Refusals(metrics.agent_calls_total),
+        )
         observer = Observer(rows, sightings, jobs, runner_prefix=prefix, providers=self._providers.keys())
         loop = self.loop = Loop(
             rows=rows,
@@ -170,6 +179,9 @@ class Core:
 
     def _report(self, fact: Fact) -> None:
         self.loop.report(fact)
+
+    async def _consumed(self) -> None:
+        await self.loop.consumed()
 
     async def _tell_changes(self) -> None:
         seen = -1

@@ -23,7 +23,6 @@ from autoscaler.observe import Observer
 from autoscaler.observe_jobs import JobObserver
 from autoscaler.plan import plan
 from autoscaler.spi import Clock, Forge, ForgeName
-from autoscaler.states import is_live
 from autoscaler.store import Conflict, LeaseLost, Sample, Store, StoreError
 
 log = structlog.get_logger()
@@ -63,6 +62,7 @@ class Loop:
         self.rules = rules
         self._period = period
         self._mailbox: list[Fact] = []
+        self._waiting: list[asyncio.Future[None]] = []
         self._wake = asyncio.Event()
         self._wake_at: datetime | None = None
         self._planned_change = -1
@@ -76,6 +76,13 @@ class Loop:
         """Take a fact and wake up."""
         self._mailbox.append(fact)
         self._wake.set()
+
+    async def consumed(self) -> None:
+        """Return once a tick has taken in everything reported so far and made durable what it changed."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        self._wake.set()
+        await waiter
 
     def wake(self) -> None:
         self._wake.set()
@@ -137,6 +144,17 @@ class Loop:
     async def tick(self) -> None:
         """One pass. Raises StoreError: then the facts are kept and nothing was asked of anybody."""
         self._wake.clear()
+        waiting, self._waiting = self._waiting, []
+        try:
+            await self._pass()
+        except BaseException:
+            self._waiting[:0] = waiting
+            raise
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def _pass(self) -> None:
         facts = await self._take_facts()
         started = self._clock.monotonic()
         now = self._clock.now()

@@ -325,6 +325,8 @@ class Snapshot:
     orphan_instances: tuple[OrphanInstance, ...] = ()
     orphan_runners: tuple[OrphanRunner, ...] = ()
     sealed: frozenset[InstanceId] = frozenset()
+    started: frozenset[InstanceId] = frozenset()
+    """Machines whose agent said that a job started; the forge may not say so yet."""
     secretless: frozenset[InstanceId] = frozenset()
     """Registering machines whose agent asks for a registration that we no longer hold."""
     disputed: frozenset[InstanceId] = frozenset()

@@ -65,6 +65,9 @@ COMPLETE_SIGHTINGS = 2
 HOLDER_LIFE = timedelta(minutes=30)
 HOLDER_FORGOTTEN = timedelta(hours=2)
 
+_AGENT_SAID = "agent: "
+"""How `Instance.detail` begins where it is what the agent said of its end."""
+
 _S = InstanceState
 
 
@@ -89,6 +92,9 @@ class Observer:
             for provider in providers:
                 rows.set_setting(f"adopting/{provider}", "yes")
         self._adopting = {provider for provider in providers if f"adopting/{provider}" in rows.settings}
+        for row in rows.instances.values():
+            if row.detail.startswith(_AGENT_SAID):
+                sightings.ending[row.id] = row.detail.removeprefix(_AGENT_SAID)
         self.refused = 0
 
     def consume(self, facts: Sequence[Fact], rules: Rules, now: datetime) -> None:
@@ -311,13 +317,31 @@ class Observer:
                 if fact.kind == "runner_started":
                     self._rows.move(row, _S.IDLE, now=now, cause="its agent started the runner")
             case "runner_exited":
-                self._seen.ending[row.id] = "job_done" if fact.ran_job else f"runner_failed {fact.cause}".strip()
+                if fact.ran_job:
+                    row = self._had_job(row, now)
+                self._note_ending(row, "job_done" if fact.ran_job else f"runner_failed {fact.cause}".strip())
+            case "job_started":
+                self._seen.started.add(row.id)
             case "ending":
-                self._seen.ending.setdefault(row.id, fact.cause)
+                if row.id not in self._seen.ending:
+                    self._note_ending(row, fact.cause)
+                row = self._rows.instances[row.id]
                 if row.state in (_S.BUSY, _S.DRAINING) and fact.cause == "max_runtime":
                     self._jobs.passed_runtime(row)
             case _:
                 pass
+
+    def _had_job(self, row: Instance, now: datetime) -> Instance:
+        """Its agent is ahead of the forge's word which job it was. If it ended as an idle machine does, that job would
+        seem to have none, and another would be launched for it."""
+        if row.state not in (_S.REGISTERING, _S.IDLE):
+            return row
+        return self._rows.move(row, _S.BUSY, now=now, cause="its agent says that it ran a job")
+
+    def _note_ending(self, row: Instance, said: str) -> None:
+        """What the agent said of its end stays on the row: the agent says it once, and may be gone after a restart."""
+        self._seen.ending[row.id] = said
+        self._rows.amend(row, detail=_AGENT_SAID + said)
 
     # ------------------------------------------------------------------ the snapshot
 
@@ -345,6 +369,7 @@ class Observer:
             orphan_instances=tuple(seen.orphan_instances.values()),
             orphan_runners=tuple(seen.orphan_runners.values()),
             sealed=frozenset(seen.sealed),
+            started=frozenset(seen.started),
             secretless=frozenset(registering),
             disputed=frozenset(seen.disputed),
             releasing=dict(seen.releasing),

@@ -1,8 +1,8 @@
 """Part of plan: everything that keeps forges, rows and clouds in step and is not a machine's supply or end.
 
-Pure. Seals busy runners that could take a second job, withdraws registrations that never arrived, asks the forge
-about doubtful jobs, keeps the queues of scaled-to-zero pools from being failed as stuck, sweeps orphans seen in
-complete listings often enough, and requeues or abandons lost jobs.
+Pure. Seals busy runners that could take a second job (on the word of their agent too, since a forge may say so late),
+withdraws registrations that never arrived, asks the forge about doubtful jobs, keeps the queues of scaled-to-zero pools
+from being failed as stuck, sweeps orphans seen in complete listings often enough, and requeues or abandons lost jobs.
 """
 
 from collections import defaultdict
@@ -26,6 +26,7 @@ from autoscaler.model import (
     Withdraw,
 )
 from autoscaler.spi import ForgeName, Labels, PoolName, ProviderId, ProviderName, Scope
+from autoscaler.states import REGISTERED_STATES
 
 HOLD_AFTER = timedelta(minutes=10)
 """GitLab fails a job after an hour without any matching runner in contact (specs: gitlab 3.4)."""
@@ -58,8 +59,9 @@ def _care_for_runners(snapshot: Snapshot, care: Care) -> None:
     sealing = {name for name, forge in snapshot.forges.items() if forge.traits.seals_runners}
     if sealing:
         for instance in snapshot.instances.values():
+            is_said_busy = instance.id in snapshot.started and instance.state in REGISTERED_STATES
             if (
-                instance.state is InstanceState.BUSY
+                (instance.state is InstanceState.BUSY or is_said_busy)
                 and instance.demand is not None
                 and instance.demand.forge in sealing
                 and instance.runner_id is not None

@@ -40,6 +40,8 @@ class Sightings:
     offerings: dict[PoolName, tuple[Offering, ...]] = field(default_factory=dict)
     held_back: dict[PoolName, str] = field(default_factory=dict)
     sealed: set[InstanceId] = field(default_factory=set)
+    started: set[InstanceId] = field(default_factory=set)
+    """Machines whose agent said that a job started: sooner than the forge, and only a hint."""
     asking: set[InstanceId] = field(default_factory=set)
     disputed: set[InstanceId] = field(default_factory=set)
     ending: dict[InstanceId, str] = field(default_factory=dict)
@@ -53,7 +55,7 @@ class Sightings:
     Kept in the store's settings too: attempts are limited over restarts."""
 
     def forget(self, instance: InstanceId) -> None:
-        for remembered in (self.sealed, self.asking, self.disputed):
+        for remembered in (self.sealed, self.started, self.asking, self.disputed):
             remembered.discard(instance)
         self.absences.pop(instance, None)
         self.bound_at.pop(instance, None)

@@ -13,13 +13,14 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from time import monotonic
-from typing import Annotated, Any
+from typing import Any
 
 import structlog
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import ValidationError
 
 from autoscaler.facts import AgentReported, AgentSaidHello, AssignmentAsked, ClaimDisputed, Fact
+from autoscaler.http.agent_bodies import AssignmentBody, EventBody, EventsBody, HelloBody
 from autoscaler.http.limits import (
     BodyBudget,
     BodyRefused,
@@ -60,43 +61,8 @@ POLLS_AT_ONCE = 2
 RETRY_S = "0.2"
 """A hello may come before the launch's answer is on the row: that is settled within a tick."""
 
-Text = Annotated[str, StringConstraints(max_length=8192)]
-Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 _Call = Callable[[bytes, str], Awaitable[tuple[int, dict[str, Any]]]]
 _HELD = (InstanceState.REGISTERING, InstanceState.IDLE, InstanceState.BUSY, InstanceState.DRAINING)
-
-
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-class _Runner(_Body):
-    name: Text
-    state: Text = ""
-
-
-class _Hello(_Body):
-    provider: Text
-    batch: Text
-    claim: Hex
-    evidence: dict[Text, Text] = Field(max_length=32)
-    runner: _Runner | None = None
-
-
-class _Assignment(_Body):
-    instance: Text
-
-
-class _Event(_Body):
-    seq: int = Field(ge=0)
-    at: float
-    kind: Annotated[str, StringConstraints(max_length=64)]
-    detail: dict[Text, Text] = Field(default_factory=dict, max_length=32)
-
-
-class _Events(_Body):
-    instance: Text
-    events: list[_Event] = Field(max_length=256)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -187,7 +153,7 @@ class AgentDesk:
     async def hello(self, body: bytes, peer_address: str) -> tuple[int, dict[str, Any]]:
         """Answer a hello: (status, body). 503 asks the agent to repeat; 403 is final and says nothing more."""
         try:
-            hello = _Hello.model_validate_json(body)
+            hello = HelloBody.model_validate_json(body)
         except ValidationError:
             self._refuse("hello", "malformed")
             return 400, {"error": "not a hello"}
@@ -214,7 +180,7 @@ class AgentDesk:
             return 503, {}
         return await self._claim(row, hello)
 
-    async def _claim(self, row: Instance, hello: _Hello) -> tuple[int, dict[str, Any]]:
+    async def _claim(self, row: Instance, hello: HelloBody) -> tuple[int, dict[str, Any]]:
         """First valid claim owns the machine; the same one again gets the same answer; another is disputed."""
         if row.state in (InstanceState.TERMINATING, InstanceState.TERMINATED):
             return 403, {}
@@ -258,7 +224,7 @@ class AgentDesk:
     async def assignment(self, body: bytes, key: str) -> tuple[int, dict[str, Any]]:
         """Wait up to 25 s for this machine's registration."""
         try:
-            asked = _Assignment.model_validate_json(body)
+            asked = AssignmentBody.model_validate_json(body)
         except ValidationError:
             return 400, {"error": "not an assignment request"}
         row = self._authenticate(key, asked.instance)
@@ -310,7 +276,7 @@ class AgentDesk:
     async def events(self, body: bytes, key: str) -> tuple[int, dict[str, Any]]:
         """Take an agent's events. Repeats are dropped by their number; acknowledged is what a restart remembers."""
         try:
-            told = _Events.model_validate_json(body)
+            told = EventsBody.model_validate_json(body)
         except ValidationError:
             return 400, {"error": "not events"}
         row = self._authenticate(key, told.instance)
@@ -342,7 +308,7 @@ class AgentDesk:
                 return
         contact.durable = max(contact.durable, taken)
 
-    def _take(self, row: Instance, contact: _Contact, event: _Event) -> None:
+    def _take(self, row: Instance, contact: _Contact, event: EventBody) -> None:
         match event.kind:
             case "heartbeat":
                 return

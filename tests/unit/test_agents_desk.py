@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 
 from autoscaler.facts import AgentReported, AgentSaidHello, AssignmentAsked, ClaimDisputed, Fact
-from autoscaler.http import agents
+from autoscaler.http import agents, limits
 from autoscaler.http.agents import BODY_LIMIT, HELLO_LIMIT, AgentDesk, make_agent_routes
 from autoscaler.live import LiveRows
 from autoscaler.model import EndReason, Instance, InstanceState
@@ -69,6 +69,19 @@ class BreakableStore(MemoryStore):
         await super().commit(changes)
 
 
+@dataclass
+class Durability:
+    """What `Loop.consumed` is to the desk: done at once, unless held up."""
+
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.gate.set()
+
+    async def consumed(self) -> None:
+        await self.gate.wait()
+
+
 class WallClock:
     def now(self) -> Any:
         return NOW
@@ -88,6 +101,7 @@ class Counter:
     rows: LiveRows
     desk: AgentDesk
     notary: Notary
+    durability: Durability = field(default_factory=Durability)
     facts: list[Fact] = field(default_factory=list)
     url: str = ""
     client: Any = None
@@ -141,14 +155,18 @@ class Counter:
 @pytest.fixture
 async def counter(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Counter]:
     monkeypatch.setattr(agents, "POLL_S", 0.2)
+    monkeypatch.setattr(agents, "CONSUMED_S", 0.2)
     store = BreakableStore()
     await store.open()
     await store.acquire_lease("test")
     rows, notary, facts = LiveRows(store), Notary(), list[Fact]()
     rules = rules_of(pool(LINUX, "linux"))
     providers = {CLOUD: cast(Provider, notary)}
-    desk = AgentDesk(rows, providers, WallClock(), rules=lambda: rules, report=facts.append)
-    one = Counter(store=store, rows=rows, desk=desk, notary=notary, facts=facts)
+    durability = Durability()
+    desk = AgentDesk(
+        rows, providers, WallClock(), rules=lambda: rules, report=facts.append, consumed=durability.consumed
+    )
+    one = Counter(store=store, rows=rows, desk=desk, notary=notary, durability=durability, facts=facts)
     app = web.Application(client_max_size=0)
     app.add_routes(make_agent_routes(desk, b"PK the agent"))
     runner = web.AppRunner(app, shutdown_timeout=1)
@@ -268,7 +286,7 @@ GARBAGE: list[bytes] = [
 @pytest.mark.parametrize("call", ["hello", "assignment", "events"])
 @pytest.mark.parametrize("body", GARBAGE, ids=range(len(GARBAGE)))
 async def test_garbage_is_a_bad_request_and_changes_nothing(counter: Counter, call: str, body: bytes) -> None:
-    counter.have()
+    counter.have(claim=claim_of(KEY))
     before = counter.row()
     status, _ = await counter.post(call, None, key=KEY, raw=body)
     assert status == 400
@@ -280,6 +298,7 @@ async def test_garbage_is_a_bad_request_and_changes_nothing(counter: Counter, ca
     ("call", "limit"), [("hello", HELLO_LIMIT), ("assignment", HELLO_LIMIT), ("events", BODY_LIMIT)]
 )
 async def test_an_oversized_body_is_refused(counter: Counter, call: str, limit: int) -> None:
+    counter.have(claim=claim_of(KEY))
     status, _ = await counter.post(call, None, key=KEY, raw=b" " * (limit + 1))
     assert status == 413
 
@@ -430,3 +449,91 @@ async def test_no_answer_and_no_repr_shows_a_secret(counter: Counter) -> None:
 async def test_the_agent_itself_can_be_fetched(counter: Counter) -> None:
     async with counter.client.get(f"{counter.url}/agent/v1/agent.pyz") as answer:
         assert (answer.status, await answer.read()) == (200, b"PK the agent")
+
+
+# ---------------------------------------------------------------------- what strangers and floods get
+
+
+async def test_what_a_crash_would_lose_is_not_acknowledged(counter: Counter) -> None:
+    counter.have(claim=claim_of(KEY))
+    await counter.tell("runner_started")
+    counter.durability.gate.clear()
+    assert (await counter.tell("runner_exited", first=2))[1]["acknowledged"] == 1
+    assert (await counter.tell("heartbeat", first=3))[1]["acknowledged"] == 1
+    counter.durability.gate.set()
+    assert (await counter.tell("runner_exited", first=2))[1]["acknowledged"] == 3
+    assert [fact.kind for fact in counter.facts if isinstance(fact, AgentReported)] == [
+        "runner_started",
+        "runner_exited",
+    ]
+
+
+async def test_heartbeats_wait_for_nothing(counter: Counter) -> None:
+    counter.have(claim=claim_of(KEY))
+    counter.durability.gate.clear()
+    assert (await counter.tell("heartbeat"))[1]["acknowledged"] == 1
+
+
+@pytest.mark.parametrize("call", ["assignment", "events"])
+async def test_the_body_of_an_unknown_key_is_not_read(counter: Counter, call: str) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        yield b" "
+        await asyncio.Event().wait()
+
+    request = counter.client.post(
+        f"{counter.url}/agent/v1/{call}", data=endless(), headers={"Authorization": f"Bearer {OTHER_KEY}"}
+    )
+    async with asyncio.timeout(5), request as answer:
+        assert answer.status == 401
+
+
+async def test_a_body_that_does_not_come_is_given_up(counter: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        yield b" "
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(limits, "BODY_TIMEOUT_S", 0.1)
+    async with asyncio.timeout(5), counter.client.post(f"{counter.url}/agent/v1/hello", data=endless()) as answer:
+        assert answer.status == 408
+
+
+async def test_an_identical_hello_is_no_news(counter: Counter) -> None:
+    counter.have()
+    await counter.hello()
+    counter.move(S.READY)
+    counter.facts.clear()
+    counter.store.failure = StoreError("no commit is needed")
+    assert (await counter.hello())[0] == 200
+    assert not counter.facts
+    assert (await counter.hello(runner={"name": "ours--1", "state": "running"}))[0] == 200
+    assert [fact.runner_name for fact in counter.facts if isinstance(fact, AgentSaidHello)] == ["ours--1"]
+
+
+async def test_a_dispute_is_noted_once(counter: Counter) -> None:
+    counter.have()
+    await counter.hello()
+    for _ in range(3):
+        assert (await counter.hello(OTHER_KEY))[0] == 403
+    await counter.rows.flush()
+    assert len(await counter.store.ledger(limit=10)) == 1
+    assert len(counter.told(ClaimDisputed)) == 1
+
+
+async def test_one_address_cannot_flood_with_hellos(counter: Counter) -> None:
+    answers = [await counter.post("hello", None, raw=b"{") for _ in range(260)]
+    assert {status for status, _ in answers} == {400, 429}
+    assert [status for status, _ in answers[:200]] == [400] * 200
+
+
+async def test_one_machine_cannot_flood_with_calls(counter: Counter) -> None:
+    counter.have(claim=claim_of(KEY))
+    counter.have(2, claim=claim_of(OTHER_KEY))
+    answers = [(await counter.tell("heartbeat", first=n))[0] for n in range(1, 100)]
+    assert set(answers) == {200, 429}
+    assert (await counter.tell("heartbeat", key=OTHER_KEY, machine=2))[0] == 200
+
+
+async def test_one_machine_holds_few_assignment_calls_open(counter: Counter) -> None:
+    counter.have(claim=claim_of(KEY))
+    answers = await asyncio.gather(*(counter.assignment() for _ in range(5)))
+    assert sorted(status for status, _ in answers) == [204, 204, 429, 429, 429]

@@ -256,6 +256,13 @@ async def test_an_agents_word_that_a_job_runs_is_a_hint_only(world: Observing) -
     assert world.state(row) is S.IDLE
 
 
+async def test_a_runner_that_exited_after_a_job_stands_for_it_until_the_forge_says_which(world: Observing) -> None:
+    row = await world.have_runner()
+    await world.see(AgentReported(instance=row.id, kind="runner_exited", cause="0", ran_job=True))
+    assert world.state(row) is S.BUSY
+    assert world.rows.instances[row.id].job is None
+
+
 async def test_the_forges_listing_of_runners_moves_them_forward_only(world: Observing) -> None:
     row = await world.have_runner(state=S.REGISTERING, runner_id=None)
     await world.runners(listed_runner(is_online=False))
@@ -318,3 +325,21 @@ async def test_what_was_spent_today_counts_ended_machines(world: Observing) -> N
 def test_rows_refuse_moves_that_the_tables_do_not_list() -> None:
     with pytest.raises(IllegalMove):
         move_instance(instance(1, NOW, S.IDLE), S.LAUNCHED, now=NOW, cause="back")
+
+
+async def test_what_an_agent_said_of_its_end_survives_a_restart(world: Observing) -> None:
+    row = await world.have_runner(state=S.BUSY)
+    await world.see(
+        AgentReported(instance=row.id, kind="runner_exited", cause="0", ran_job=True),
+        AgentReported(instance=row.id, kind="ending", cause="idle"),
+    )
+    after = await world.restarted()
+    assert after.seen.ending == {row.id: "job_done"}
+
+
+async def test_an_agents_word_that_a_job_started_is_remembered_until_its_machine_is_gone(world: Observing) -> None:
+    row = await world.have_runner()
+    await world.see(AgentReported(instance=row.id, kind="job_started"))
+    assert world.seen.started == {row.id}
+    await world.gone()
+    assert not world.seen.started

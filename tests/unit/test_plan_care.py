@@ -200,3 +200,10 @@ def test_a_lost_job_that_may_not_run_again_is_abandoned_with_its_reason(job: Job
 
 def test_the_second_of_three_attempts_is_requeued() -> None:
     only(planned(world([lost(attempt=2)])), Requeue)
+
+
+def test_a_gitlab_runner_is_sealed_as_soon_as_its_agent_says_that_a_job_started() -> None:
+    row = runner(1, S.IDLE, of=GITLAB)
+    assert not actions_of(planned(world((), [row], forges=BOTH)), Seal)
+    made = planned(world((), [row], forges=BOTH, started=frozenset({row.id})))
+    assert only(made, Seal).instance == row.id

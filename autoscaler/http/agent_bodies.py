@@ -1,0 +1,41 @@
+"""What agents send, validated and bounded: see docs/agent-protocol.md. Unknown keys are of newer agents: ignored."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+Text = Annotated[str, StringConstraints(max_length=8192)]
+Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class _Runner(_Body):
+    name: Text
+    state: Text = ""
+
+
+class HelloBody(_Body):
+    provider: Text
+    batch: Text
+    claim: Hex
+    evidence: dict[Text, Text] = Field(max_length=32)
+    runner: _Runner | None = None
+
+
+class AssignmentBody(_Body):
+    instance: Text
+
+
+class EventBody(_Body):
+    seq: int = Field(ge=0, lt=2**62)
+    at: float
+    kind: Annotated[str, StringConstraints(max_length=64)]
+    detail: dict[Text, Text] = Field(default_factory=dict, max_length=32)
+
+
+class EventsBody(_Body):
+    instance: Text
+    events: list[EventBody] = Field(max_length=256)
