@@ -43,6 +43,7 @@ from autoscaler.spi import (
     Surroundings,
 )
 from providers.local_isolation import SEARCH_PATH, Isolation, probe
+from providers.local_limits import NO_LIMITS, Limits, find_limits
 from providers.local_machines import ID_PREFIX, Machine, Machines, Plan
 from providers.local_options import LocalOptions, parse
 
@@ -60,14 +61,21 @@ def create(settings: ProviderSettings, surroundings: Surroundings) -> Provider:
         raise SettingsError("the deployment's name must be letters, digits, '.', '_' and '-'", key="name")
     try:
         options.state_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
-        isolation = probe(options.state_dir, options.isolation)
+        isolation = probe(options.state_dir, options.isolation, options.binds)
         machines = Machines(options.state_dir / surroundings.deployment, settings.name)
         master_key = machines.master_key()
     except OSError as error:
         raise SettingsError(str(error), key="isolation" if error.errno is None else "state_dir") from error
-    _log.info("local_isolation_chosen", provider=settings.name, isolation=isolation.rung)
+    limits = find_limits(has_own_uid=isolation.drops_root) if options.has_limits else NO_LIMITS
+    _log.info("local_isolation_chosen", provider=settings.name, isolation=isolation.rung, limits=limits.kind)
     return LocalProvider(
-        settings.name, options, isolation=isolation, machines=machines, master_key=master_key, surroundings=surroundings
+        settings.name,
+        options,
+        isolation=isolation,
+        limits=limits,
+        machines=machines,
+        master_key=master_key,
+        surroundings=surroundings,
     )
 
 
@@ -80,6 +88,7 @@ class LocalProvider:
         options: LocalOptions,
         *,
         isolation: Isolation,
+        limits: Limits,
         machines: Machines,
         master_key: bytes,
         surroundings: Surroundings,
@@ -87,6 +96,7 @@ class LocalProvider:
         self._name = name
         self._options = options
         self._isolation = isolation
+        self._limits = limits
         self._machines = machines
         self._master_key = master_key
         self._clock = surroundings.clock
@@ -165,6 +175,8 @@ class LocalProvider:
 
     def _launch(self, batch: LaunchBatch) -> LaunchResult:
         document = _parse_user_data(batch)
+        if problem := self._isolation.problem_with_image(batch.image):
+            raise InvalidRequest(problem)
         with self._machines.locked():
             present = self._machines.read_all()
             mine = [machine for machine in present if machine.instance.token == batch.token]
@@ -172,14 +184,15 @@ class LocalProvider:
             made: list[Machine] = []
             refusals: list[Refusal] = []
             wanted = batch.count - len(mine)
+            uids = self._machines.free_uids() if self._isolation.drops_root else [os.getuid()] * wanted
             for offering in batch.offerings:
                 room = self._options.slots.get(offering.capacity_pool, 0) - used[offering.capacity_pool]
-                for _ in range(max(0, min(wanted - len(made), room))):
+                for _ in range(max(0, min(wanted - len(made), room, len(uids)))):
                     index = len(mine) + len(made)
-                    made.append(self._commit(batch, offering, document, index=index))
+                    made.append(self._commit(batch, offering, document, index=index, uid=uids.pop(0)))
                 if len(made) >= wanted:
                     break
-                error = CapacityUnavailable(f"{offering.capacity_pool.key}: all slots are taken")
+                error = CapacityUnavailable(f"{offering.capacity_pool.key}: all slots (or all user ids) are taken")
                 refusals.append(Refusal(offering=offering, error=error))
             # A repeat after a crash between intent and start finds machines without a supervisor: it starts them.
             unstarted = [m for m in mine if not m.has_started and m.ended_at is None] + made
@@ -187,15 +200,18 @@ class LocalProvider:
         living = [machine for machine in mine if machine.ended_at is None] + made
         return LaunchResult(instances=tuple(m.instance for m in living), refusals=tuple(refusals))
 
-    def _commit(self, batch: LaunchBatch, offering: Offering, document: Mapping[str, Any], *, index: int) -> Machine:
+    def _commit(
+        self, batch: LaunchBatch, offering: Offering, document: Mapping[str, Any], *, index: int, uid: int
+    ) -> Machine:
         provider_id = ProviderId(f"{ID_PREFIX}{os.urandom(8).hex()}")
         command = self._isolation.command(
-            machine=self._machines.root / provider_id / "machine",
-            provider_id=provider_id,
+            self._machines.root / provider_id,
+            uid=uid,
             image=batch.image,
             program=(
                 *("{folder}/agent.pyz", "--folder", "{folder}", "--boot", "{folder}/boot.json"),
                 *("--evidence", "local", "--instance", provider_id, "--key-fd", "{key_fd}"),
+                *("--notice", "{notices}/notice.json"),
             ),
         )
         boot = {**document, "image": command.image}
@@ -203,7 +219,8 @@ class LocalProvider:
             "boot_delay_s": self._options.boot_delay_s(f"{batch.token}/{index}"),
             "max_lifetime_s": (batch.max_lifetime + _LIFETIME_MARGIN).total_seconds(),
             "prepare": command.prepare,
-            "argv": command.argv,
+            "argv": (*self._limits.command, *command.argv),
+            "cgroups": self._limits.cgroups(provider_id, self._options.memory_gib.get(offering.capacity_pool)),
             "env": {"PATH": SEARCH_PATH, "TMPDIR": command.tmp},
         }
         plan = Plan(
@@ -213,6 +230,7 @@ class LocalProvider:
             capacity_pool=offering.capacity_pool,
             price_usd_hour=offering.price_usd_hour,
             spec=spec,
+            uid=uid,
         )
         return self._machines.commit(plan, {"boot.json": json.dumps(boot).encode(), "agent.pyz": self._agent})
 

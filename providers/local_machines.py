@@ -31,8 +31,8 @@ from autoscaler.spi import (
     ProviderId,
     ProviderName,
 )
-from providers.local_isolation import SEARCH_PATH
-from providers.local_supervisor import descendants, start_ticks
+from providers.local_isolation import SEARCH_PATH, UIDS, make_folders
+from providers.local_supervisor import descendants, remove_cgroups, start_ticks
 
 _SUPERVISOR = Path(__file__).with_name("local_supervisor.py")
 ID_PREFIX = "local-"
@@ -51,6 +51,7 @@ class Plan:
     capacity_pool: CapacityPool
     price_usd_hour: float
     spec: Mapping[str, Any]
+    uid: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,10 +75,25 @@ class Machines:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """One launch at a time, over all processes: the lock goes with its holder."""
-        with (self.root / ".launch-lock").open("a") as lock:
+        """One launch at a time, over all processes and deployments: the lock goes with its holder. Nobody else may
+        open it: to lock a file takes no more than that."""
+        lock = os.open(self.root.parent / ".launch-lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            os.fchmod(lock, 0o600)
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+        finally:
+            os.close(lock)
+
+    def free_uids(self) -> list[int]:
+        """The uids that no machine of this state folder has and no process of this host; hold the lock. They begin
+        anywhere, so that a machine seldom gets its predecessor's uid and with it what that left in shared folders."""
+        taken = {entry.stat().st_uid for entry in os.scandir("/proc") if entry.name.isdigit() and _exists(entry)}
+        for meta in self.root.parent.glob(f"*/{ID_PREFIX}*/meta.json"):
+            if not meta.with_name("end.json").exists():
+                taken.add(int((_read_json(meta) or {}).get("uid", 0)))
+        start = secrets.randbelow(len(UIDS))
+        return [uid for uid in (*UIDS[start:], *UIDS[:start]) if uid not in taken]
 
     def master_key(self) -> bytes:
         """The key that all machines' keys derive from: made once, readable by us alone."""
@@ -135,7 +151,7 @@ class Machines:
         supervisor = _read_json(folder / "supervisor.json")
         if supervisor is None and time.time() - float(meta["launched_at"]) < _START_GRACE_S:
             return None
-        with (folder / "alive").open("a") as alive:
+        with os.fdopen(os.open(folder / "alive", os.O_RDWR | os.O_CREAT, 0o600)) as alive:
             try:
                 fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -145,6 +161,7 @@ class Machines:
             if (end := _read_json(folder / "end.json")) is not None:
                 return end
             end = {"detail": "supervisor lost" if supervisor else "never started", "at": time.time()}
+            remove_cgroups((_read_json(folder / "spec.json") or {}).get("cgroups", []))
             shutil.rmtree(folder / "machine", ignore_errors=True)
             _write_json(folder / "end.json", end)
             return end
@@ -164,16 +181,10 @@ class Machines:
 
     # ------------------------------------------------------------------ changing
 
-    def new_folder(self) -> Path:
-        """A folder that is no machine yet."""
-        folder = self.root / f".new-{secrets.token_hex(8)}"
-        folder.mkdir(mode=0o711)
-        return folder
-
     def commit(self, plan: Plan, files: Mapping[str, bytes]) -> Machine:
         """Make the machine exist, with files for its own folder; nothing runs yet."""
-        draft = self.new_folder()
-        (draft / "machine").mkdir(mode=0o700)
+        draft = self.root / f".new-{secrets.token_hex(8)}"
+        make_folders(draft)
         for name, content in files.items():
             (draft / "machine" / name).write_bytes(content)
         meta = {
@@ -186,6 +197,7 @@ class Machines:
             "capacity_type": plan.capacity_pool.capacity_type,
             "price_usd_hour": plan.price_usd_hour,
             "launched_at": time.time(),
+            "uid": plan.uid,
         }
         _write_json(draft / "spec.json", plan.spec)
         _write_json(draft / "meta.json", meta)
@@ -204,12 +216,6 @@ class Machines:
         finally:
             for process in starting:
                 process.wait(30)
-
-    def fail(self, machine: Machine, detail: str) -> None:
-        """Record that a machine could not start."""
-        if not machine.has_started:
-            shutil.rmtree(machine.folder / "machine", ignore_errors=True)
-            _write_json(machine.folder / "end.json", {"detail": detail, "at": time.time()})
 
     def terminate(self, provider_id: ProviderId) -> None:
         machine = self.read(provider_id)
@@ -301,6 +307,15 @@ def _instance(
         address="127.0.0.1",
         end_detail="" if end is None else str(end.get("detail", "unreadable")),
     )
+
+
+def _exists(entry: os.DirEntry[str]) -> bool:
+    """Whether a process is still there; its owner is remembered with that."""
+    try:
+        entry.stat()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _is_alive(folder: Path) -> bool:

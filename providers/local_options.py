@@ -5,6 +5,8 @@ slots           machines at most, for each capacity pool
 boot            {min_s, max_s}: pretended boot time; slow_share of boots takes slow_factor times as long; seed
 notice_s        warning time of `interrupt`; 0: none
 isolation       auto | bwrap | unshare | process
+binds           folders and files of this host that machines under bwrap see as well, read-only
+limits          whether machines are bounded: processes, and memory where their capacity pool says memory_gib
 keep_ended_s    how long ended machines stay in listings
 capacity_pools  nominal pools: [{machine_type, zone, cpus, memory_gib, arch, slots, price_usd_hour,
                 on_demand_price_usd_hour}]; default: one, as large as this host, for nothing
@@ -12,18 +14,19 @@ capacity_pools  nominal pools: [{machine_type, zone, cpus, memory_gib, arch, slo
 
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from autoscaler.spi import CapacityPool, CapacityType, Offering, ProviderSettings, SettingsError
 from providers.local_isolation import RUNGS
+from providers.local_view import problem_with_bind
 
 _KEYS = frozenset(
     (
         *("state_dir", "slots", "boot", "slow_share", "slow_factor", "seed", "notice_s", "isolation", "keep_ended_s"),
-        "capacity_pools",
+        *("capacity_pools", "binds", "limits"),
     )
 )
 _POOL_KEYS = frozenset(
@@ -38,6 +41,8 @@ _POOL_KEYS = frozenset(
 class LocalOptions:
     state_dir: Path
     isolation: str
+    binds: tuple[Path, ...]
+    has_limits: bool
     boot_min_s: float
     boot_max_s: float
     slow_share: float
@@ -47,6 +52,8 @@ class LocalOptions:
     keep_ended_s: float
     offerings: tuple[Offering, ...]
     slots: Mapping[CapacityPool, int]
+    memory_gib: Mapping[CapacityPool, float]
+    """Of the capacity pools that say it."""
 
     def boot_delay_s(self, name: str) -> float:
         """The pretended boot time of one machine: the same for the same seed and name."""
@@ -73,10 +80,15 @@ def parse(settings: ProviderSettings) -> LocalOptions:
     slow_share = _number(options, "slow_share", 0.0)
     if slow_share > 1:
         raise SettingsError("must be a share from 0 to 1", key="slow_share")
+    has_limits = options.get("limits", True)
+    if not isinstance(has_limits, bool):
+        raise SettingsError("must be true or false", key="limits")
     offerings, slots = _capacity(settings)
     return LocalOptions(
         state_dir=Path(str(options.get("state_dir") or _default_state_dir())).expanduser().absolute(),
         isolation=isolation,
+        binds=_binds(options.get("binds", [])),
+        has_limits=has_limits,
         boot_min_s=boot_min_s,
         boot_max_s=boot_max_s,
         slow_share=slow_share,
@@ -86,7 +98,22 @@ def parse(settings: ProviderSettings) -> LocalOptions:
         keep_ended_s=_number(options, "keep_ended_s", 600.0),
         offerings=offerings,
         slots=slots,
+        memory_gib=_stated_memory(settings.options.get("capacity_pools") or [], offerings),
     )
+
+
+def _binds(value: Any) -> tuple[Path, ...]:
+    if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(one, str) for one in value):
+        raise SettingsError("must be a list of absolute paths", key="binds")
+    for index, one in enumerate(value):
+        if problem := problem_with_bind(Path(one)):
+            raise SettingsError(problem, key=f"binds[{index}]")
+    return tuple(Path(one) for one in value)
+
+
+def _stated_memory(tables: Sequence[Mapping[str, Any]], offerings: Sequence[Offering]) -> dict[CapacityPool, float]:
+    stated = {str(table.get("machine_type", "host")) for table in tables if "memory_gib" in table}
+    return {one.capacity_pool: one.memory_gib for one in offerings if one.capacity_pool.machine_type in stated}
 
 
 def _capacity(settings: ProviderSettings) -> tuple[tuple[Offering, ...], dict[CapacityPool, int]]:

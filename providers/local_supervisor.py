@@ -7,13 +7,15 @@ machine. Its folder is its whole world:
     alive            locked for as long as we live             running          exists once the tree runs
     terminate        somebody wants the end (SIGTERM)          interrupt.json   a reclaim is announced (SIGUSR1)
     machine/         the machine's own, removed at the end     end.json         how it ended; nothing of it is left
+    notices/         ours; the machine may look: notice.json
 
+Jobs may write anything into `machine/`, links to files of ours included, so nothing in there is ever opened from here.
 As a subreaper it inherits whatever escapes by a double fork, so the end is certain: it kills and reaps until it has
 no child.
 """
 
 # pathlib alone would take a megabyte for every machine:
-# ruff: noqa: PTH101, PTH105, PTH110, PTH112, PTH123, PTH208
+# ruff: noqa: PTH102, PTH106, PTH110, PTH123, PTH208
 
 import ctypes
 import fcntl
@@ -27,6 +29,7 @@ from typing import Any
 _PR_SET_CHILD_SUBREAPER = 36
 _WAKERS = {signal.SIGTERM, signal.SIGCHLD, signal.SIGUSR1}
 _FOREVER_S = 3600.0
+_ENTER = 'while [ "$1" != -- ]; do echo $$ >"$1"; shift; done; shift; exec "$@"'
 
 
 class Ended(Exception):
@@ -55,9 +58,10 @@ class Supervisor:
                     raise Ended(f"{argv[0]} failed")
             self._heed_files()
             os.set_inheritable(self._key_fd, True)
-            self._main_pid = self._spawn([part.replace("{key_fd}", str(self._key_fd)) for part in self._spec["argv"]])
+            argv = [part.replace("{key_fd}", str(self._key_fd)) for part in self._spec["argv"]]
+            self._main_pid = self._spawn([*make_cgroups(self._spec["cgroups"]), *argv])
             os.close(self._key_fd)
-            write("running", "")
+            write(".", "running", "")
             while True:
                 self._wait(time.monotonic() + _FOREVER_S)
         except Ended as ended:
@@ -95,9 +99,11 @@ class Supervisor:
                 reclaim = json.load(file)
             left_s = max(0.0, float(reclaim["reclaim_at"]) - time.time())
             self._reclaim_at = time.monotonic() + left_s
-            if reclaim["is_announced"] and os.path.isdir("machine"):
-                write("machine/notice.json", json.dumps({"reclaim_at": reclaim["reclaim_at"]}))
-                os.chmod("machine/notice.json", 0o644)
+            if reclaim["is_announced"]:
+                try:
+                    write("notices", "notice.json", json.dumps({"reclaim_at": reclaim["reclaim_at"]}), mode=0o644)
+                except OSError as error:  # a job may have filled the disk: it is reclaimed on time all the same
+                    print(f"cannot announce: {error.strerror}", file=sys.stderr)
 
     def _reap(self) -> None:
         while True:
@@ -132,6 +138,40 @@ class Supervisor:
                 os.waitpid(self._spawn(argv), 0)
 
 
+def make_cgroups(cgroups: list[dict[str, Any]]) -> list[str]:
+    """Make the groups that bound this machine; returns the command that enters them and then becomes what follows.
+    One that cannot be made is left out: a bound is no wall, and the machine is wanted."""
+    entrances = []
+    for cgroup in cgroups:
+        try:
+            os.mkdir(cgroup["folder"])
+            for name, value in cgroup["files"].items():
+                with open(f"{cgroup['folder']}/{name}", "w", encoding="ascii") as file:
+                    file.write(value)
+        except OSError as error:
+            print(f"no bound: {cgroup['folder']}: {error.strerror}", file=sys.stderr)
+        else:
+            entrances.append(f"{cgroup['folder']}/cgroup.procs")
+    return ["sh", "-c", _ENTER, "enter", *entrances, "--"] if entrances else []
+
+
+def remove_cgroups(cgroups: list[dict[str, Any]]) -> None:
+    """End what is left in a machine's groups, and the groups."""
+    for cgroup in cgroups:
+        for _ in range(50):
+            try:
+                with open(f"{cgroup['folder']}/cgroup.procs", encoding="ascii") as file:
+                    for pid in file.read().split():
+                        os.kill(int(pid), signal.SIGKILL)
+                os.rmdir(cgroup["folder"])
+            except FileNotFoundError:
+                break
+            except OSError:
+                time.sleep(0.02)  # one that was killed is not gone yet
+            else:
+                break
+
+
 def descendants(root: int) -> list[int]:
     """Every process below `root`, from one look at /proc."""
     children: dict[int, list[int]] = {}
@@ -161,12 +201,19 @@ def start_ticks(pid: int) -> int:
         return 0
 
 
-def write(path: str, text: str) -> None:
-    """Write a file so that readers see all of it or none."""
-    temporary = f"{path}.new"
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(temporary, path)
+def write(folder: str, name: str, text: str, *, mode: int = 0o600) -> None:
+    """Write a file so that readers see all of it or none. What is there already is replaced, never opened: a link or a
+    pipe in our way leads nowhere and stops nobody."""
+    temporary = f".{name}-{os.urandom(8).hex()}"
+    within = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os.fdopen(os.open(temporary, flags, mode, dir_fd=within), "w", encoding="utf-8") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(text)
+        os.replace(temporary, name, src_dir_fd=within, dst_dir_fd=within)
+    finally:
+        os.close(within)
 
 
 def _detach(folder: str) -> None:
@@ -201,15 +248,16 @@ def main(folder: str, key_fd: int) -> None:
     alive = os.open("alive", os.O_RDWR | os.O_CREAT, 0o600)
     if not _lock(alive) or os.path.exists("end.json") or os.path.exists("supervisor.json"):
         return  # not the first one, or given up before we came
-    write("supervisor.json", json.dumps({"pid": os.getpid(), "start_ticks": start_ticks(os.getpid())}))
+    write(".", "supervisor.json", json.dumps({"pid": os.getpid(), "start_ticks": start_ticks(os.getpid())}))
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     with open("spec.json", encoding="utf-8") as file:
         spec = json.load(file)
     supervisor = Supervisor(spec, key_fd)
     detail = supervisor.run()
     supervisor.end_tree()
+    remove_cgroups(spec["cgroups"])
     supervisor.remove_folder()
-    write("end.json", json.dumps({"detail": detail, "at": time.time()}))
+    write(".", "end.json", json.dumps({"detail": detail, "at": time.time()}))
 
 
 if __name__ == "__main__":

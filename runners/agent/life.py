@@ -34,11 +34,13 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Life:
-    """Runs in `folder` (its current folder). `boot` is the parsed boot document."""
+    """Runs in `folder` (its current folder). `boot` is the parsed boot document, `notice` the file in which the host
+    of this machine announces its reclaim; empty: nothing does."""
 
-    def __init__(self, boot: dict[str, Any], *, folder: str, evidence: EvidenceSource) -> None:
+    def __init__(self, boot: dict[str, Any], *, folder: str, evidence: EvidenceSource, notice: str = "") -> None:
         self._boot = boot
         self._folder = folder
+        self._notice = notice
         self._born = time.monotonic()
         self._inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         client = Client(boot["daemon_url"], boot.get("ca_pem", ""))
@@ -60,7 +62,8 @@ class Life:
     def run(self) -> None:
         """Returns when the machine has nothing left to do; the caller powers it off."""
         threading.Thread(target=self._ask, name="asker", daemon=True).start()
-        threading.Thread(target=self._watch_notice, name="notice", daemon=True).start()
+        if self._notice:
+            threading.Thread(target=self._watch_notice, name="notice", daemon=True).start()
         while True:
             try:
                 kind, value = self._inbox.get(timeout=self._tick_s())
@@ -237,10 +240,10 @@ class Life:
                 time.sleep(backoff.next_s())
 
     def _watch_notice(self) -> None:
-        """Looks for the notice each half second, where this kind of machine gets it."""
+        """Looks for the notice each half second."""
         while True:
             try:
-                with open("notice.json", encoding="utf-8") as file:
+                with open(self._notice, encoding="utf-8") as file:
                     reclaim_at = float(json.load(file)["reclaim_at"])
             except (OSError, ValueError, KeyError):
                 time.sleep(0.5)

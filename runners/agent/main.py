@@ -1,4 +1,5 @@
-"""The agent's command line: `python -I -S agent.pyz --folder F --boot FILE --evidence local --instance ID --key-fd N`.
+"""The agent's command line: `python -I -S agent.pyz --folder F --boot FILE --evidence local --instance ID --key-fd N
+[--notice FILE]`.
 
 Everything here may be seen in the process list, so it carries no secret: the key comes through the pipe `--key-fd`.
 """
@@ -16,7 +17,7 @@ import threading
 from runners.agent.evidence import EvidenceSource, local_source
 from runners.agent.life import Life, log
 
-_OPTIONS = ("--folder", "--boot", "--evidence", "--instance", "--key-fd")
+_OPTIONS = ("--folder", "--boot", "--evidence", "--instance", "--key-fd", "--notice")
 
 
 def main(argv: list[str]) -> int:
@@ -32,7 +33,7 @@ def main(argv: list[str]) -> int:
         with open(options["--boot"], encoding="utf-8") as file:
             boot = json.load(file)
         os.chdir(folder)
-        life = Life(boot, folder=folder, evidence=_evidence(options))
+        life = Life(boot, folder=folder, evidence=_evidence(options), notice=options.get("--notice", ""))
     except (KeyError, ValueError, OSError) as error:
         log(f"cannot start: {type(error).__name__}: {error}")
         return 2

@@ -91,7 +91,16 @@ async def start(daemon: AgentDaemon, tmp_path: Path) -> AsyncIterator[Starter]:
         os.close(writing)
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-I", "-S", "agent.pyz", "--folder", str(tmp_path), "--boot", "boot.json"),
-            *("--evidence", "local", "--instance", "local-1", "--key-fd", str(reading)),
+            *(
+                "--evidence",
+                "local",
+                "--instance",
+                "local-1",
+                "--key-fd",
+                str(reading),
+                "--notice",
+                str(tmp_path / "notice.json"),
+            ),
             cwd=tmp_path,
             pass_fds=(reading,),
             stderr=(tmp_path / "console").open("wb"),

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from autoscaler.spi import BatchToken, CloudInstance, MachineState, PoolName, ProviderId, ProviderName, Shape
-from providers.local_isolation import RUNGS
+from providers.local_isolation import RUNGS, UIDS
 from providers.local_machines import Machines, Plan
 from providers.local_supervisor import start_ticks
 from tests.agent_daemon import AgentDaemon
@@ -206,8 +206,9 @@ def commit_by_hand(site: LocalSite, token: str) -> ProviderId:
         price_usd_hour=0.0,
         spec={
             **{"boot_delay_s": 0, "max_lifetime_s": timedelta(minutes=5).total_seconds(), "prepare": []},
-            **{"argv": ["sleep", "1000"], "env": {"PATH": "/usr/bin:/bin"}},
+            **{"argv": ["sleep", "1000"], "cgroups": [], "env": {"PATH": "/usr/bin:/bin"}},
         },
+        uid=UIDS[0],
     )
     Machines(site.state_dir / "ours", ProviderName("local")).commit(plan, {})
     return provider_id
