@@ -20,7 +20,7 @@ import aiohttp
 from playwright.async_api import Browser, Page, async_playwright
 
 HERE = Path(__file__).parent
-SHOTS = {"status-page.png": (1280, 1200), "status-page-phone.png": (390, 844)}
+SHOTS = {"status-page.png": (1280, 1040), "status-page-phone.png": (390, 844)}
 CHROMIUM = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
 LIMIT_BYTES = 300_000
 LIVELY_WITHIN_S = 120.0
