@@ -198,8 +198,14 @@ def _cover_coming(jobs: list[Job], coming: int, limits: Limits) -> list[Job]:
 
 
 def _cover_wider(jobs: list[Job], runners: list[Instance]) -> tuple[list[Job], list[Instance]]:
-    """A runner with more labels than the job asks for may take it too; few are left, so a plain scan will do."""
-    left = list(runners)
+    """A runner with more labels than the job asks for may take it too. Runners are looked up by the job's rarest label:
+    thousands that are bound to runs of their own cost nothing."""
+    left = {runner.id: runner for runner in runners}
+    having: dict[tuple[ForgeName, Scope, str], dict[InstanceId, Labels]] = defaultdict(dict)
+    for runner in runners:
+        if (demand := runner.demand) is not None:
+            for label in ("", *demand.labels):
+                having[demand.forge, demand.scope, label][runner.id] = demand.labels
     uncovered: list[Job] = []
     tried: set[_Key] = set()
     for job in jobs:
@@ -207,22 +213,17 @@ def _cover_wider(jobs: list[Job], runners: list[Instance]) -> tuple[list[Job], l
         found = None
         if key not in tried:
             wanted = set(job.labels)
-            found = next(
-                (
-                    runner
-                    for runner in left
-                    if runner.demand is not None
-                    and (runner.demand.forge, runner.demand.scope) == (job.forge, job.scope)
-                    and wanted.issubset(runner.demand.labels)
-                ),
-                None,
-            )
+            fewest = min((having[job.forge, job.scope, label] for label in ("", *job.labels)), key=len)
+            found = next(((id_, labels) for id_, labels in fewest.items() if wanted.issubset(labels)), None)
         if found is None:
             tried.add(key)
             uncovered.append(job)
-        else:
-            left.remove(found)
-    return uncovered, left
+            continue
+        id_, labels = found
+        del left[id_]
+        for label in ("", *labels):
+            del having[job.forge, job.scope, label][id_]
+    return uncovered, list(left.values())
 
 
 def _register(
