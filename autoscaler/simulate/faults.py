@@ -19,10 +19,11 @@ class FaultRates:
     `request_lost` .. `silent` are shares of calls of any forge or provider, `listing_failed` of listings on top.
     `outages` are (target, from, to); while one lasts, every call of that target is lost. `store_outages` likewise.
     `deaths` is the share of machines that die by themselves at a random time; `crashes` how often the daemon is
-    killed. `latency` is what one way of a call takes at least and at most.
+    killed. `latency` is what one way of a call takes at least and at most, `store_latency` what a commit takes.
     """
 
     latency: tuple[float, float] = (0.01, 0.2)
+    store_latency: tuple[float, float] = (0.001, 0.01)
     request_lost: float = 0.0
     answer_lost: float = 0.0
     limited: float = 0.0
@@ -79,6 +80,8 @@ def rates_of(dice: random.Random, *, quiet_at: float, targets: tuple[str, ...]) 
     return replace(
         FaultRates(**drawn),  # type: ignore[arg-type]
         crashes=dice.choice((0, 0, 1, 2, 4)),
+        # A store slower than the forges shows whether intents are durable before they are acted upon.
+        store_latency=dice.choice(((0.001, 0.01), (0.001, 0.01), (0.2, 0.6))),
         outages=outages,
         store_outages=stores if dice.random() < 0.25 else (),
     )
@@ -95,6 +98,10 @@ class Faults:
     log: list[str] = field(default_factory=list)
     on_step: Callable[[str], None] = lambda _: None
     """Hears of each step of the daemon towards the world: where it may be killed."""
+    scripted: dict[tuple[str, str], Fate] = field(default_factory=dict)
+    """The fate of the next call of (target, call), for scenarios; used once."""
+    mail_delays: Callable[[str], list[float] | None] = lambda _: None
+    """A scenario's own word on when the copies of a webhook arrive, by its label; None leaves it to chance."""
     _streams: dict[str, random.Random] = field(default_factory=dict)
 
     def end(self) -> None:
@@ -134,6 +141,8 @@ class Faults:
 
     def _fate(self, target: str, call: str) -> Fate:
         rates, roll = self.rates, self.dice(f"road/{target}").random()
+        if (fate := self.scripted.pop((target, call), None)) is not None:
+            return fate
         if self.is_over:
             return Fate.FINE
         if self._is_out(target):
@@ -163,6 +172,9 @@ class Faults:
 
     def webhook_delays(self, label: str) -> list[float]:
         """After how many seconds each copy of a webhook arrives; none where it is lost."""
+        if (told := self.mail_delays(label)) is not None:
+            self.note(f"webhook by the script after {told}: {label}")
+            return told
         rates, dice = self.rates, self.dice("webhooks/when")
         usual, late, doubled = dice.uniform(0.05, 0.5), dice.uniform(2, 90), dice.uniform(0.1, 30)
         if self.strikes("webhooks/lost", rates.webhook_lost):

@@ -67,6 +67,13 @@ class Watch:
         self._moves_seen: Counter[InstanceId] = Counter()
         self._served: dict[InstanceId, JobId] = {}
         self._live: set[InstanceId] = set()
+        self._requeues: Counter[tuple[str, str, str, str]] = Counter()
+
+    def replace_disk(self) -> None:
+        """The store was lost: an empty one takes its place."""
+        self.disk = MemoryDisk()
+        for memory in (self._jobs, self._moves_seen, self._served, self._live, self._requeues):
+            memory.clear()
 
     def violated(self, text: str) -> None:
         self._report(f"{self._deployment}: {text}")
@@ -93,11 +100,21 @@ class Watch:
             self.violated(f"job {job.id} went from {before.state} to {job.state}")
         if before is not None and before.state is JobState.DONE and job.state is JobState.RUNNING:
             self.violated(f"job {job.id} is done and runs again")
+        if job.state is JobState.REQUEUED and (before is None or before.state is not JobState.REQUEUED):
+            self._check_requeues(job)
         if job.state is JobState.ABANDONED and not job.reason:
             self.violated(f"job {job.id} was abandoned without a reason")
         pool = self._rules().pools.get(job.pool) if job.pool is not None else None
         if pool is not None and job.attempt > pool.requeue_attempts:
             self.violated(f"job {job.id} is in attempt {job.attempt} of {pool.requeue_attempts}")
+
+    def _check_requeues(self, job: Job) -> None:
+        """A piece of work is requeued at most `requeue_attempts` - 1 times, whatever restarts lie between."""
+        work = (job.forge, job.repo, job.run_id, job.name)
+        self._requeues[work] += 1
+        pool = self._rules().pools.get(job.pool) if job.pool is not None else None
+        if pool is not None and self._requeues[work] >= pool.requeue_attempts:
+            self.violated(f"{job.name} of run {job.run_id} was requeued {self._requeues[work]} times")
 
     def _instance_written(self, row: Instance) -> None:
         moves = [move for _, move in self.disk.moves.get(row.id, ())]

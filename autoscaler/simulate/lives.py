@@ -59,7 +59,7 @@ class WatchedStore(MemoryStore):
 
     async def commit(self, changes: Changes) -> None:
         self._faults.on_step("store.commit")
-        await asyncio.sleep(self._faults.dice("latency/store").uniform(0.001, 0.01))
+        await asyncio.sleep(self._faults.dice("latency/store").uniform(*self._faults.rates.store_latency))
         if self._faults.store_is_out():
             raise StoreError("the disk is full")
         try:
@@ -248,6 +248,7 @@ class Reaper:
         self._loop = loop
         self._steps_left: int | None = None
         self._hops = 0
+        self._is_it: Callable[[str], bool] | None = None
         faults.on_step = self._step
 
     def arm(self) -> None:
@@ -255,7 +256,14 @@ class Reaper:
         dice = self._faults.dice("crash")
         self._steps_left, self._hops = dice.randint(1, 30), dice.randint(0, 6)
 
+    def kill_when(self, is_it: Callable[[str], bool]) -> None:
+        """Kill once at the first step that is the one, for scenarios."""
+        self._is_it = is_it
+
     def _step(self, step: str) -> None:
+        if self._is_it is not None and self._is_it(step):
+            self._is_it = None
+            self._hop(step, 0)
         if self._steps_left is None:
             return
         self._steps_left -= 1

@@ -20,6 +20,7 @@ import structlog
 
 from autoscaler.config import AutoscalerConfig, Caps, Config, ImageConfig, PoolConfig, RequeueConfig
 from autoscaler.config_types import Address
+from autoscaler.model import Instance, Job
 from autoscaler.simulate.faults import NO_FAULTS, FaultRates, Faults, rates_of
 from autoscaler.simulate.lives import Daemon, Reaper, track_lives
 from autoscaler.simulate.rest import unrest
@@ -115,6 +116,22 @@ class Day:
         await self._rest()
         return self._outcome()
 
+    async def until(self, condition: Callable[[], Any], *, within_s: float = 600.0) -> Any:
+        """The condition's value once it is true. Raises AssertionError when it takes longer."""
+        deadline = self.loop.time() + within_s
+        while not (value := condition()):
+            assert self.loop.time() < deadline, f"not within {within_s:.0f} s"
+            assert not self.stage.violations, self.stage.violations
+            await asyncio.sleep(0.05)
+        return value
+
+    def rows(self) -> list[Instance]:
+        """Every instance that the store ever held, oldest first."""
+        return list(self.daemon.watch.disk.instances.values())
+
+    def jobs(self) -> list[Job]:
+        return list(self.daemon.watch.disk.jobs.values())
+
     def _arrive(self, arrival: Arrival) -> None:
         self.stage.submit(arrival.forge, arrival.run)
 
@@ -184,9 +201,11 @@ def case_of(seed: int) -> Case:
         instances=dice.choice((None, None, 4, 9)),
         usd_per_hour=dice.choice((None, None, 0.2)),
     )
+    idle_timeout = timedelta(seconds=dice.choice((4, 60, 60)))
+    least, most, most_gpu = dice.choice((0, 0, 1, 2)), dice.choice((3, 8, 20)), dice.choice((2, 6))
     pools = (
-        make_pool("gpu", ("linux", "x64", "gpu"), min=0, max=dice.choice((2, 6)), priority=1),
-        make_pool("linux", ("linux", "x64"), min=dice.choice((0, 0, 1, 2)), max=dice.choice((3, 8, 20))),
+        make_pool("gpu", ("linux", "x64", "gpu"), min=0, max=most_gpu, priority=1, idle_timeout=idle_timeout),
+        make_pool("linux", ("linux", "x64"), min=least, max=most, idle_timeout=idle_timeout),
     )
     site = Site(
         slots={"large": dice.choice((2, 20)), "small": dice.choice((3, 20))},
