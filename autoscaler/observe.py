@@ -130,7 +130,7 @@ class Observer:
             case ClaimDisputed():
                 self._seen.disputed.add(fact.instance)
             case AssignmentAsked():
-                self._seen.asking.add(fact.instance)
+                self._assignment_asked(fact, now)
             case AgentReported():
                 self._agent_reported(fact, now)
             case _:
@@ -307,6 +307,14 @@ class Observer:
             self._rows.move(
                 row, _S.REGISTERING, now=now, cause="its agent runs a runner already", runner_name=fact.runner_name
             )
+
+    def _assignment_asked(self, fact: AssignmentAsked, now: datetime) -> None:
+        """Its claim is durable before a hello is answered, the hello itself is not: after a kill -9 between the two the
+        agent never says it again, and its asking shows that it is up."""
+        self._seen.asking.add(fact.instance)
+        row = self._rows.instances.get(fact.instance)
+        if row is not None and row.state is _S.LAUNCHED:
+            self._rows.move(row, _S.READY, now=now, cause="its agent asks for its assignment")
 
     def _agent_reported(self, fact: AgentReported, now: datetime) -> None:
         row = self._rows.instances.get(fact.instance)

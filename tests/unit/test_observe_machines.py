@@ -241,6 +241,15 @@ async def test_a_hello_makes_a_launched_machine_ready_once(world: Observing) -> 
     assert len(await world.store.instance_moves(row.id)) == 2
 
 
+async def test_a_machine_whose_hello_died_with_the_daemon_is_ready_once_its_agent_asks(world: Observing) -> None:
+    row = await world.have(instance(1, world.now, S.LAUNCHED, version=0))
+    after = await world.restarted()
+    for _ in range(2):
+        await after.see(AssignmentAsked(instance=row.id))
+    assert after.state(row) is S.READY
+    assert len(await after.store.instance_moves(row.id)) == 2
+
+
 async def test_a_started_runner_makes_a_registering_machine_idle(world: Observing) -> None:
     row = await world.have_runner(state=S.REGISTERING)
     await world.see(AgentReported(instance=row.id, kind="assignment_received"))
