@@ -35,7 +35,7 @@ class Submission:
 
 
 def generated(seed: int, duration_s: float) -> list[Submission]:
-    """Bursts of runs about every 12 s, quiet between them; jobs of 1 to 15 s. Each repo gets at least one run."""
+    """Bursts of runs about every 9 s, quiet between them; jobs of 1 to 15 s. Each repo gets at least one run."""
     dice = random.Random(f"{seed}/workload")  # noqa: S311 - a repeatable workload, not a secret
     kinds = ["shop", "etl", "api"]
     found: list[Submission] = []
@@ -44,7 +44,7 @@ def generated(seed: int, duration_s: float) -> list[Submission]:
         for _ in range(3 if not found else dice.choice((1, 2, 2, 3, 4, 5))):
             kind = kinds.pop(0) if kinds else dice.choice(("shop", "shop", "api", "etl", "etl"))
             found.append(_submission(dice, kind, at_s + dice.uniform(0, min(1.5, duration_s / 10)), len(found)))
-        at_s += dice.expovariate(1 / 9.0) + 3.0
+        at_s += 3.0 + min(12.0, dice.expovariate(1 / 7.0))
     found.append(_submission(dice, "bench", UNSERVED_AT * duration_s, len(found)))
     return sorted((one for one in found if one.at_s < duration_s), key=lambda one: one.at_s)
 
