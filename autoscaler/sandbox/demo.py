@@ -34,6 +34,7 @@ from autoscaler.sandbox.demo_config import (
     STANDARD_POOLS,
     DemoAddresses,
     DemoPool,
+    choose_isolation,
     pools_of_trace,
     world_document,
     write_config,
@@ -177,6 +178,9 @@ class Demo:
         )
         pools = STANDARD_POOLS if options.trace is None else pools_of_trace(self._submissions)
         github, gitlab = await forges.start()
+        isolation = choose_isolation(folder)
+        if isolation == "process":
+            self._screen.say("bubblewrap does not work here: the demo's machines are plain processes of your own user.")
         try:
             path = write_config(
                 folder,
@@ -188,6 +192,7 @@ class Demo:
                 slow_share=options.faults.get("slow_boot", 0.0),
                 store=store,
                 seed=options.seed,
+                isolation=isolation,
             )
             config = load(path)
             machines = DemoMachines(config)
