@@ -125,6 +125,7 @@ class Applier:
         self._broke = broke
         self._tasks: set[asyncio.Task[None]] = set()
         self._in_flight: set[str] = set()
+        self._direction: dict[PoolName, int] = {}
         self._intended: list[tuple[str, Coroutine[Any, Any, None]]] = []
         self._gates: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(16))
 
@@ -222,12 +223,19 @@ class Applier:
             case _:
                 assert_never(action)
 
+    def _note_direction(self, pool: PoolName, direction: int) -> None:
+        """Count a pool's turns between growing (1) and shrinking (-1): many are thrash."""
+        if self._direction.get(pool, direction) != direction:
+            self._metrics.direction_changes_total.labels(pool=pool).inc()
+        self._direction[pool] = direction
+
     def _intend_launch(self, action: Launch, now: datetime) -> Coroutine[Any, Any, None] | None:
         pool = self._pools().get(action.pool)
         if pool is None:
             return None
         offerings, first = action.offerings, action.offerings[0].capacity_pool
         dearest = max(offering.price_usd_hour for offering in offerings)
+        self._note_direction(pool.name, 1)
         token = BatchToken(self._launcher.new_id("b"))
         rows = []
         for _ in range(action.count):
@@ -263,6 +271,8 @@ class Applier:
         if row.state is _S.TERMINATING:
             return self._rows.amend(row, since=now)
         moved = self._rows.move(row, _S.TERMINATING, now=now, cause=reason, ending=end_reason)
+        if end_reason is EndReason.SURPLUS:
+            self._note_direction(row.pool, -1)
         self._desk.take_back(row.id)
         self._desk.wake(row.id)
         self._note(now, "terminate", row.id, row.pool, f"{end_reason}: {reason}", "asked")

@@ -108,8 +108,6 @@ class Metrics:
     def _loop(self) -> None:
         self.tick_seconds = self._histogram("tick_seconds", "One observe, plan, apply", _SHORT)
         self.plan_seconds = self._histogram("plan_seconds", "The pure part of a tick", _SHORT)
-        self.store_commits_total = self._counter("store_commits_total", "Store transactions", "outcome")
-        self.store_commit_seconds = self._histogram("store_commit_seconds", "Until a commit was durable", _SHORT)
         self.leader = self._gauge("leader", "1 while this daemon holds the store's lease")
 
     def observe_snapshot(self, snapshot: Snapshot, rules: Rules) -> None:

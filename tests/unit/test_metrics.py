@@ -51,8 +51,6 @@ PROMISED = {
     "leader": (),
     "forge_calls_total": ("forge", "outcome"),
     "agent_calls_total": ("call", "outcome"),
-    "store_commits_total": ("outcome",),
-    "store_commit_seconds": (),
 }
 SPOT = CapacityPool(
     provider=ProviderName("aws"), region="r", zone="r-a", machine_type="m7i.large", capacity_type=CapacityType.SPOT
