@@ -143,6 +143,13 @@ def _probe_certificate(tls: TlsConfig) -> Finding:
             message=f"{tls.certificate} with {tls.private_key}: {detail}",
             remedy="Give a PEM certificate chain and its own PEM key, both readable for the daemon, without passphrase",
         )
+    if b"PRIVATE KEY-----" in tls.certificate.read_bytes():
+        return Finding(
+            verdict=Verdict.REFUSED,
+            key=f"{key}.certificate",
+            message=f"{tls.certificate} holds a private key, and is what machines are told to trust",
+            remedy="Keep the key in a file of its own, and name that one as private_key",
+        )
     return Finding(verdict=Verdict.OK, key=key, message=f"{tls.certificate} fits its key")
 
 

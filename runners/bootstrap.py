@@ -8,6 +8,7 @@ import functools
 import hashlib
 import io
 import json
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from pathlib import Path
 from autoscaler.spi import BatchToken, ProviderName
 
 _START = "import sys\n\nfrom runners.agent.main import main\n\nsys.exit(main(sys.argv[1:]))\n"
+
+_CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,11 +59,12 @@ def boot_document(
     no_contact: timedelta = timedelta(minutes=5),
     stop_grace: timedelta = timedelta(seconds=30),
 ) -> str:
-    """The boot document of docs/agent-protocol.md, as JSON text. It holds no secret: any process may read it."""
+    """The boot document of docs/agent-protocol.md, as JSON text. It holds no secret: any process may read it. Of
+    `ca_pem` it takes the certificates alone: a file of certificates may hold their key as well."""
     document = {
         "version": 1,
         "daemon_url": daemon_url,
-        "ca_pem": ca_pem,
+        "ca_pem": "\n".join(_CERTIFICATE.findall(ca_pem)),
         "provider": provider,
         "batch": batch,
         "agent_sha256": build_agent().sha256,

@@ -25,6 +25,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from autoscaler.check import check
+from autoscaler.check_probes import Verdict
 from autoscaler.spi import BatchToken, ProviderName
 from runners.agent.client import Client, Unreachable
 from runners.agent.evidence import local_evidence
@@ -32,6 +34,7 @@ from runners.agent.hooks import write_hooks
 from runners.agent.runner import github_command, gitlab_command
 from runners.agent.session import Backoff
 from runners.bootstrap import boot_document, build_agent
+from tests.config_files import ENVIRON, minimal_document, write
 
 
 @contextmanager
@@ -174,6 +177,40 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     (folder / "key.pem").write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
     (folder / "cert.pem").write_bytes(certificate.public_bytes(pem))
     return folder / "cert.pem", folder / "key.pem"
+
+
+def test_of_a_file_with_certificate_and_key_machines_get_the_certificate_alone(authority: tuple[Path, Path]) -> None:
+    certificate, key = (path.read_text() for path in authority)
+    text = boot_document(
+        daemon_url="https://127.0.0.1:8080",
+        provider=ProviderName("local"),
+        batch=BatchToken("b-1"),
+        boot_timeout=timedelta(minutes=10),
+        max_lifetime=timedelta(hours=6),
+        image={},
+        ca_pem=f"Bag Attributes: mine\n{key}{certificate}{key}{certificate}",
+    )
+    assert "PRIVATE KEY" not in text
+    assert key.splitlines()[1] not in text
+    assert json.loads(text)["ca_pem"] == f"{certificate.strip()}\n{certificate.strip()}"
+
+
+async def test_a_certificate_file_that_holds_the_key_is_refused_by_the_check(
+    authority: tuple[Path, Path], tmp_path: Path
+) -> None:
+    certificate, key = authority
+    both = tmp_path / "both.pem"
+    both.write_text(certificate.read_text() + key.read_text())
+    for file, verdict in ((certificate, Verdict.OK), (both, Verdict.REFUSED)):
+        document = minimal_document()
+        document["provider"][0]["state_dir"] = str(tmp_path / "machines")
+        document["autoscaler"] |= {
+            "public_url": "https://127.0.0.1",
+            "store": f"sqlite:///{tmp_path}/autoscaler.db",
+            "tls": {"certificate": str(file), "private_key": str(key)},
+        }
+        report = await check(write(document, tmp_path), online=False, environ=ENVIRON)
+        assert [one.verdict for one in report.findings if one.key.startswith("autoscaler.tls")] == [verdict]
 
 
 async def test_over_tls_only_the_given_authority_is_trusted(authority: tuple[Path, Path]) -> None:
