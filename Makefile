@@ -41,7 +41,7 @@ bench: $(VENV)/.dev-installed ## Measure against the baselines
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 sim: $(VENV)/.dev-installed ## Simulate many more seeds than the tests do
-	@AUTOSCALER_SIM_SEEDS=$${SEEDS:-1000} $(BIN)/python -m pytest -n 2 --timeout 3600 tests/sim $(ARGS)
+	@$(BIN)/python -W ignore -m tests.sim.run --seeds $${SEEDS:-1000} --start $${START:-0} $(ARGS)
 
 picture: $(VENV)/.dev-installed ## Take the README's pictures of the status page from a demo
 	@.ci/system-tools
