@@ -94,6 +94,17 @@ def test_lock_has_hashes_and_no_addresses(lock: str) -> None:
     assert all("--hash=sha256:" in entry for entry in entries)
 
 
+@pytest.mark.parametrize("script", [".ci/install", "deploy/Containerfile"])
+def test_nothing_is_installed_that_no_hash_vouches_for(script: str) -> None:
+    """What is not from a lock with hashes is this project itself, built without fetching anything."""
+    commands = re.findall(r"pip install(?:[^\n&|\\]|\\\n)*", (ROOT / script).read_text())
+
+    assert len(commands) >= 2
+    for command in commands:
+        ours = "--no-deps" in command and "--no-build-isolation" in command
+        assert ours or ("--require-hashes" in command and "-r " in command), command
+
+
 def test_both_locks_agree() -> None:
     everything = locked("requirements.lock")
 
