@@ -129,7 +129,8 @@ class Fault:
             self.calls += 1
             match self.kind:
                 case "slow":
-                    await asyncio.sleep(30)
+                    with contextlib.suppress(TimeoutError):
+                        await until(lambda: self.kind != "slow", timeout_s=30)
                     return await handler(request)
                 case "rate_limited":
                     headers = {"Retry-After": "1", "X-RateLimit-Remaining": "0", "RateLimit-Remaining": "0"}
@@ -230,12 +231,15 @@ class Daemon:
         return body if status == 200 else None
 
     async def post(self, path: str, body: Any, *, key: str = "", raw: bytes | None = None) -> tuple[int, Any]:
-        """A call to the public listener."""
+        """A call to the public listener: (status, JSON or text); (0, "") while nobody listens."""
         headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
         data = json.dumps(body).encode() if raw is None else raw
-        async with self.client.post(self.public + path, data=data, headers=headers) as answer:
-            text = await answer.text()
-            return answer.status, json.loads(text) if text and "json" in answer.content_type else text
+        try:
+            async with self.client.post(self.public + path, data=data, headers=headers) as answer:
+                text = await answer.text()
+                return answer.status, json.loads(text) if text and "json" in answer.content_type else text
+        except (aiohttp.ClientError, OSError):
+            return 0, ""
 
     async def readyz(self) -> tuple[int, dict[str, Any]]:
         """(status, reasons by name)."""
