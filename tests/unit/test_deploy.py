@@ -38,6 +38,7 @@ def test_deployment_files_have_no_findings(copy: Path) -> None:
 
     assert result.returncode == 0, result.stdout + result.stderr
     assert "deploy/autoscaler.service: no findings" in result.stdout
+    assert "deploy/autoscaler-local.conf: no findings" in result.stdout
 
 
 def test_misspelt_unit_key_is_found(copy: Path) -> None:
@@ -48,6 +49,47 @@ def test_misspelt_unit_key_is_found(copy: Path) -> None:
 
     assert result.returncode != 0
     assert "NoNewPriviliges" in result.stderr
+
+
+def test_misspelt_key_of_the_drop_in_is_found(copy: Path) -> None:
+    drop_in = copy / "deploy/autoscaler-local.conf"
+    drop_in.write_text(drop_in.read_text().replace("KillMode=", "KilMode="))
+
+    result = lint(copy)
+
+    assert result.returncode != 0
+    assert "KilMode" in result.stderr
+
+
+def test_drop_in_that_gives_everything_up_is_found(copy: Path) -> None:
+    softer = "".join(f"{key}=no\n" for key in ("NoNewPrivileges", "ProtectSystem", "ProtectHome", "PrivateTmp"))
+    append(copy / "deploy/autoscaler-local.conf", softer + "CapabilityBoundingSet=~\nUser=root\n")
+
+    assert lint(copy).returncode != 0
+
+
+def settings(*names: str) -> dict[str, str]:
+    """The service's settings, as systemd takes them: of a key that occurs twice, the last."""
+    lines = [line for name in names for line in (ROOT / "deploy" / name).read_text().splitlines()]
+    return dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
+
+
+def test_local_machines_outlive_the_service_and_can_be_isolated() -> None:
+    """What bubblewrap needs (a /proc of which nothing is covered, namespaces, mounts), and what builds do."""
+    for_clouds = settings("autoscaler.service")
+    for_machines = settings("autoscaler.service", "autoscaler-local.conf")
+
+    assert (for_clouds["KillMode"], for_machines["KillMode"]) == ("mixed", "process")
+    assert (for_machines["ProcSubset"], for_machines["ProtectProc"]) == ("all", "default")
+    covering = ("ProtectKernelLogs", "ProtectKernelTunables", "ProtectHostname", "PrivateUsers", "RestrictNamespaces")
+    assert {for_machines[key] for key in covering} == {"no"}
+    assert for_machines["MemoryDenyWriteExecute"] == "no"
+    assert for_machines["SystemCallFilter"].startswith("~")
+    assert "@mount" not in for_machines["SystemCallFilter"]
+    assert for_machines["OOMPolicy"] == "continue"
+    assert {"TasksMax", "MemoryMax"} <= for_machines.keys()
+    assert for_machines["TasksMax"] != for_clouds["TasksMax"]
+    assert for_machines["MemoryMax"] != for_clouds["MemoryMax"]
 
 
 def test_softened_unit_is_found(copy: Path) -> None:
