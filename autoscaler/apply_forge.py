@@ -58,7 +58,9 @@ from autoscaler.spi import (
 log = structlog.get_logger()
 
 CALL_S = 30.0
-AFTER_FAILURE = timedelta(seconds=5)
+AFTER_FAILURE = timedelta(seconds=0.5)
+LONGEST_AFTER_FAILURE = timedelta(seconds=30)
+FAILURES_APART = timedelta(seconds=60)
 AFTER_UNAUTHORIZED = timedelta(seconds=10)
 AFTER_REFUSED = timedelta(seconds=60)
 
@@ -100,6 +102,7 @@ class ForgeCalls:
         self._health = health
         self._report = report
         self._runner_prefix = runner_prefix
+        self._failures: dict[str, tuple[int, datetime]] = {}
         self._gates: defaultdict[ForgeName, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(16))
 
     def intend(self, action: ForgeAction, now: datetime) -> Coroutine[Any, Any, None] | None:
@@ -398,9 +401,17 @@ class ForgeCalls:
             case ForgeRefused():
                 delay = AFTER_REFUSED
             case _:
-                delay = AFTER_FAILURE
+                delay = self._after_failure(key, now)
         self._seen.retry_after[key] = now + delay
         log.warning("forge_call_failed", action=key, kind=type(error).__name__, error=_one_line(error))
+
+    def _after_failure(self, key: str, now: datetime) -> timedelta:
+        """Half a second after the first failure, doubling to 30 s while they follow each other: one 5xx among many
+        good answers must not hold a whole forge up."""
+        self._failures = {known: last for known, last in self._failures.items() if last[1] + FAILURES_APART > now}
+        count = self._failures.get(key, (0, now))[0] + 1
+        self._failures[key] = count, now
+        return min(AFTER_FAILURE * (1 << min(count - 1, 8)), LONGEST_AFTER_FAILURE)
 
     def _note(self, action: str, subject: str, pool: str, reason: str, outcome: str) -> None:
         self._rows.note(
