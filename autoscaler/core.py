@@ -33,6 +33,10 @@ from autoscaler.store import Store
 log = structlog.get_logger()
 
 
+UNCONFIGURED = "config"
+"""The condition that rows name a provider or forge without a section."""
+
+
 def runner_prefix(deployment: str) -> str:
     """What every runner name of a deployment starts with; another deployment's name is never a prefix of it."""
     return f"{deployment}--"
@@ -139,6 +143,7 @@ class Core:
         loop.replace_rules(self._rules)
         await self.polls.prepare()
         self.applier.relaunch_unsettled(clock.now())
+        self._note_unconfigured()
         log.info("daemon_prepared", jobs=len(rows.jobs), instances=len(rows.instances), inbox=len(stored.inbox))
 
     async def run(self) -> None:
@@ -183,12 +188,33 @@ class Core:
     async def _consumed(self) -> None:
         await self.loop.consumed()
 
+    def _note_unconfigured(self) -> None:
+        """Rows of a provider or forge that was taken out of the file: nobody lists, ends or deregisters them."""
+        machines = [row for row in self.rows.instances.values() if row.provider not in self._providers]
+        runners = [row for row in self.rows.instances.values() if row.demand and row.demand.forge not in self._forges]
+        jobs = [job for job in self.rows.jobs.values() if job.forge not in self._forges]
+        found = {f'provider "{row.provider}"' for row in machines}
+        found |= {f'forge "{row.demand.forge}"' for row in runners if row.demand}
+        found |= {f'forge "{job.forge}"' for job in jobs}
+        if not found:
+            if not self.health.is_well(UNCONFIGURED):
+                self.health.well(UNCONFIGURED)
+            return
+        left = f"{len(machines)} machines, {len(runners)} runners and {len(jobs)} jobs"
+        self.health.ill(
+            UNCONFIGURED,
+            f"{left} belong to {', '.join(sorted(found))}, which the configuration names no more",
+            remedy="put the section back, drain its pools and wait until nothing is left before taking it out",
+        )
+
     async def _tell_changes(self) -> None:
         seen = -1
         while True:
             await self._clock.sleep(0.25)
             if self.rows.changed != seen:
                 seen = self.rows.changed
+                if not self.health.is_well(UNCONFIGURED):
+                    self._note_unconfigured()
                 async with self._changed:
                     self._changed.notify_all()
 

@@ -7,6 +7,7 @@
 While it stands by, the listeners answer 503 and say why (unless the daemon that works has them: same host, same
 file). SIGTERM and SIGINT stop: listeners first, then running calls within a grace time, then the store. Stopping never
 terminates a machine. A second signal exits at once. SIGHUP reads the configuration again; a bad file keeps the old one.
+A daemon that lost its lease asks nothing of anybody any more: running calls are broken off at once.
 """
 
 import asyncio
@@ -15,10 +16,8 @@ import os
 import secrets
 import signal
 import socket
-import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeGuard
 
 import structlog
 from aiohttp import web
@@ -26,15 +25,18 @@ from aiohttp import web
 from autoscaler import logs
 from autoscaler.calls import Calls
 from autoscaler.clock import SystemClock
-from autoscaler.config import Address, Config, ConfigError, load
+from autoscaler.config import Config, ConfigError, load
 from autoscaler.core import Core, make_launcher, runner_prefix
 from autoscaler.health import Health
 from autoscaler.http.admin import make_admin_app
 from autoscaler.http.agents import make_agent_routes
 from autoscaler.http.health import make_health_routes
+from autoscaler.http.limits import BodyBudget, ConnectionLimits, Network, Refusals, networks, raise_file_limit
+from autoscaler.http.listener import listen
 from autoscaler.http.webhooks import make_webhook_routes
 from autoscaler.metrics import Metrics
 from autoscaler.plugins import make_forges, make_providers
+from autoscaler.reloading import Certificate, config_secrets, keys_that_need_a_restart
 from autoscaler.spi import Forge, ForgeName, Secret, Surroundings
 from autoscaler.store import LeaseLost, Store, StoreError, open_store
 from runners.bootstrap import boot_document, build_agent
@@ -42,19 +44,18 @@ from runners.bootstrap import boot_document, build_agent
 log = structlog.get_logger()
 
 GRACE_S = 20.0
-LOST_GRACE_S = 1.0
-"""Calls under way when the store is lost: another daemon may act already, so they are not waited for."""
 STANDBY_S = 1.0
-LISTENER_CLOSE_S = 1.0
+MEND = "make the store work: this daemon goes on by itself"
+ADMIN_SHARE = 8
+"""The admin listener may have an eighth of the connections: strangers on the public one cannot take them."""
 
 
 async def run_daemon(path: Path) -> None:
     """Run until a signal. Raises ConfigError, StoreError, OSError (a listener's address is taken), or a bug."""
     config = load(path)
-    logs.configure(level=os.environ.get("AUTOSCALER_LOG_LEVEL", "info"), secrets=config_secrets(config))
+    process = _Process(path, config)
     for warning in config.warnings:
         log.warning("config_warning", key=warning.key, message=warning.message)
-    process = _Process(path, config)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, process.stop_or_exit)
@@ -65,11 +66,9 @@ async def run_daemon(path: Path) -> None:
         while await _wait_for_lease(store, process):
             try:
                 await _serve(store, process)
-            except LeaseLost as error:
-                log.error("lease_lost", error=str(error))
             except StoreError as error:
-                log.error("store_failed", error=str(error))
-                await process.stopped_within(STANDBY_S)
+                log.error("lease_lost" if isinstance(error, LeaseLost) else "store_failed", error=str(error))
+                process.lost = str(error)
     finally:
         await store.aclose()
         log.info("daemon_stopped")
@@ -80,9 +79,22 @@ class _Process:
 
     def __init__(self, path: Path, config: Config) -> None:
         self._path = path
-        self.config = config
+        self._secrets: set[Secret] = set()
+        self.config = self._started = config
+        self.certificate = Certificate(config.autoscaler.tls)
+        self.connections = raise_file_limit() // 2
         self.stop = asyncio.Event()
         self.core: Core | None = None
+        self.lost = ""
+        """Why this process serves no longer, when it did before."""
+        self._scrub(config)
+
+    def begin(self) -> Config:
+        """The configuration to serve with from now on; later changes of some keys wait for the next time."""
+        self._started = self.config
+        if (self.certificate.context is None) != (self.config.autoscaler.tls is None):
+            self.certificate = Certificate(self.config.autoscaler.tls)
+        return self.config
 
     def stop_or_exit(self) -> None:
         if self.stop.is_set():
@@ -98,18 +110,41 @@ class _Process:
         """SIGHUP: a bad file keeps the old configuration and says why."""
         try:
             config = load(self._path)
+            self.certificate.reload(config.autoscaler.tls)
         except ConfigError as error:
             log.error("config_reload_refused", problems=[f"{p.key}: {p.message}" for p in error.problems])
             return
-        logs.configure(level=os.environ.get("AUTOSCALER_LOG_LEVEL", "info"), secrets=config_secrets(config))
-        before, self.config = self.config, config
-        kept = []
+        except OSError as error:
+            log.error("config_reload_refused", problems=[f"autoscaler.tls: {error.strerror or error}"])
+            return
+        self._scrub(config)
+        self.config = config
         if self.core is not None:
-            kept = [part for part in ("forges", "providers") if getattr(config, part) != getattr(before, part)]
             self.core.reload(config)
-        if config.autoscaler.store != before.autoscaler.store or config.autoscaler.listen != before.autoscaler.listen:
-            kept.append("autoscaler.store and listeners")
+        kept = keys_that_need_a_restart(self._started, config)
         log.info("config_reloaded", pools=len(config.pools), needs_restart=kept)
+
+    def _scrub(self, config: Config) -> None:
+        """Logs show no secret of this configuration, nor of any before it: those may still be in use."""
+        self._secrets.update(config_secrets(config))
+        logs.configure(level=os.environ.get("AUTOSCALER_LOG_LEVEL", "info"), secrets=self._secrets)
+
+    async def listen(self, app: web.Application, name: str, refusals: Refusals | None = None) -> web.AppRunner:
+        """Serve at the address of the listener of this name. Raises OSError."""
+        section = self.config.autoscaler
+        is_admin = name == "admin"
+        limits = ConnectionLimits(
+            total=self.connections // ADMIN_SHARE if is_admin else self.connections,
+            trusted=networks(section.trusted_proxies),
+            refusals=refusals or Refusals(),
+        )
+        return await listen(
+            app,
+            section.admin_listen if is_admin else section.listen,
+            tls=None if is_admin else self.certificate.context,
+            name=name,
+            limits=limits,
+        )
 
 
 async def _wait_for_lease(store: Store, process: _Process) -> bool:
@@ -117,6 +152,10 @@ async def _wait_for_lease(store: Store, process: _Process) -> bool:
     holder = f"{socket.gethostname()}/{os.getpid()}"
     health = Health(SystemClock())
     async with contextlib.AsyncExitStack() as listeners:
+        if process.lost:
+            health.ill("leader", process.lost, remedy=MEND)
+            await _listen_standing_by(listeners, process, health)
+            await process.stopped_within(STANDBY_S)
         while not process.stop.is_set():
             reason, remedy = (
                 "another daemon works on this store",
@@ -128,27 +167,27 @@ async def _wait_for_lease(store: Store, process: _Process) -> bool:
                     return True
             except StoreError as error:
                 log.error("store_failed", error=str(error))
-                reason, remedy = str(error), "make the store work: this daemon goes on by itself"
+                reason, remedy = str(error), MEND
             if not health.conditions():
                 log.warning("standing_by", reason=reason)
-                await _listen_standing_by(listeners, process.config, health)
+                await _listen_standing_by(listeners, process, health)
             health.ill("leader", reason, remedy=remedy)
             await process.stopped_within(STANDBY_S)
     return False
 
 
-async def _listen_standing_by(listeners: contextlib.AsyncExitStack, config: Config, health: Health) -> None:
+async def _listen_standing_by(listeners: contextlib.AsyncExitStack, process: _Process, health: Health) -> None:
     """Answer 503 on both listeners, so that forges and agents come again and /readyz says why."""
 
     async def refuse(_: web.Request) -> web.Response:
         return web.Response(status=503, text="standing by", headers={"Retry-After": "5"})
 
-    section = config.autoscaler
-    for name, address, tls in (("public", section.listen, _tls(config)), ("admin", section.admin_listen, None)):
+    for name in ("public", "admin"):
         app = web.Application(client_max_size=0)
-        app.add_routes([*make_health_routes(health), web.route("*", "/{rest:.*}", refuse)])
+        health_routes = make_health_routes(health, is_public=name == "public")
+        app.add_routes([*health_routes, web.route("*", "/{rest:.*}", refuse)])
         try:
-            runner = await _listen(app, address, tls, name)
+            runner = await process.listen(app, name)
         except OSError as error:
             log.info("listener_not_bound", listener=name, reason=str(error))
         else:
@@ -158,7 +197,7 @@ async def _listen_standing_by(listeners: contextlib.AsyncExitStack, config: Conf
 async def _serve(store: Store, process: _Process) -> None:
     """Be the one daemon of this store until a signal comes or the store is lost."""
     clock, calls = SystemClock(), Calls()
-    config = process.config
+    config = process.begin()
     section = config.autoscaler
     surroundings = Surroundings(
         deployment=section.name,
@@ -170,8 +209,11 @@ async def _serve(store: Store, process: _Process) -> None:
     forges = make_forges(config, surroundings)
     providers = make_providers(config, surroundings)
     health, metrics = Health(clock), Metrics()
-    ca_pem = section.tls.certificate.read_text() if section.tls is not None else ""
-    launcher = make_launcher(lambda: core.config, user_data_of=boot_document, new_id=_new_id, ca_pem=ca_pem)
+    launcher = make_launcher(
+        lambda: core.config,
+        user_data_of=lambda **parts: boot_document(**{**parts, "ca_pem": process.certificate.pem}),
+        new_id=_new_id,
+    )
     core = Core(
         config=config,
         store=store,
@@ -186,15 +228,15 @@ async def _serve(store: Store, process: _Process) -> None:
     try:
         await core.prepare()
         process.core = core
-        runners.append(await _listen(_public_app(core, forges), section.listen, _tls(config), "public"))
-        runners.append(
-            await _listen(make_admin_app(core, metrics, section.admin_tokens), section.admin_listen, None, "admin")
-        )
+        trusted = networks(section.trusted_proxies)
+        runners.append(await process.listen(_public_app(core, forges, trusted), "public", core.desk.refusals))
+        admin = make_admin_app(core, metrics, lambda: process.config.autoscaler.admin_tokens, trusted)
+        runners.append(await process.listen(admin, "admin"))
         await _until_stopped(core, process.stop)
     finally:
         prepared, process.core = process.core, None
         if prepared is not None:
-            await _close_core(prepared, runners, grace_s=GRACE_S if process.stop.is_set() else LOST_GRACE_S)
+            await _close_core(prepared, runners, is_ours=process.stop.is_set())
         for forge in forges.values():
             await forge.aclose()
         for provider in providers.values():
@@ -216,57 +258,26 @@ async def _until_stopped(core: Core, stop: asyncio.Event) -> None:
         await running
 
 
-async def _close_core(core: Core, runners: list[web.AppRunner], *, grace_s: float) -> None:
+async def _close_core(core: Core, runners: list[web.AppRunner], *, is_ours: bool) -> None:
+    """`is_ours`: the store still is. Else another daemon may act already, and running calls end first, and at once."""
     core.desk.close()
+    if not is_ours:
+        await core.aclose(grace_s=0.0)
     for runner in runners:
         await runner.cleanup()
-    await core.aclose(grace_s=grace_s)
-    with contextlib.suppress(StoreError):
-        await core.rows.flush()
+    if is_ours:
+        await core.aclose(grace_s=GRACE_S)
+        with contextlib.suppress(StoreError):
+            await core.rows.flush()
 
 
-def _public_app(core: Core, forges: Mapping[ForgeName, Forge]) -> web.Application:
+def _public_app(core: Core, forges: Mapping[ForgeName, Forge], trusted: Sequence[Network]) -> web.Application:
     app = web.Application(client_max_size=0)
-    app.add_routes(make_webhook_routes(forges, core.store, core.metrics, SystemClock(), core.accepted))
-    app.add_routes(make_agent_routes(core.desk, build_agent().data))
-    app.add_routes(make_health_routes(core))
+    bodies = BodyBudget()
+    app.add_routes(make_webhook_routes(forges, core.store, core.metrics, SystemClock(), core.accepted, bodies))
+    app.add_routes(make_agent_routes(core.desk, build_agent().data, bodies, trusted))
+    app.add_routes(make_health_routes(core, is_public=True))
     return app
-
-
-async def _listen(app: web.Application, address: Address, tls: ssl.SSLContext | None, name: str) -> web.AppRunner:
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=LISTENER_CLOSE_S)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, address.host, address.port, ssl_context=tls, backlog=1024).start()
-    except OSError:
-        await runner.cleanup()
-        raise
-    log.info("listening", listener=name, address=str(address))
-    return runner
-
-
-def _tls(config: Config) -> ssl.SSLContext | None:
-    files = config.autoscaler.tls
-    if files is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(files.certificate, files.private_key)
-    return context
-
-
-def config_secrets(config: Config) -> list[Secret]:
-    """Every secret of a configuration, so that logs can be scrubbed of them."""
-    found = list(config.autoscaler.admin_tokens)
-    for forge in config.forges:
-        found.extend(forge.webhook_secrets)
-        found.extend(value for value in (*forge.credentials.values(), *forge.options.values()) if _is_secret(value))
-    for provider in config.providers:
-        found.extend(value for value in provider.options.values() if _is_secret(value))
-    return found
-
-
-def _is_secret(value: object) -> TypeGuard[Secret]:
-    return isinstance(value, Secret)
 
 
 def _new_id(kind: str) -> str:

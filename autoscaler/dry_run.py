@@ -19,7 +19,6 @@ from autoscaler.calls import Calls
 from autoscaler.clock import SystemClock
 from autoscaler.config import Config, load
 from autoscaler.core import runner_prefix
-from autoscaler.daemon import config_secrets
 from autoscaler.dry_run_report import Findings, ReadFailure, document, text
 from autoscaler.facts import Fact, InstancesListed, JobRead, JobsListed, ListingFailed, RunnersListed, WebhookArrived
 from autoscaler.live import LiveRows
@@ -29,6 +28,7 @@ from autoscaler.observe import Observer
 from autoscaler.observe_jobs import JobObserver
 from autoscaler.plan import plan
 from autoscaler.plugins import make_forges, make_providers
+from autoscaler.reloading import config_secrets
 from autoscaler.rules import rules_of
 from autoscaler.sightings import Sightings
 from autoscaler.spi import (

@@ -20,12 +20,12 @@ from autoscaler.calls import Calls
 from autoscaler.clock import SystemClock
 from autoscaler.config import load
 from autoscaler.core import Core, make_launcher
-from autoscaler.daemon import config_secrets
 from autoscaler.health import Health
 from autoscaler.http.agents import make_agent_routes
 from autoscaler.http.health import make_health_routes
 from autoscaler.http.webhooks import make_webhook_routes
 from autoscaler.metrics import Metrics
+from autoscaler.reloading import config_secrets
 from autoscaler.spi import ProviderName
 from autoscaler.store import open_store
 from benchmarks.null_provider import NullProvider

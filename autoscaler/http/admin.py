@@ -6,6 +6,8 @@
 No inline script or style, no foreign resource, no framing: see `_SECURITY_HEADERS`.
 """
 
+from collections.abc import Callable, Sequence
+
 import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
@@ -13,6 +15,7 @@ from aiohttp.typedefs import Handler, Middleware
 from autoscaler.http.api import CALLER, make_api_routes
 from autoscaler.http.auth import Access, is_same_site
 from autoscaler.http.health import make_health_routes
+from autoscaler.http.limits import Network
 from autoscaler.http.live import LiveState
 from autoscaler.http.pages import Pages
 from autoscaler.http.sse import Events
@@ -38,9 +41,16 @@ _SECURITY_HEADERS = {
 _log = structlog.get_logger(__name__)
 
 
-def make_admin_app(view: DaemonView, metrics: Metrics, admin_tokens: tuple[Secret, ...]) -> web.Application:
-    """The application over a running daemon. Give its runner a short `shutdown_timeout`; streams end at shutdown."""
-    access = Access(admin_tokens, view.now)
+def make_admin_app(
+    view: DaemonView,
+    metrics: Metrics,
+    admin_tokens: tuple[Secret, ...] | Callable[[], tuple[Secret, ...]],
+    trusted: Sequence[Network] = (),
+) -> web.Application:
+    """The application over a running daemon. Give its runner a short `shutdown_timeout`; streams end at shutdown.
+
+    `admin_tokens` may be asked for with each request, so that a reload changes them; `trusted` are proxies."""
+    access = Access(admin_tokens, view.now, trusted)
     pages = Pages(access)
     events = Events(view, LiveState(view))
 

@@ -16,15 +16,15 @@ import hmac
 import ipaddress
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum, auto
-from functools import cached_property
 from urllib.parse import urlsplit
 
 from aiohttp import web
 
+from autoscaler.http.limits import Network, address_key, peer_address
 from autoscaler.spi import Secret
 
 COOKIE = "autoscaler_session"
@@ -33,6 +33,7 @@ MAX_CLOSED = 4096
 FAILURES_PER_WINDOW = 10
 FAILURE_WINDOW = timedelta(minutes=1)
 MAX_ADDRESSES = 4096
+_FORWARDING = ("Forwarded", "Via", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-IP")
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -55,11 +56,26 @@ class Caller:
 class Access:
     """Decides who a request is from. One per admin application; `now` is the daemon's clock."""
 
-    def __init__(self, tokens: tuple[Secret, ...], now: Callable[[], datetime]) -> None:
-        self._tokens = tokens
+    def __init__(
+        self,
+        tokens: tuple[Secret, ...] | Callable[[], tuple[Secret, ...]],
+        now: Callable[[], datetime],
+        trusted: Sequence[Network] = (),
+    ) -> None:
+        self._tokens_now = tokens if callable(tokens) else lambda: tokens
+        self._trusted = trusted
+        self._known_keys: dict[Secret, bytes] = {}
         self._now = now
         self._closed: OrderedDict[str, int] = OrderedDict()
         self._failures: OrderedDict[str, tuple[datetime, int]] = OrderedDict()
+
+    @property
+    def _tokens(self) -> tuple[Secret, ...]:
+        return self._tokens_now()
+
+    def peer(self, request: web.Request) -> str:
+        """The address that failures are counted by."""
+        return address_key(peer_address(request, self._trusted))
 
     @property
     def mode(self) -> str:
@@ -72,7 +88,7 @@ class Access:
             return Caller(actor="operator on loopback", is_bearer=False) if is_local(request) else None
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() == "bearer":
-            verdict, actor = self.check(token.strip(), request.remote or "")
+            verdict, actor = self.check(token.strip(), self.peer(request))
             if verdict is Verdict.LIMITED:
                 raise web.HTTPTooManyRequests(text="too many wrong tokens", headers={"Retry-After": "60"})
             return Caller(actor=actor, is_bearer=True) if verdict is Verdict.RIGHT else None
@@ -80,16 +96,17 @@ class Access:
         return None if place is None else Caller(actor=f"{_actor(place)}, by the page", is_bearer=False)
 
     def check(self, token: str, remote: str) -> tuple[Verdict, str]:
-        """Compare a token with every configured one in constant time; the actor's name when it is right."""
+        """Compare a token with every configured one in constant time; the actor's name when it is right. A right one
+        always passes: who shares an address with a guesser is not locked out."""
+        matches = [known.matches(token) for known in self._tokens]
+        if any(matches):
+            return Verdict.RIGHT, _actor(matches.index(True))
         now = self._now()
         since, failures = self._failures.get(remote, (now, 0))
         if now - since >= FAILURE_WINDOW:
             since, failures = now, 0
         if failures >= FAILURES_PER_WINDOW:
             return Verdict.LIMITED, ""
-        matches = [known.matches(token) for known in self._tokens]
-        if any(matches):
-            return Verdict.RIGHT, _actor(matches.index(True))
         self._failures[remote] = (since, failures + 1)
         self._failures.move_to_end(remote)
         while len(self._failures) > MAX_ADDRESSES:
@@ -124,14 +141,18 @@ class Access:
         return int(place) if is_ours and not is_over else None
 
     def _sealed(self, place: int, words: str) -> str:
-        return f"{words}.{hmac.new(self._keys[place], words.encode(errors='replace'), hashlib.sha256).hexdigest()}"
+        return f"{words}.{hmac.new(self._key(place), words.encode(errors='replace'), hashlib.sha256).hexdigest()}"
 
-    @cached_property
-    def _keys(self) -> tuple[bytes, ...]:
-        salt = b"autoscaler admin session"
-        return tuple(
-            hashlib.scrypt(token.reveal().encode(), salt=salt, n=2**13, r=8, p=1, dklen=32) for token in self._tokens
-        )
+    def _key(self, place: int) -> bytes:
+        """The key of sessions opened with a token; a token that is configured no more has none."""
+        tokens = self._tokens
+        self._known_keys = {token: key for token, key in self._known_keys.items() if token in tokens}
+        token = tokens[place]
+        if token not in self._known_keys:
+            self._known_keys[token] = hashlib.scrypt(
+                token.reveal().encode(), salt=b"autoscaler admin session", n=2**13, r=8, p=1, dklen=32
+            )
+        return self._known_keys[token]
 
 
 def _actor(place: int) -> str:
@@ -143,7 +164,10 @@ def _is_number(text: str) -> bool:
 
 
 def is_local(request: web.Request) -> bool:
-    """Whether the peer is on loopback and asked for a loopback name."""
+    """Whether the peer is on loopback, asked for a loopback name, and speaks for nobody else: a proxy on this host
+    would lend everybody its address."""
+    if any(name in request.headers for name in _FORWARDING):
+        return False
     try:
         peer = ipaddress.ip_address(request.remote or "")
     except ValueError:

@@ -53,7 +53,7 @@ class Pages:
 
     async def login(self, request: web.Request) -> web.Response:
         body = await _small_form(request)
-        verdict, _ = self._access.check(body, request.remote or "")
+        verdict, _ = self._access.check(body, self._access.peer(request))
         if verdict is not Verdict.RIGHT:
             return self._login_page(_MESSAGES[verdict], 429 if verdict is Verdict.LIMITED else 401)
         response = web.Response(status=303, headers={"Location": "/"})

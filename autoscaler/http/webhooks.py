@@ -12,43 +12,39 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
 import structlog
-from aiohttp import StreamReader, web
+from aiohttp import web
 from prometheus_client import Counter
 
+from autoscaler.http.limits import BODY_TIMEOUT_S, BodyBudget, BodyRefused, read_up_to
 from autoscaler.metrics import Metrics
 from autoscaler.spi import BadSignature, Clock, Forge, ForgeName, MalformedWebhook, Webhook
 from autoscaler.store import Store, StoreError
 
 MAX_BODY = 25 * 1024 * 1024
 """GitHub's own limit for a payload; GitLab's are smaller."""
-BODY_TIMEOUT_S = 10.0
-"""GitHub gives up on a delivery after 10 s, so that a slower body is nobody's."""
 LARGE_BODY = 1024 * 1024
 LARGE_BODIES_AT_ONCE = 4
-"""Bodies above 1 MiB are rare; at most 4 x 25 MiB are held for strangers before their signature is known."""
+"""Bodies above 1 MiB are rare; more of them at once would use up the listener's budget for all others."""
 
 OnAccepted = Callable[[int, ForgeName, Webhook], None]
 _log = structlog.get_logger(__name__)
 
 
 def make_webhook_routes(
-    forges: Mapping[ForgeName, Forge], store: Store, metrics: Metrics, clock: Clock, on_accepted: OnAccepted
+    forges: Mapping[ForgeName, Forge],
+    store: Store,
+    metrics: Metrics,
+    clock: Clock,
+    on_accepted: OnAccepted,
+    bodies: BodyBudget | None = None,
 ) -> Sequence[web.RouteDef]:
     """The routes for the public listener. `forges` is looked up per request, so that a reload may change it.
 
-    `on_accepted(seq, forge, webhook)` is called on the loop once the webhook is durable; it must not block.
+    `on_accepted(seq, forge, webhook)` is called on the loop once the webhook is durable; it must not block. `bodies` is
+    the budget of the listener, for what is read before its signature is known.
     """
-    intake = _Intake(forges, store, metrics, clock, on_accepted)
+    intake = _Intake(forges, store, metrics, clock, on_accepted, bodies or BodyBudget())
     return [web.post("/webhooks/{forge}", intake.handle)]
-
-
-class _Refused(Exception):
-    """The body is not taken: `status` and `outcome` say why."""
-
-    def __init__(self, status: int, outcome: str) -> None:
-        super().__init__(outcome)
-        self.status = status
-        self.outcome = outcome
 
 
 class _Intake:
@@ -59,12 +55,14 @@ class _Intake:
         metrics: Metrics,
         clock: Clock,
         on_accepted: OnAccepted,
+        bodies: BodyBudget,
     ) -> None:
         self._forges = forges
         self._store = store
         self._counter = metrics.webhooks_total
         self._clock = clock
         self._on_accepted = on_accepted
+        self._bodies = bodies
         self._children: dict[tuple[str, str], Counter] = {}
         self._large = asyncio.Semaphore(LARGE_BODIES_AT_ONCE)
 
@@ -78,7 +76,7 @@ class _Intake:
         try:
             body = await self._body(request)
             webhook = forge.parse_webhook(headers, body)
-        except _Refused as refused:
+        except BodyRefused as refused:
             return self._answer(forge.name, refused.outcome, refused.status)
         except BadSignature as refused:
             return self._answer(forge.name, refused.reason, 401)
@@ -100,28 +98,31 @@ class _Intake:
         return self._answer(forge, "accepted", 202)
 
     async def _body(self, request: web.Request) -> bytes:
-        """The whole body, or _Refused before more than `MAX_BODY` of it is held."""
+        """The whole body, or BodyRefused before more than `MAX_BODY` of it is held."""
         announced = request.content_length
         if announced is not None and announced > MAX_BODY:
-            raise _Refused(413, "too_large")
+            raise BodyRefused(413, "too_large")
         if request.content.is_eof():
             return request.content.read_nowait()
+        held = bytearray()
         try:
             async with asyncio.timeout(BODY_TIMEOUT_S):
-                head = await _read_up_to(request.content, LARGE_BODY)
-                if len(head) <= LARGE_BODY:
-                    return bytes(head)
+                await read_up_to(request.content, LARGE_BODY, held, self._bodies)
+                if len(held) <= LARGE_BODY:
+                    return bytes(held)
                 if self._large.locked():
-                    raise _Refused(503, "too_many_large")
+                    raise BodyRefused(503, "too_many_large")
                 async with self._large:
-                    head += await _read_up_to(request.content, MAX_BODY - len(head))
+                    await read_up_to(request.content, MAX_BODY, held, self._bodies)
         except TimeoutError:
-            raise _Refused(408, "body_timeout") from None
+            raise BodyRefused(408, "body_timeout") from None
         except (OSError, web.PayloadAccessError, web.RequestPayloadError):
-            raise _Refused(400, "body_broken") from None
-        if len(head) > MAX_BODY:
-            raise _Refused(413, "too_large")
-        return bytes(head)
+            raise BodyRefused(400, "body_broken") from None
+        finally:
+            self._bodies.give_back(len(held))
+        if len(held) > MAX_BODY:
+            raise BodyRefused(413, "too_large")
+        return bytes(held)
 
     def _answer(self, forge: str, outcome: str, status: int) -> web.Response:
         child = self._children.get((forge, outcome))
@@ -131,14 +132,3 @@ class _Intake:
         if status == 503:
             return web.Response(status=status, text=outcome, headers={"Retry-After": "5"})
         return web.Response(status=status) if status == 202 else web.Response(status=status, text=outcome)
-
-
-async def _read_up_to(stream: StreamReader, limit: int) -> bytearray:
-    """Read until the end, or until more than `limit` bytes are held (then the rest stays unread)."""
-    held = bytearray()
-    while len(held) <= limit:
-        chunk = await stream.readany()
-        if not chunk:
-            break
-        held += chunk
-    return held

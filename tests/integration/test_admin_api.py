@@ -274,10 +274,22 @@ async def test_a_session_writes_only_from_our_own_page(admin: Admin, headers: di
 async def test_guessing_is_limited_and_the_limit_passes(admin: Admin) -> None:
     for _ in range(FAILURES_PER_WINDOW):
         assert await admin.login("wrong") == 401
-    assert await admin.login() == 429
-    assert (await admin.get("/api/v1/status", **BEARER))[0] == 429
+    assert await admin.login("wrong") == 429
+    assert (await admin.get("/api/v1/status", Authorization="Bearer wrong"))[0] == 429
     admin.view.advance(FAILURE_WINDOW)
+    assert await admin.login("wrong") == 401
+
+
+async def test_a_guesser_locks_nobody_out_who_has_a_token(admin: Admin) -> None:
+    for _ in range(FAILURES_PER_WINDOW + 1):
+        await admin.login("wrong")
+    assert (await admin.get("/api/v1/status", **BEARER))[0] == 200
     assert await admin.login() == 303
+
+
+async def test_a_token_of_half_characters_is_wrong_and_no_failure(admin: Admin) -> None:
+    assert not Secret(TOKEN).matches("\ud800")
+    assert (await admin.get("/api/v1/status", Authorization="Bearer \udcff"))[0] == 401
 
 
 async def test_without_tokens_the_api_is_open_on_loopback_and_says_so(loopback: Admin) -> None:
@@ -291,6 +303,11 @@ async def test_without_tokens_a_rebound_name_reaches_nothing(loopback: Admin) ->
     status, answer = await loopback.get("/api/v1/status", Host="evil.example")
     assert status == 403
     assert "admin_tokens" in answer["error"]
+
+
+@pytest.mark.parametrize("name", ["Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "Via"])
+async def test_without_tokens_a_proxy_on_this_host_opens_nothing(loopback: Admin, name: str) -> None:
+    assert (await loopback.get("/api/v1/status", **{name: "203.0.113.7"}))[0] == 403
 
 
 async def test_without_tokens_a_foreign_page_cannot_write(loopback: Admin) -> None:

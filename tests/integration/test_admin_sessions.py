@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 import aiohttp
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 
 from autoscaler.http.admin import make_admin_app
 from autoscaler.http.auth import COOKIE, SESSION_LIFETIME, Access
@@ -41,6 +42,18 @@ async def test_a_session_outlives_a_restart_until_its_time_is_over() -> None:
 
 async def test_a_session_ends_with_the_token_that_opened_it() -> None:
     assert await status_of(cookie_of(OLD), NEW) == 401
+
+
+def test_tokens_that_a_reload_takes_away_end_their_sessions() -> None:
+    tokens = [OLD, NEW]
+    access = Access(lambda: tuple(tokens), lambda: NOW)
+    mine = make_mocked_request("GET", "/", headers={"Cookie": f"{COOKIE}={access.open_session(OLD.reveal())}"})
+    bearer = make_mocked_request("GET", "/", headers={"Authorization": f"Bearer {OLD.reveal()}"})
+    assert access.caller(mine)
+    assert access.caller(bearer)
+    tokens.pop(0)
+    assert access.caller(mine) is None
+    assert access.caller(bearer) is None
 
 
 @pytest.mark.parametrize("part", range(4))
