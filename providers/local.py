@@ -42,7 +42,7 @@ from autoscaler.spi import (
     Shape,
     Surroundings,
 )
-from providers.local_isolation import SEARCH_PATH, Isolation, probe
+from providers.local_isolation import SEARCH_PATH, Isolation, make_passable, probe
 from providers.local_limits import NO_LIMITS, Limits, find_limits
 from providers.local_machines import ID_PREFIX, Machine, Machines, Plan
 from providers.local_options import LocalOptions, parse
@@ -60,7 +60,7 @@ def create(settings: ProviderSettings, surroundings: Surroundings) -> Provider:
     if not _DEPLOYMENT.fullmatch(surroundings.deployment):
         raise SettingsError("the deployment's name must be letters, digits, '.', '_' and '-'", key="name")
     try:
-        options.state_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+        make_passable(options.state_dir)
         isolation = probe(options.state_dir, options.isolation, options.binds)
         machines = Machines(options.state_dir / surroundings.deployment, settings.name)
         master_key = machines.master_key()

@@ -204,6 +204,13 @@ def _try(isolation: Isolation) -> str:
         shutil.rmtree(instance, ignore_errors=True)
 
 
+def make_passable(folder: Path) -> None:
+    """Make a folder that trees of any uid may pass through, whatever the umask; one that is there stays as it is."""
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o711)
+
+
 def make_folders(instance: Path) -> None:
     """Make a machine's folders, whatever the umask: its tree may have another uid and passes through the first."""
     for folder, mode in ((instance, 0o711), (instance / "machine", 0o700), (instance / "notices", 0o755)):

@@ -31,7 +31,7 @@ from autoscaler.spi import (
     ProviderId,
     ProviderName,
 )
-from providers.local_isolation import SEARCH_PATH, UIDS, make_folders
+from providers.local_isolation import SEARCH_PATH, UIDS, make_folders, make_passable
 from providers.local_supervisor import descendants, remove_cgroups, start_ticks
 
 _SUPERVISOR = Path(__file__).with_name("local_supervisor.py")
@@ -71,7 +71,7 @@ class Machines:
         self.root = root
         self._provider = provider
         self._ended: dict[ProviderId, Machine] = {}
-        root.mkdir(mode=0o711, parents=True, exist_ok=True)
+        make_passable(root)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

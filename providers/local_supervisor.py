@@ -161,8 +161,9 @@ def remove_cgroups(cgroups: list[dict[str, Any]]) -> None:
         for _ in range(50):
             try:
                 with open(f"{cgroup['folder']}/cgroup.procs", encoding="ascii") as file:
-                    for pid in file.read().split():
-                        os.kill(int(pid), signal.SIGKILL)
+                    for pid in map(int, file.read().split()):
+                        if pid > 0:  # 0 is one that we cannot see; to kill(2) it would be our own group
+                            os.kill(pid, signal.SIGKILL)
                 os.rmdir(cgroup["folder"])
             except FileNotFoundError:
                 break

@@ -286,6 +286,16 @@ async def test_each_machine_has_a_uid_that_nobody_else_has(open_folder: Path) ->
         assert {type(refusal.error) for refusal in result.refusals} == {CapacityUnavailable}
 
 
+@ROOT_ONLY
+async def test_a_strict_umask_does_not_keep_machines_from_dropping_root(open_folder: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        async with local_site(open_folder, isolation="process") as site:
+            assert site.provider.drops_root
+    finally:
+        os.umask(before)
+
+
 async def test_the_locks_are_for_their_owner_alone(tmp_path: Path) -> None:
     async with local_site(tmp_path) as site:
         lock = site.state_dir / ".launch-lock"
