@@ -21,6 +21,8 @@ from benchmarks.site import GITHUB_LABELS, GITHUB_REPO, GITLAB_LABELS, GITLAB_RE
 
 JOBS_PER_RUN = 10
 PUBLISH_S = 0.02
+ADDRESSES = 200
+"""Machines come from addresses of their own, as far as these go: the daemon limits the hellos of one address."""
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -61,9 +63,10 @@ class Forges:
         self._gitlab_world.add_project(GITLAB_REPO, time.time())
         self._gitlab = GitLabFace(self._gitlab_world, tokens={token: ["api"]}, limits=GitLabLimits())
         self._gitlab_server: web.AppRunner | None = None
-        self._session: aiohttp.ClientSession | None = None
+        self._sessions: list[aiohttp.ClientSession] = []
         self._machines: set[asyncio.Task[None]] = set()
         self._publishing: asyncio.Task[None] | None = None
+        self._booted = 0
         self._failures: list[str] = []
 
     async def open(self) -> dict[str, str]:
@@ -73,9 +76,7 @@ class Forges:
         await server.setup()
         await web.TCPSite(server, "127.0.0.1", 0).start()
         self._gitlab_world.base_url = f"http://127.0.0.1:{server.addresses[0][1]}"
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=60)
-        )
+        self._sessions = [_session(f"127.1.0.{number}") for number in range(1, ADDRESSES + 1)]
         self._publishing = asyncio.create_task(self._publish())
         return {"github_url": await self._github.start(), "gitlab_url": self._gitlab_world.base_url}
 
@@ -84,8 +85,8 @@ class Forges:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._session is not None:
-            await self._session.close()
+        for session in self._sessions:
+            await session.close()
         await self._github.aclose()
         if self._gitlab_server is not None:
             await self._gitlab_server.cleanup()
@@ -109,11 +110,11 @@ class Forges:
 
     async def boot(self, *, machines: list[dict[str, Any]], daemon_url: str, job_s: float) -> None:
         """Bring launched machines to life."""
-        assert self._session is not None
         for launched in machines:
+            self._booted += 1
             machine = Machine(
                 launched,
-                session=self._session,
+                session=self._sessions[self._booted % ADDRESSES],
                 daemon_url=daemon_url,
                 gates=self.gates,
                 job_s=job_s,
@@ -176,6 +177,11 @@ class Forges:
             return await handler(request)
 
         return count
+
+
+def _session(address: str) -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(limit=0, local_addr=(address, 0))
+    return aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=60))
 
 
 async def start(*, webhook_secret: str, token: str) -> tuple[Any, dict[str, Any], Callable[[], Any]]:

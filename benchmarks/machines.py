@@ -130,7 +130,7 @@ class Machine:
             status, body = await self._post("hello", hello)
             if status == 200:
                 return str(body["instance"])
-            if status != 503:
+            if status not in (429, 503):
                 raise RuntimeError(f"hello was answered {status}")
             await asyncio.sleep(RETRY_S)
 
