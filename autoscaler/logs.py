@@ -84,6 +84,18 @@ class _Lossy:
             self._stream.flush()
 
 
+def _escape(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    """What strangers wrote must not steer a terminal, nor look like a line of its own."""
+    return {key: _escaped(key, value) if isinstance(value, str) else value for key, value in event.items()}
+
+
+def _escaped(key: str, text: str) -> str:
+    kept = "\n\t" if key in ("exception", "stack") else ""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in text)
+
+
 def configure(
     *, level: str = "info", stream: TextIO | None = None, secrets: Iterable[Secret] = (), pretty: bool | None = None
 ) -> None:
@@ -103,11 +115,13 @@ def configure(
         structlog.processors.format_exc_info,
         Scrubber(secrets),
     ]
-    renderer: Processor = (
-        structlog.dev.ConsoleRenderer(colors=True) if is_pretty else structlog.processors.JSONRenderer(sort_keys=False)
+    ending: list[Processor] = (
+        [_escape, structlog.dev.ConsoleRenderer(colors=True)]
+        if is_pretty
+        else [structlog.processors.JSONRenderer(sort_keys=False)]
     )
     structlog.configure(
-        processors=[*shared, renderer],
+        processors=[*shared, *ending],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
         logger_factory=structlog.PrintLoggerFactory(lossy),
         cache_logger_on_first_use=False,
@@ -116,7 +130,7 @@ def configure(
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *ending],
         )
     )
     root = logging.getLogger()

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -124,3 +125,16 @@ def test_short_known_secret_does_not_blot_out_words() -> None:
     structlog.get_logger().info("started", host="alpha")
 
     assert lines(stream)[0]["host"] == "alpha"
+
+
+def test_text_of_strangers_cannot_steer_a_terminal() -> None:
+    out = io.StringIO()
+    logs.configure(stream=out, pretty=True)
+    structlog.get_logger().warning("call_refused", address="\x1b[2J\rall is well\nroot logged in\x9b\u202e\udcff")
+    try:
+        raise ValueError("two\nlines")
+    except ValueError:
+        structlog.get_logger().exception("call_failed")
+    text = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())
+    assert "\\x1b[2J\\rall is well\\nroot logged in\\x9b\\u202e\\udcff" in text
+    assert "two\nlines" in text
