@@ -114,11 +114,13 @@ def _requeue(snapshot: Snapshot, rules: Rules, now: datetime, care: Care) -> Non
             continue
         if (refusal := _not_requeued(job, rules)) is not None:
             care.actions.append(Abandon(job=job.id, reason=refusal))
-        elif job.retry_at is not None and job.retry_at > now:
-            care.wake(job.retry_at)
         else:
             runs[job.forge, job.repo, job.run_id].append(job)
     for (forge, repo, run_id), jobs in sorted(runs.items()):
+        # All of a run together: once it is run again for one of them, GitHub refuses the others.
+        if all(job.retry_at is not None and job.retry_at > now for job in jobs):
+            care.wake(min(job.retry_at for job in jobs if job.retry_at is not None))
+            continue
         ids = tuple(sorted(job.id for job in jobs))
         reason = f"{len(ids)} jobs of the run lost their machines"
         care.actions.append(Requeue(forge=forge, repo=repo, run_id=run_id, jobs=ids, reason=reason))
