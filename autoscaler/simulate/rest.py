@@ -1,5 +1,7 @@
 """When a simulated day is at rest, and whether what became of its jobs is explained."""
 
+from datetime import timedelta
+
 from autoscaler.model import InstanceState, Job, JobId, JobState, job_id
 from autoscaler.plan import plan
 from autoscaler.simulate.lives import Daemon
@@ -13,6 +15,7 @@ def unrest(stage: Stage) -> list[str]:
     """Everything that is not as it must be once faults have ended, as sentences; empty at rest."""
     found = [line for daemon in stage.daemons for line in _daemon_unrest(daemon)]
     found += _unexplained(stage)
+    found += _unasked(stage)
     found += _orphans(stage)
     return found
 
@@ -47,24 +50,56 @@ def _unexplained(stage: Stage) -> list[str]:
             continue
         newest = stage.github.world.jobs[record.job_ids[-1]]
         if newest.conclusion == "failure" and not newest.spec.fails:
-            found += _excuse(rows.get(job_id(GITHUB, str(newest.id))), f"github job {newest.id} {newest.spec.name}")
+            found += _excuse(
+                stage, rows.get(job_id(GITHUB, str(newest.id))), f"github job {newest.id} {newest.spec.name}"
+            )
     for outcome in stage.gitlab.world.outcomes():
         if outcome.finished_at is None and outcome.status != "skipped":
             found.append(f"gitlab job {outcome.job_ids[-1]} is {outcome.status}")
             continue
         last = stage.gitlab.world.job(outcome.job_ids[-1])
+        if last.id in stage.cancelled:
+            continue
         if last.status in ("failed", "canceled") and not last.spec.fails:
-            found += _excuse(rows.get(job_id(GITLAB, str(last.id))), f"gitlab job {last.id} {last.failure_reason}")
+            found += _excuse(
+                stage, rows.get(job_id(GITLAB, str(last.id))), f"gitlab job {last.id} {last.failure_reason}"
+            )
     return found
 
 
-def _excuse(row: Job | None, what: str) -> list[str]:
+def _unasked(stage: Stage) -> list[str]:
+    """Reruns although no job was lost."""
+    requeued = [job for job in _rows(stage).values() if job.state is JobState.REQUEUED]
+    attempts = {(job.run_id, job.run_attempt) for job in requeued if job.forge == GITHUB}
+    found = [
+        f"github run {run.id} was run again after attempt {attempt} although no job of it was lost"
+        for run in stage.github.world.runs.values()
+        for attempt in range(1, run.attempt)
+        if (str(run.id), attempt) not in attempts
+    ]
+    ids = {job.forge_job_id for job in requeued if job.forge == GITLAB}
+    for outcome in stage.gitlab.world.outcomes():
+        for id_ in outcome.job_ids[:-1]:
+            job = stage.gitlab.world.job(id_)
+            if str(id_) not in ids and job.failure_reason != "runner_provisioning_timeout":
+                found.append(f"gitlab job {id_} was run again although it was not lost")
+    return found
+
+
+def _excuse(stage: Stage, row: Job | None, what: str) -> list[str]:
     if row is not None and row.state is JobState.ABANDONED and row.reason:
         return []
-    if row is not None and row.reason.startswith("max_runtime"):
+    if row is not None and (row.reason.startswith("max_runtime") or _ran_too_long(stage, row)):
         return []
     state = f"{row.state} {row.reason}" if row is not None else "unknown"
     return [f"{what} failed through no fault of its own and its row is {state}"]
+
+
+def _ran_too_long(stage: Stage, row: Job) -> bool:
+    limits = {pool.name: pool.max_job_runtime for daemon in stage.daemons for pool in daemon.config.pools}
+    if row.pool is None or row.started_at is None or row.finished_at is None:
+        return False
+    return row.finished_at - row.started_at >= limits[row.pool] - timedelta(seconds=2)
 
 
 def _orphans(stage: Stage) -> list[str]:

@@ -133,7 +133,9 @@ class Day:
         return list(self.daemon.watch.disk.jobs.values())
 
     def _arrive(self, arrival: Arrival) -> None:
-        self.stage.submit(arrival.forge, arrival.run)
+        run_id = self.stage.submit(arrival.forge, arrival.run)
+        if arrival.cancel_after_s is not None:
+            self.loop.call_later(arrival.cancel_after_s, self.stage.cancel, arrival.forge, run_id)
 
     def _end_faults(self) -> None:
         self.faults.end()
@@ -202,10 +204,21 @@ def case_of(seed: int) -> Case:
         usd_per_hour=dice.choice((None, None, 0.2)),
     )
     idle_timeout = timedelta(seconds=dice.choice((4, 60, 60)))
+    max_job_runtime = timedelta(minutes=dice.choice((2, 30, 30, 30)))
     least, most, most_gpu = dice.choice((0, 0, 1, 2)), dice.choice((3, 8, 20)), dice.choice((2, 6))
     pools = (
-        make_pool("gpu", ("linux", "x64", "gpu"), min=0, max=most_gpu, priority=1, idle_timeout=idle_timeout),
-        make_pool("linux", ("linux", "x64"), min=least, max=most, idle_timeout=idle_timeout),
+        make_pool(
+            "gpu",
+            ("linux", "x64", "gpu"),
+            min=0,
+            max=most_gpu,
+            priority=1,
+            idle_timeout=idle_timeout,
+            max_job_runtime=max_job_runtime,
+        ),
+        make_pool(
+            "linux", ("linux", "x64"), min=least, max=most, idle_timeout=idle_timeout, max_job_runtime=max_job_runtime
+        ),
     )
     site = Site(
         slots={"large": dice.choice((2, 20)), "small": dice.choice((3, 20))},

@@ -5,6 +5,7 @@ goes wrong is drawn by `faults`; what must hold is checked by `invariants`.
 """
 
 import asyncio
+import contextlib
 import contextvars
 import itertools
 import json
@@ -15,8 +16,9 @@ from typing import Any
 from autoscaler.apply import Launcher
 from autoscaler.config import Config
 from autoscaler.core import make_launcher, runner_prefix
-from autoscaler.sandbox.github_model import WorldPolicy
+from autoscaler.sandbox.github_model import GitHubError, WorldPolicy
 from autoscaler.sandbox.github_world import GitHubWorld
+from autoscaler.sandbox.gitlab_model import GitLabRefusal
 from autoscaler.sandbox.gitlab_world import GitLabWorld
 from autoscaler.sandbox.inprocess import OutboundWebhook
 from autoscaler.sandbox.inprocess_agent import Agent, BootValues, github_program, gitlab_program
@@ -77,6 +79,8 @@ class Stage:
         self.daemons: list[Daemon] = []
         self.agents: dict[ProviderId, Agent] = {}
         self.took: dict[ProviderId, list[str]] = {}
+        self.cancelled: set[int] = set()
+        """GitLab jobs that a person cancelled."""
         self.secrets: dict[str, str] = {}
         self._lives: dict[ProviderId, asyncio.Task[None]] = {}
         self._mail: set[asyncio.Task[None]] = set()
@@ -258,6 +262,21 @@ class Stage:
         run_id = self.github.submit(run) if forge == GITHUB else self.gitlab.submit(run)
         self.log.note(f"run {forge}:{run_id} of {run.repo}: {', '.join(job.name for job in run.jobs)}")
         return str(run_id)
+
+    def cancel(self, forge: str, run_id: str) -> None:
+        """A person cancels a run."""
+        self.log.note(f"run {forge}:{run_id} is cancelled by a person")
+        if forge == GITHUB:
+            with contextlib.suppress(GitHubError):  # it is over already
+                self.github.world.cancel(int(run_id), self.github.now)
+            self.github.settle()
+            return
+        world = self.gitlab.world
+        for job_id in list(world.pipeline(int(run_id)).latest.values()):
+            with contextlib.suppress(GitLabRefusal):
+                world.cancel_job(job_id, self.gitlab.now)
+                self.cancelled.add(job_id)
+        self.gitlab.settle()
 
     def _post(self, forge: ForgeName, webhook: OutboundWebhook) -> None:
         label = f"{forge} {webhook.delivery_id[:8]} {_gist(webhook)}"

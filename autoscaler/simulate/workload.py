@@ -7,14 +7,18 @@ from dataclasses import dataclass
 
 from autoscaler.sandbox.workload import JobSpec, RunSpec
 
+CANCELLED = 0.06
+"""Share of runs that a person cancels."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrival:
-    """A run that a person starts at `at_s` on one of the forges."""
+    """A run that a person starts at `at_s` on one of the forges, and perhaps cancels some seconds later."""
 
     at_s: float
     forge: str
     run: RunSpec
+    cancel_after_s: float | None = None
 
 
 def arrivals(
@@ -32,7 +36,9 @@ def arrivals(
         for _ in range(dice.choice((1, 1, 2, 5))):  # bursts
             forge, repo, labels = dice.choice(repos)
             run = _run(dice, repo, labels)
-            made.append(Arrival(at_s=at_s + dice.uniform(0, 2), forge=forge, run=run))
+            start_s, patience_s = at_s + dice.uniform(0, 2), dice.uniform(0.1, 120)
+            cancel_after_s = patience_s if dice.random() < CANCELLED else None
+            made.append(Arrival(at_s=start_s, forge=forge, run=run, cancel_after_s=cancel_after_s))
             count += len(run.jobs)
     return sorted(made, key=lambda arrival: (arrival.at_s, arrival.run.repo))
 

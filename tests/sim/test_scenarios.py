@@ -256,3 +256,18 @@ def test_idle_runner_that_took_an_unannounced_job_is_not_ended() -> None:
         assert [record.conclusion for record in world.job_records()] == ["cancelled", "success"]
 
     live(play, idle_timeout=timedelta(seconds=4))
+
+
+def test_jobs_of_a_run_that_are_lost_one_after_the_other_are_requeued_together() -> None:
+    """GitHub runs a run again once: a job that was asked for later than its sibling stayed lost."""
+
+    async def play(day: Day) -> None:
+        day.daemon.start()
+        day.stage.submit(GITHUB, run_of(GITHUB, jobs=2, duration_s=100))
+        await day.until(lambda: states(day) == [JobState.RUNNING] * 2)
+        for machine, after_s in zip(sorted(day.stage.took), (5, 65), strict=True):
+            day.stage.die_later(machine, after_s)
+        await day.until(lambda: states(day) == [JobState.DONE] * 2 + [JobState.REQUEUED] * 2, within_s=1500)
+        assert len(servings(day)) == 4
+
+    live(play)
