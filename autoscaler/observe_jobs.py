@@ -181,7 +181,7 @@ class JobObserver:
 
     def _lost_or_not_yet(self, job: Job, now: datetime) -> None:
         """The forge still says that it runs. Without a machine it is lost, unless its runner said it finished."""
-        if job.instance is None or self._machine_of(job) is not None or job.reason.startswith("max_runtime"):
+        if job.instance is None or self._machine_of(job) is not None or _passed_runtime(job):
             return
         finished = self._ran_to_end.get(job.id)
         if finished is not None and now < finished + LOST_AFTER_DONE:
@@ -350,7 +350,7 @@ class JobObserver:
                 job = self._rows.amend_job(job, instance=machine.id, runner_name=seen.runner_name)
         self._machine_done_with(seen, job.id, now)
         started = job.started_at or seen.started_at
-        reason = LATE_SUCCESS if job.state is JobState.LOST else ""
+        reason = LATE_SUCCESS if job.state is JobState.LOST else job.reason if _passed_runtime(job) else ""
         finished_at = min(seen.finished_at or now, now)
         done = self._finish(job, conclusion, now, reason=reason, started_at=started, finished_at=finished_at)
         if conclusion is Conclusion.FAILURE and self._was_cut_off(seen.runner_name, finished_at):
@@ -389,6 +389,11 @@ def _jobs_in(facts: Sequence[Fact]) -> Iterator[ForgeJob]:
                 yield fact.seen
             case _:
                 pass
+
+
+def _passed_runtime(job: Job) -> bool:
+    """Whether it is on record that we ended it: its forge's word for that is a failure, and people ask why."""
+    return job.reason.startswith("max_runtime")
 
 
 def _runner_of(machine: Instance, seen: ForgeJob) -> dict[str, Any]:
