@@ -271,3 +271,17 @@ def test_jobs_of_a_run_that_are_lost_one_after_the_other_are_requeued_together()
         assert len(servings(day)) == 4
 
     live(play)
+
+
+@both_forges
+def test_job_that_passes_its_maximum_runtime_says_so_and_is_not_requeued(forge: ForgeName) -> None:
+    async def play(day: Day) -> None:
+        day.daemon.start()
+        day.stage.submit(forge, run_of(forge, duration_s=600))
+        await day.until(lambda: states(day) == [JobState.DONE])
+        (job,) = day.jobs()
+        assert job.conclusion is Conclusion.FAILURE
+        assert job.reason.startswith("max_runtime")
+        assert len(servings(day)) == 1
+
+    live(play, max_job_runtime=timedelta(seconds=90))
