@@ -209,11 +209,15 @@ def test_no_machine_and_no_job_is_used_twice_in_one_plan(case: tuple[Snapshot, R
 
 @settings(max_examples=80, deadline=None)
 @given(worlds())
-def test_after_a_plan_was_carried_out_nothing_is_left_to_plan(case: tuple[Snapshot, Rules]) -> None:
+def test_plans_that_are_carried_out_come_to_rest(case: tuple[Snapshot, Rules]) -> None:
+    """Nearly always at once; a machine kept for `min` may become surplus by what was launched beside it."""
     snapshot, rules = case
     made = plan(snapshot, rules, NOW)
-    rest = plan(carried_out(snapshot, made), rules, NOW)
-    assert rest.actions == ()
+    for _ in range(2):
+        snapshot = carried_out(snapshot, made)
+        made = plan(snapshot, rules, NOW)
+        assert not [action for action in made.actions if isinstance(action, Register)], "all was registered at first"
+    assert made.actions == ()
 
 
 def decisions(made: Plan) -> Any:
