@@ -30,7 +30,8 @@ from autoscaler.simulate.workload import Arrival, arrivals
 from autoscaler.spi import ForgeName, ForgeSettings, PoolName, ProviderSettings, Scope
 
 QUIET_AT_S = 900.0
-REST_S = 3600.0
+REST_S = 6000.0
+"""GitLab fails the job of a dead machine at one of its hourly checks, once it was silent for an hour."""
 CHECK_EVERY_S = 5.0
 CALM_S = 60.0
 """Rest must last: nothing may begin to move again within this time."""
