@@ -1,6 +1,7 @@
 """The core's values: jobs, instances, the snapshot that `plan` sees and the actions it answers with.
 
-Frozen data only: no behaviour beyond derived properties, no clock, no I/O. Instants are aware UTC datetimes.
+Frozen data only: no behaviour beyond derived properties, no clock, no I/O. Instants are aware UTC datetimes. Longer
+than other files because it is the vocabulary: what plan may see and what it may say stand side by side.
 """
 
 from collections.abc import Mapping
