@@ -1,14 +1,16 @@
 """Runs the forge's runner program once: its command line, its output, its end.
 
-Owns the process and the log. The registration's secret goes into the runner's environment only, never into an
-argument or a log: other users can read arguments.
+Owns the process and the log. The registration's secret never goes into an argument or a log: other users can read
+arguments. GitHub's runner takes it from its environment and hides it from jobs; gitlab-runner's shell executor hands
+its whole environment to jobs, so that it gets a file, which is removed once it was read.
 """
 
 # pathlib alone would take a megabyte for every machine:
-# ruff: noqa: PTH112, PTH118, PTH123, PTH208
+# ruff: noqa: PTH108, PTH112, PTH118, PTH123, PTH208
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -31,6 +33,11 @@ class Command(NamedTuple):
     completed_words: tuple[bytes, ...]
     builds: str = ""
     """A folder that has entries once a job has started, where the output need not tell."""
+    secret_file: str = ""
+    """Written before the runner starts, and removed as soon as it has read it."""
+    secret_text: str = ""
+    read_words: tuple[bytes, ...] = ()
+    """What the output says then."""
 
 
 class CannotStart(Exception):
@@ -59,18 +66,26 @@ def github_command(program: str, secret: str, hooks: Mapping[str, str], base_env
 
 
 def gitlab_command(program: str, secret: str, parameters: Mapping[str, str], base_env: Mapping[str, str]) -> Command:
-    """`gitlab-runner run-single` for one job; url and token by environment."""
+    """`gitlab-runner run-single` for one job; all that concerns the runner itself comes from its entry in a file."""
     builds = os.path.join(base_env["HOME"], "builds")
-    argv = [program, "run-single", "--executor", "shell", "--max-builds", "1"]
-    argv += ["--wait-timeout", parameters.get("wait_timeout_s", "600"), "--builds-dir", builds]
+    config = os.path.join(base_env["HOME"], ".runner.toml")
+    entry = {
+        "name": "this", "url": parameters.get("url", ""), "token": secret, "executor": "shell", "builds_dir": builds,
+    }  # fmt: skip
+    lines = ["[[runners]]", *(f"{key} = {json.dumps(value)}" for key, value in entry.items())]
+    argv = [program, "run-single", "--config", config, "--runner", "this"]
+    argv += ["--max-builds", "1", "--wait-timeout", parameters.get("wait_timeout_s", "600")]
     return Command(
         argv=argv,
         cwd=base_env["HOME"],
-        env={**base_env, "CI_SERVER_URL": parameters.get("url", ""), "CI_SERVER_TOKEN": secret},
+        env=dict(base_env),
         stop_signal=signal.SIGTERM,
         started_words=(b"Checking for jobs", b"received"),
         completed_words=(b"Job ", b"duration_s="),
         builds=builds,
+        secret_file=config,
+        secret_text="\n".join(lines) + "\n",
+        read_words=(b"Starting runner for",),
     )
 
 
@@ -94,6 +109,7 @@ class Runner:
         self._on_exit = on_exit
         self._tail = b""
         try:
+            self._hand_secret()
             self._process = subprocess.Popen(  # noqa: S603 - the image's own program
                 command.argv,
                 cwd=command.cwd,
@@ -104,7 +120,8 @@ class Runner:
                 start_new_session=True,
             )
         except OSError as error:
-            raise CannotStart(f"{command.argv[0]}: {error.strerror}") from None
+            self._forget_secret()
+            raise CannotStart(f"{error.filename or command.argv[0]}: {error.strerror}") from None
         self._pump = threading.Thread(target=self._read, name="output", daemon=True)
         self._pump.start()
         threading.Thread(target=self._wait, name="waiter", daemon=True).start()
@@ -154,8 +171,22 @@ class Runner:
 
     def _wait(self) -> None:
         code = self._process.wait()
+        self._forget_secret()
         self._pump.join(0.5)  # a process that the job left behind may hold the pipe open for ever
         self._on_exit(code)
+
+    def _hand_secret(self) -> None:
+        if self._command.secret_file:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+            with open(os.open(self._command.secret_file, flags, 0o600), "w", encoding="utf-8") as file:
+                file.write(self._command.secret_text)
+
+    def _forget_secret(self) -> None:
+        if self._command.secret_file:
+            try:
+                os.unlink(self._command.secret_file)
+            except FileNotFoundError:
+                return
 
     def _read(self) -> None:
         output = self._process.stdout
@@ -168,6 +199,8 @@ class Runner:
                 if log.tell() < _LOG_LIMIT:
                     log.write(line)
                     log.flush()
+                if all(word in line for word in self._command.read_words):
+                    self._forget_secret()
                 if all(word in line for word in self._command.started_words):
                     self._on_line_kind("job_started")
                 elif all(word in line for word in self._command.completed_words):

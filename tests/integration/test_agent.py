@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+import tomllib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,8 @@ SECRET = "jit-secret-0123456789"
 JOB = """\
 #!/bin/bash
 trap 'echo interrupted > "$HOME/stopped"; exit 0' INT TERM
-echo "argv: $0 $*"; echo "the secret is $ACTIONS_RUNNER_INPUT_JITCONFIG$CI_SERVER_TOKEN"
+echo "argv: $0 $*"; echo "the secret is $ACTIONS_RUNNER_INPUT_JITCONFIG"
+[ "$2" != --config ] || { stat -c %a "$3" > "$HOME/mode"; cp "$3" "$HOME/config"; echo "Starting runner for x"; }
 env | sort > "$HOME/env"
 [ -z "$ACTIONS_RUNNER_HOOK_JOB_STARTED" ] || bash -e "$ACTIONS_RUNNER_HOOK_JOB_STARTED"
 while [ ! -e "$HOME/finish" ]; do sleep 0.02; done
@@ -159,14 +161,23 @@ async def test_gitlab_runner_is_started_by_its_real_command_line(daemon: AgentDa
     daemon.memory.assignment = assignment("gitlab")
     agent = await start()
     await until(lambda: "runner_started" in daemon.memory.kinds() and (agent.home / "env").exists())
+    await until(lambda: not (agent.home / ".runner.toml").exists())
     (agent.home / "builds" / "abc").mkdir(parents=True)
     await until(lambda: "job_started" in daemon.memory.kinds())
     (agent.home / "finish").touch()
     await agent.ended()
     first_line = (agent.folder / "runner.log").read_text().splitlines()[0]
-    assert "run-single --executor shell --max-builds 1 --wait-timeout 5 --builds-dir" in first_line
-    environment = (agent.home / "env").read_text().splitlines()
-    assert {"CI_SERVER_URL=http://gitlab.test", f"CI_SERVER_TOKEN={SECRET}"} < set(environment)
+    assert f"run-single --config {agent.home}/.runner.toml --runner this --max-builds 1 --wait-timeout 5" in first_line
+    assert SECRET not in (agent.home / "env").read_text(), "the shell executor hands its environment to jobs"
+    (entry,) = tomllib.loads((agent.home / "config").read_text())["runners"]
+    assert entry == {
+        "name": "this",
+        "url": "http://gitlab.test",
+        "token": SECRET,
+        "executor": "shell",
+        "builds_dir": str(agent.home / "builds"),
+    }
+    assert (agent.home / "mode").read_text() == "600\n"
     assert daemon.memory.detail("ending") == {"cause": "job_done"}
 
 

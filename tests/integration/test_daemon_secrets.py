@@ -80,8 +80,8 @@ async def test_no_secret_is_in_logs_store_user_data_pages_or_anybodys_command_li
 
 
 def is_runner(pid: int) -> bool:
-    """A registration reaches its runner in the environment: of the runner, and of the job as the same user."""
-    return b"CI_SERVER_TOKEN=" in environment_of(pid) or b"JITCONFIG=" in environment_of(pid)
+    """A GitHub registration reaches its runner in the environment: of the runner, and of the job as the same user."""
+    return b"JITCONFIG=" in environment_of(pid)
 
 
 def test_the_kit_sees_processes() -> None:

@@ -1,6 +1,7 @@
 """The gitlab-runner stand-in as a real process against the sandbox's GitLab: jobs, signals, cancels, bad flags."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -243,3 +244,54 @@ async def test_verify_tells_a_valid_token_from_a_revoked_one(tmp_path: Path) -> 
 def test_the_version_is_printed() -> None:
     done = subprocess.run([RUNNER_PROGRAM, "--version"], capture_output=True, text=True)
     assert (done.returncode, done.stdout.splitlines()[0]) == (0, "Version:      19.4.0")
+
+
+def entry(url: str, token: str, builds: Path, **more: str) -> str:
+    keys = {"name": "this", "url": url, "token": token, "executor": "shell", "builds_dir": str(builds), **more}
+    return "\n".join(["[[runners]]", *(f"{key} = {json.dumps(value)}" for key, value in keys.items())])
+
+
+async def test_a_runner_of_a_config_file_has_no_token_in_its_jobs_environment(tmp_path: Path) -> None:
+    async with serving() as face:
+        face.submit(pipeline(("env",)))
+        runner = add_runner(face)
+        config = tmp_path / "config.toml"
+        config.write_text(entry(face.world.base_url, runner.token, tmp_path / "builds"))
+        process = await asyncio.create_subprocess_exec(
+            *(RUNNER_PROGRAM, "run-single", "--config", str(config), "-r", "this", *ONE_JOB),
+            env={"PATH": os.environ["PATH"]},
+            stderr=subprocess.DEVNULL,
+        )
+        assert await asyncio.wait_for(process.wait(), 20) == 0
+        job = only_job(face)
+        assert job.status is JobStatus.SUCCESS
+        assert runner.token.encode() not in bytes(job.trace)
+        assert b"CI_SERVER_TOKEN" not in bytes(job.trace)
+
+
+async def test_a_token_in_the_runners_environment_is_in_that_of_its_jobs(tmp_path: Path) -> None:
+    async with serving() as face:
+        face.submit(pipeline((f"echo ${{#CI_SERVER_TOKEN}} > {tmp_path}/length",)))
+        runner = add_runner(face)
+        async with running(face.world.base_url, runner.token, tmp_path, *ONE_JOB) as process:
+            assert await asyncio.wait_for(process.wait(), 20) == 0
+        assert (tmp_path / "length").read_text() == f"{len(runner.token)}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "problem"),
+    [
+        ("", "this", "could not find a runner"),
+        (entry("http://x", "glrt-1", Path("b")), "other", "could not find a runner"),
+        (entry("http://x", "", Path("b")), "this", "Missing Token"),
+        (entry("http://x", "glrt-1", Path("b"), tokn="x"), "this", "does not know tokn"),
+        ("[[", "this", "Error loading config"),
+    ],
+)
+def test_a_wrong_config_file_is_fatal(text: str, name: str, problem: str, tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(text)
+    args = ("run-single", "--token", "glrt-ignored", "--config", str(config), "--runner", name)
+    done = subprocess.run([RUNNER_PROGRAM, *args], env={"PATH": os.environ["PATH"]}, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert problem in done.stderr

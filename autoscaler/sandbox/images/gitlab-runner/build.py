@@ -65,8 +65,8 @@ class Build:
         self._env = self._environment(builds)
 
     def _environment(self, builds: Path) -> dict[str, str]:
-        # The real shell executor hands its whole environment on; the runner's own token has no business there.
-        env = {key: value for key, value in os.environ.items() if key not in {"CI_SERVER_TOKEN", "RUNNER_TOKEN"}}
+        # As the real shell executor: jobs get the runner's whole environment, a token in it included.
+        env = dict(os.environ)
         env |= {variable["key"]: variable["value"] or "" for variable in self._job["variables"]}
         env |= {"CI_PROJECT_DIR": str(self._folder), "CI_BUILDS_DIR": str(builds), "CI_RUNNER_VERSION": VERSION}
         return env | {"CI_CONCURRENT_ID": "0", "CI_SERVER": "yes"}
