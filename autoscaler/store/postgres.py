@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 
-import asyncpg  # type: ignore[import-untyped]
+import asyncpg  # type: ignore[import-untyped]  # it ships no types
 
 from autoscaler.model import Instance, InstanceMove, Job, JobId, LedgerEntry, PoolControl
 from autoscaler.spi import ForgeName, InstanceId, PoolName, Webhook
