@@ -32,7 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
             virtual_s += outcome.ended_at_s
             if outcome.violations:
                 failed.append(outcome)
-                print(outcome.report() if len(failed) <= REPORTS else outcome.violations[0], flush=True)
+                first = f"seed {outcome.seed}: {outcome.violations[0].strip()}"
+                print(outcome.report() if len(failed) <= REPORTS else first, flush=True)
             if time.monotonic() - told > EVERY_S:
                 told = time.monotonic()
                 print(f"{done:.0f} of {chosen.seeds} seeds, {len(failed)} failed", file=sys.stderr, flush=True)
