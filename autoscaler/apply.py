@@ -8,13 +8,14 @@ a registration that never arrived is withdrawn and minted under another name, a 
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
-from typing import Any, assert_never
+from functools import partial
+from typing import assert_never
 
 import structlog
 
-from autoscaler.apply_forge import Answer, ForgeCalls
+from autoscaler.apply_forge import Answer, Call, ForgeCalls
 from autoscaler.facts import Fact, InstancesListed, LaunchAnswered
 from autoscaler.http.agents import AgentDesk
 from autoscaler.live import LiveRows
@@ -126,7 +127,7 @@ class Applier:
         self._tasks: set[asyncio.Task[None]] = set()
         self._in_flight: set[str] = set()
         self._direction: dict[PoolName, int] = {}
-        self._intended: list[tuple[str, Coroutine[Any, Any, None]]] = []
+        self._intended: list[tuple[str, Call]] = []
         self._gates: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(16))
 
     def intend(self, plan: Plan, now: datetime) -> int:
@@ -164,12 +165,12 @@ class Applier:
             ]
             choice = choose_offerings(pool, offered, cooldowns=self._seen.cooldowns, now=now)
             if choice.offerings:
-                call = self._launch_rows(pool, provider, token, rows, choice.offerings)
+                call = partial(self._launch_rows, pool, provider, token, rows, choice.offerings)
                 self._start(f"relaunch/{token}", call)
 
-    def _start(self, key: str, call: Coroutine[Any, Any, None]) -> None:
+    def _start(self, key: str, call: Call) -> None:
         self._in_flight.add(key)
-        task = asyncio.create_task(call)
+        task = asyncio.create_task(call())
         self._tasks.add(task)
 
         def settle(done: asyncio.Task[None]) -> None:
@@ -186,8 +187,6 @@ class Applier:
 
     async def aclose(self, grace_s: float) -> None:
         """Let running calls finish for a while, then cancel them: their intents are durable."""
-        for _, call in self._intended:
-            call.close()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=grace_s)
         for task in list(self._tasks):
@@ -196,7 +195,7 @@ class Applier:
 
     # ------------------------------------------------------------------ intents
 
-    def _intend(self, action: Action, now: datetime) -> Coroutine[Any, Any, None] | None:
+    def _intend(self, action: Action, now: datetime) -> Call | None:
         """Change the rows for an action, synchronously; its calls come after the flush."""
         match action:
             case Launch():
@@ -210,7 +209,7 @@ class Applier:
                 self._seen.retry_after[action.key] = now + SWEEP_AGAIN
                 self._note(now, "sweep", ", ".join(action.ids), "", action.reason, "asked")
                 self._metrics.orphans_total.inc(len(action.ids))
-                return self._terminate(action.provider, list(action.ids), action.key)
+                return partial(self._terminate, action.provider, list(action.ids), action.key)
             case Abandon():
                 job = self._rows.jobs.get(action.job)
                 if job is not None and job.state is JobState.LOST:
@@ -229,7 +228,7 @@ class Applier:
             self._metrics.direction_changes_total.labels(pool=pool).inc()
         self._direction[pool] = direction
 
-    def _intend_launch(self, action: Launch, now: datetime) -> Coroutine[Any, Any, None] | None:
+    def _intend_launch(self, action: Launch, now: datetime) -> Call | None:
         pool = self._pools().get(action.pool)
         if pool is None:
             return None
@@ -252,9 +251,9 @@ class Applier:
             )
             rows.append(self._rows.add_instance(row, cause=action.reason))
         self._note(now, "launch", token, pool.name, action.reason, f"{action.count} asked of {first.key}")
-        return self._launch_rows(pool, first.provider, token, rows, offerings)
+        return partial(self._launch_rows, pool, first.provider, token, rows, offerings)
 
-    def _intend_terminate(self, action: Terminate, now: datetime) -> Coroutine[Any, Any, None] | None:
+    def _intend_terminate(self, action: Terminate, now: datetime) -> Call | None:
         going: dict[ProviderName, list[ProviderId]] = defaultdict(list)
         for id_ in action.instances:
             row = self._rows.instances.get(id_)
@@ -265,7 +264,7 @@ class Applier:
                 going[row.provider].append(row.provider_id)
         if not going:
             return None
-        return self._terminate_all(going, action.key)
+        return partial(self._terminate_all, going, action.key)
 
     def _make_terminating(self, row: Instance, end_reason: EndReason, reason: str, now: datetime) -> Instance | None:
         if row.state is _S.TERMINATING:
@@ -278,14 +277,14 @@ class Applier:
         self._note(now, "terminate", row.id, row.pool, f"{end_reason}: {reason}", "asked")
         return moved
 
-    def _intend_release(self, action: Release, now: datetime) -> Coroutine[Any, Any, None] | None:
+    def _intend_release(self, action: Release, now: datetime) -> Call | None:
         row = self._rows.instances.get(action.instance)
         if row is None:
             return None
         if action.end_reason is EndReason.JOB_DONE:
             self._make_terminating(row, action.end_reason, action.reason, now)
-            return self._end_after_job(row, action)
-        return self._release(row, action)
+            return partial(self._end_after_job, row, action)
+        return partial(self._release, row, action)
 
     # ------------------------------------------------------------------ calls
 

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Coroutine, Mapping
 from datetime import datetime, timedelta
 from enum import Enum, auto
+from functools import partial
 from typing import Any, assert_never
 
 import structlog
@@ -66,6 +67,8 @@ AFTER_REFUSED = timedelta(seconds=60)
 
 _S = InstanceState
 
+Call = Callable[[], Coroutine[Any, Any, None]]
+"""What an action asks of the outside, to be started once its intent is durable."""
 ForgeAction = Register | Withdraw | Seal | Settle | SweepRunner | HoldQueue | Requeue
 
 
@@ -105,34 +108,34 @@ class ForgeCalls:
         self._failures: dict[str, tuple[int, datetime]] = {}
         self._gates: defaultdict[ForgeName, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(16))
 
-    def intend(self, action: ForgeAction, now: datetime) -> Coroutine[Any, Any, None] | None:
-        """Change the rows for an action; the coroutine makes its calls."""
+    def intend(self, action: ForgeAction, now: datetime) -> Call | None:
+        """Change the rows for an action; the Call does the rest."""
         match action:
             case Register():
                 return self._intend_register(action, now)
             case Withdraw():
                 row = self._rows.instances.get(action.instance)
-                return self._withdraw(row, action) if row is not None else None
+                return partial(self._withdraw, row, action) if row is not None else None
             case Seal():
                 row = self._rows.instances.get(action.instance)
-                return self._seal(row, action) if row is not None else None
+                return partial(self._seal, row, action) if row is not None else None
             case Settle():
                 job = self._rows.jobs.get(action.job)
-                return self._settle(job, action) if job is not None else None
+                return partial(self._settle, job, action) if job is not None else None
             case SweepRunner():
                 self._note("sweep", action.runner.name, "", action.reason, "asked")
                 self._metrics.orphans_total.inc()
-                return self._sweep(action)
+                return partial(self._sweep, action)
             case HoldQueue():
-                return self._hold(action, now)
+                return partial(self._hold, action, now)
             case Requeue():
-                return self._requeue(action)
+                return partial(self._requeue, action)
             case _:
                 assert_never(action)
 
     # ------------------------------------------------------------------ registrations
 
-    def _intend_register(self, action: Register, now: datetime) -> Coroutine[Any, Any, None] | None:
+    def _intend_register(self, action: Register, now: datetime) -> Call | None:
         row = self._rows.instances.get(action.instance)
         if row is None or row.state is not _S.READY:
             return None
@@ -148,7 +151,7 @@ class ForgeCalls:
             runner_id=None,
         )
         self._desk.minting.add(row.id)
-        return self._register(row, action)
+        return partial(self._register, row, action)
 
     async def _register(self, row: Instance, action: Register) -> None:
         try:

