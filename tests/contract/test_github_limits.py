@@ -38,7 +38,7 @@ async def test_registrations_stop_at_180_a_minute_without_a_call(driver: GitHubD
         await register(driver, "one-too-many")
 
     assert refused.value.family == "registration"
-    assert 0 < refused.value.retry_after_s <= 60
+    assert 0 < refused.value.retry_after_s <= 61
     assert len(driver.face.world.runners) == 180
 
 

@@ -226,13 +226,16 @@ def test_named_metrics_have_the_shown_labels() -> None:
         assert getattr(metrics, name)._labelnames == tuple(labels.split(",")), name
 
 
+SYSTEM_FOLDERS = ("/opt", "/etc", "/usr", "/var", "/srv", "/sys", "/run", "/tmp", "/proc", "/dev")
+
+
 def test_named_http_paths_exist() -> None:
     known = {*DOCUMENT["paths"], *OTHER_PATHS}
     for page in PAGES:
         if page.name == "agent-protocol.md":
             continue
         for code in CODE.findall(prose(page)):
-            if re.fullmatch(r"/[a-z0-9./]*", code) and not code.startswith(("/opt/", "/etc/", "/usr/", "/var/")):
+            if re.fullmatch(r"/[a-z0-9./]*", code) and not code.startswith(SYSTEM_FOLDERS):
                 assert code in known, f"{page.name}: {code}"
 
 
