@@ -228,7 +228,8 @@ class HelloLimits:
     """How often hellos may come: by address, and all refused ones together."""
 
     def __init__(self) -> None:
-        self._strangers = Buckets(5.0, 50.0)
+        # A fleet behind one NAT says hello from one address, and boots all at once.
+        self._strangers = Buckets(20.0, 500.0)
         self._loopback = Buckets(50.0, 200.0)
         self._refused = Bucket.full(REFUSALS_PER_S, REFUSALS_BURST, monotonic())
 
