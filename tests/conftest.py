@@ -1,6 +1,7 @@
 """What holds for every test. In CI (the environment variable CI) nothing that CI must check may be skipped."""
 
 import os
+import signal
 from collections.abc import Generator
 
 import pytest
@@ -8,6 +9,10 @@ import pytest
 _MAY_SKIP_IN_CI = ("../shared is absent", "got empty parameter set", "this forge", "this provider")
 """The reference material is not part of the repository (.ci/run sees to it that its tests run where it is), and a
 contract suite skips what an adapter cannot do. Every other reason to skip is a tool that CI installs."""
+
+
+# A test run that was started in the background ignores SIGINT, and so would every program that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _fail_instead(report: pytest.TestReport | pytest.CollectReport) -> None:

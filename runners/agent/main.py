@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 
@@ -20,6 +21,12 @@ from runners.agent.life import Life, log
 _OPTIONS = ("--folder", "--boot", "--evidence", "--instance", "--key-fd", "--notice")
 
 
+def hear_interrupts() -> None:
+    """Whoever started us may ignore SIGINT (nohup, a shell's background jobs), and children inherit that: the runner
+    would never hear that it must stop (actions/runner issue 2582)."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def main(argv: list[str]) -> int:
     """Exit codes: 0 the machine's life is over, 2 the command line or the boot document is wrong."""
     options = dict(zip(argv[::2], argv[1::2]))  # noqa: B905 - strict= is not in Python 3.9
@@ -27,6 +34,7 @@ def main(argv: list[str]) -> int:
         print(f"usage: agent {' X '.join(_OPTIONS)} X", file=sys.stderr)
         return 2
     _forbid_inspection()
+    hear_interrupts()
     threading.stack_size(256 * 1024)
     try:
         folder = os.path.abspath(options["--folder"])

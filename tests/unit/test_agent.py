@@ -274,3 +274,16 @@ def test_the_images_own_hook_runs_after_ours_and_its_exit_code_counts(tmp_path: 
     (tmp_path / "own.sh").write_text("exit 3\n")
     paths = write_hooks(str(tmp_path), {"job_completed": str(tmp_path / "own.sh")})
     assert subprocess.run(["bash", "-e", paths["job_completed"]], check=False).returncode == 3
+
+
+def test_runners_hear_interrupts_although_the_agents_parent_ignored_them() -> None:
+    asks = "import signal; print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)"
+    script = (
+        "import signal, subprocess, sys; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        f"ask = [sys.executable, '-c', {asks!r}]\n"
+        "before = subprocess.check_output(ask, text=True)\n"
+        "from runners.agent.main import hear_interrupts; hear_interrupts()\n"
+        "print(before.strip(), subprocess.check_output(ask, text=True).strip())"
+    )
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=30)
+    assert told.stdout.split() == ["True", "False"]

@@ -65,7 +65,7 @@ async def test_a_lost_lease_breaks_off_running_calls_at_once(core: Core) -> None
             broken_off.set()
             raise
 
-    core.applier._start("launch", launch())
+    core.applier._start("launch", launch)
     await begun.wait()
     async with asyncio.timeout(0.5):
         await daemon._close_core(core, [], is_ours=False)
