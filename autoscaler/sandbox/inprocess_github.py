@@ -282,21 +282,23 @@ class GitHubInProcess:
     def _requeue(self, repo: str, run_id: str, forge_job_ids: Sequence[str]) -> RequeueResult:
         if not forge_job_ids:
             return RequeueResult(successors={})
-        first = self._job(repo, forge_job_ids[0])
-        if str(first.run_id) != run_id:
-            raise JobNotFound(f"{repo} has no run {run_id} with job {first.id}")
-        run = self._world.runs[first.run_id]
-        if run.attempt > first.attempt:
-            successor = run.jobs.get(first.spec.key)
-            newer = str(successor.id) if successor is not None and successor.attempt > first.attempt else ""
-            raise AlreadyRequeued(f"run {run_id} of {repo} is in attempt {run.attempt}", successor=newer)
+        lost = [self._job(repo, id_) for id_ in forge_job_ids]
+        if any(str(job.run_id) != run_id for job in lost):
+            raise JobNotFound(f"{repo} has no run {run_id} with jobs {', '.join(forge_job_ids)}")
+        run = self._world.runs[lost[0].run_id]
+        newer = {job.id: run.jobs[job.spec.key] for job in lost if job.spec.key in run.jobs}
+        successors = {str(id_): str(job.id) for id_, job in newer.items() if job.id != id_}
+        if len(successors) == len(lost):
+            raise AlreadyRequeued(
+                f"run {run_id} of {repo} is in attempt {run.attempt}", successor=successors[forge_job_ids[0]]
+            )
         if run.status != "completed":
-            raise NotYet(f"run {run_id} of {repo} is {run.status}", retry_after_s=ASK_AGAIN_S)
-        if len(forge_job_ids) == 1:
-            self._world.rerun_job(first.id, self._site.now)
+            raise NotYet(f"attempt {run.attempt} of run {run_id} of {repo} is {run.status}", retry_after_s=ASK_AGAIN_S)
+        if len(lost) == 1 and lost[0].attempt == run.attempt:
+            self._world.rerun_job(lost[0].id, self._site.now)
         else:
-            self._world.rerun_failed_jobs(first.run_id, self._site.now)
-        return RequeueResult(successors={})
+            self._world.rerun_failed_jobs(run.id, self._site.now)
+        return RequeueResult(successors=successors)
 
     async def recover_deliveries(self, since: datetime) -> Recovery:
         def ask() -> Recovery:

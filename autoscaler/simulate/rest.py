@@ -1,6 +1,7 @@
 """When a simulated day is at rest, and whether what became of its jobs is explained."""
 
 from datetime import timedelta
+from itertools import pairwise
 
 from autoscaler.model import EndReason, InstanceState, Job, JobId, JobState, job_id
 from autoscaler.plan import plan
@@ -68,14 +69,21 @@ def _unexplained(stage: Stage) -> list[str]:
 
 
 def _unasked(stage: Stage) -> list[str]:
-    """Reruns although no job was lost."""
+    """Reruns that no person asked for, although no job was lost that they ran again."""
     requeued = [job for job in _rows(stage).values() if job.state is JobState.REQUEUED]
-    attempts = {(job.run_id, job.run_attempt) for job in requeued if job.forge == GITHUB}
+    lost = {job.forge_job_id for job in requeued if job.forge == GITHUB}
+    world = stage.github.world
+    wanted = stage.run_again | {
+        (record.run_id, world.jobs[new].attempt)
+        for record in world.job_records()
+        for old, new in pairwise(record.job_ids)
+        if str(old) in lost
+    }
     found = [
-        f"github run {run.id} was run again after attempt {attempt} although no job of it was lost"
-        for run in stage.github.world.runs.values()
-        for attempt in range(1, run.attempt)
-        if (str(run.id), attempt) not in attempts
+        f"attempt {attempt} of github run {run.id} was begun although no job of it was lost"
+        for run in world.runs.values()
+        for attempt in range(2, run.attempt + 1)
+        if (run.id, attempt) not in wanted
     ]
     ids = {job.forge_job_id for job in requeued if job.forge == GITLAB}
     for outcome in stage.gitlab.world.outcomes():

@@ -81,6 +81,8 @@ class Stage:
         self.took: dict[ProviderId, list[str]] = {}
         self.cancelled: set[int] = set()
         """GitLab jobs that a person cancelled."""
+        self.run_again: set[tuple[int, int]] = set()
+        """Attempts of GitHub runs that a person began."""
         self.secrets: dict[str, str] = {}
         self._lives: dict[ProviderId, asyncio.Task[None]] = {}
         self._mail: set[asyncio.Task[None]] = set()
@@ -277,6 +279,15 @@ class Stage:
                 world.cancel_job(job_id, self.gitlab.now)
                 self.cancelled.add(job_id)
         self.gitlab.settle()
+
+    def rerun_job(self, job_id: int) -> None:
+        """A person has GitHub run one job of a finished run again."""
+        world = self.github.world
+        world.rerun_job(job_id, self.github.now)
+        run = world.runs[world.jobs[job_id].run_id]
+        self.run_again.add((run.id, run.attempt))
+        self.log.note(f"a person begins attempt {run.attempt} of run {GITHUB}:{run.id}")
+        self.github.settle()
 
     def _post(self, forge: ForgeName, webhook: OutboundWebhook) -> None:
         label = f"{forge} {webhook.delivery_id[:8]} {_gist(webhook)}"

@@ -272,6 +272,26 @@ class ForgeContract:
         assert {job.forge_job_id for job in (await driver.forge.list_jobs({driver.repo})).jobs} == first
         assert refused.value.successor in first | {""}
 
+    @pytest.mark.parametrize("are_both_lost", [False, True])
+    async def test_lost_job_that_a_persons_rerun_left_out_is_queued_again(
+        self, driver: ForgeDriver, are_both_lost: bool
+    ) -> None:
+        run_id, (lost, other) = await failed_run(driver, ("lost", "other"))
+        await driver.run_again(other)
+        asked = [lost, other] if are_both_lost else [lost]
+
+        try:
+            await driver.forge.requeue(driver.repo, run_id, asked)
+        except NotYet:  # where a run is run again as a whole
+            registration = await register(driver)
+            await driver.take(registration)
+            await driver.finish(registration)
+            await driver.forge.requeue(driver.repo, run_id, asked)
+
+        jobs = (await driver.forge.list_jobs({driver.repo})).jobs
+        assert [job.name for job in jobs].count("lost") == 1
+        assert {job.forge_job_id for job in jobs}.isdisjoint({lost, other})
+
     async def test_job_of_a_running_run_is_requeued_or_asked_for_later(self, driver: ForgeDriver) -> None:
         run_id = await driver.submit(driver.repo, jobs=("lost", "other"))
         registration = await register(driver)

@@ -54,6 +54,10 @@ class ForgeDriver(Protocol):
         """The runner's job ends; the forge forgets a single-job runner where it does so by itself."""
         ...
 
+    async def run_again(self, job_id: str) -> None:
+        """A person has the forge run one job of a finished run again."""
+        ...
+
     async def add_foreign_runner(self, name: str) -> None:
         """Somebody else registers a runner in our scope."""
         ...

@@ -124,6 +124,9 @@ class GitHubDriver:
         runner_id = int(registration.ref.runner_id)
         self.face.world.complete(runner_id, "success" if success else "failure", now())
 
+    async def run_again(self, job_id: str) -> None:
+        self.face.world.rerun_job(int(job_id), now())
+
     async def add_foreign_runner(self, name: str) -> None:
         self.face.world.generate_jitconfig(self.scope, name, 1, ["linux"], now())
 

@@ -187,6 +187,9 @@ class GitLabDriver:
     async def finish(self, registration: Registration, *, success: bool = True) -> None:
         self._site.finish(self._offers[registration.ref.runner_id], state="success" if success else "failed")
 
+    async def run_again(self, job_id: str) -> None:
+        self._site.world.retry_job(int(job_id), time.time())
+
     async def add_foreign_runner(self, name: str) -> None:
         self._site.add_runner(name)
 

@@ -19,6 +19,7 @@ from autoscaler.spi import (
     Scope,
 )
 from tests.contract.forge_contract import LABELS, register
+from tests.contract.forge_driver import failed_run
 from tests.contract.github_driver import SECRET, TOKEN, GitHubDriver, now, sandbox
 
 
@@ -157,6 +158,23 @@ async def test_requeue_by_somebody_else_names_the_successor(driver: GitHubDriver
 
     successor = await driver.forge.get_job(driver.repo, refused.value.successor)
     assert (successor.status, successor.run_attempt) == (JobStatus.QUEUED, 2)
+
+
+async def test_job_that_an_attempt_before_the_newest_ran_again_has_its_successor_there(driver: GitHubDriver) -> None:
+    run_id, (lost, _) = await failed_run(driver, ("a", "b"))
+    world = driver.face.world
+    world.rerun(int(run_id), now())
+    for name in ("a", "b"):
+        registration = await register(driver, f"again-{name}")
+        await driver.take(registration)
+        await driver.finish(registration, success=False)
+    second = {job.spec.key: job.id for job in world.runs[int(run_id)].jobs.values()}
+    world.rerun_job(second["b"], now())
+
+    with pytest.raises(AlreadyRequeued) as refused:
+        await driver.forge.requeue(driver.repo, run_id, [lost])
+
+    assert refused.value.successor == str(second["a"])
 
 
 async def test_run_without_failed_jobs_is_not_run_again(driver: GitHubDriver) -> None:

@@ -79,6 +79,10 @@ class GitHubDriver(_Driver):
         self.site.world.complete(int(registration.ref.runner_id), "success" if success else "failure", now())
         self.site.settle()
 
+    async def run_again(self, job_id: str) -> None:
+        self.site.world.rerun_job(int(job_id), now())
+        self.site.settle()
+
     async def add_foreign_runner(self, name: str) -> None:
         self.site.world.generate_jitconfig(self.scope, name, 1, ["linux"], now())
 
@@ -117,6 +121,10 @@ class GitLabDriver(_Driver):
         self.site.world.update_job(
             self._offers[registration.ref.runner_id].token, state, now(), failure_reason="script_failure"
         )
+        self.site.settle()
+
+    async def run_again(self, job_id: str) -> None:
+        self.site.world.retry_job(int(job_id), now())
         self.site.settle()
 
     async def add_foreign_runner(self, name: str) -> None:

@@ -273,6 +273,29 @@ def test_jobs_of_a_run_that_are_lost_one_after_the_other_are_requeued_together()
     live(play)
 
 
+def test_lost_job_that_a_persons_rerun_left_out_is_requeued_after_it() -> None:
+    """It counted as requeued once its run was in a newer attempt, and stayed failed for good."""
+
+    async def play(day: Day) -> None:
+        world = day.stage.github.world
+        day.daemon.start()
+        broken = JobSpec(key="broken", name="broken", labels=("linux",), duration_s=10, fails=True)
+        lost = JobSpec(key="lost", name="lost", labels=("linux",), duration_s=100)
+        run_id = int(day.stage.submit(GITHUB, RunSpec(repo=REPOS[GITHUB], workflow="CI", jobs=(broken, lost))))
+        run = world.runs[run_id]
+        await day.until(lambda: run.jobs["broken"].status == "completed" and run.jobs["lost"].started_at is not None)
+        (machine,) = (id_ for id_, took in day.stage.took.items() if took == [f"gh:{run.jobs['lost'].id}"])
+        day.faults.mail_delays = lambda label: [10.0] if "completed" in label else None
+        day.stage.die_later(machine, 1)
+        await day.until(lambda: run.status == "completed", within_s=1200)
+        day.stage.rerun_job(run.jobs["broken"].id)
+        await day.until(lambda: run.attempt == 3 and run.status == "completed", within_s=1200)
+        assert run.jobs["lost"].conclusion == "success"
+        assert [job.conclusion for job in world.job_records()] == ["failure", "success"]
+
+    live(play)
+
+
 @both_forges
 def test_job_that_passes_its_maximum_runtime_says_so_and_is_not_requeued(forge: ForgeName) -> None:
     async def play(day: Day) -> None:
