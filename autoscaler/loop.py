@@ -23,6 +23,7 @@ from autoscaler.observe import Observer
 from autoscaler.observe_jobs import JobObserver
 from autoscaler.plan import plan
 from autoscaler.spi import Clock, Forge, ForgeName
+from autoscaler.states import is_live
 from autoscaler.store import Conflict, LeaseLost, Sample, Store, StoreError
 
 log = structlog.get_logger()
@@ -179,19 +180,27 @@ class Loop:
         self._note_tick(now, self._clock.monotonic() - started, plan_s, len(facts), taken)
 
     async def _take_facts(self) -> list[Fact]:
-        """Empty the mailbox. Jobs that ended before this process began must not begin again: the store remembers
-        them. On StoreError the facts go back, in their order."""
+        """Empty the mailbox. On StoreError the facts go back, in their order."""
         facts, self._mailbox = self._mailbox, []
-        unknown = self._jobs.unknown_ids(facts)
         try:
-            recalled = await self._store.jobs_by_ids(unknown) if unknown else ()
+            await self._recall_ended(facts)
         except BaseException:
             self._mailbox[:0] = facts
             raise
-        for job in recalled:
+        return facts
+
+    async def _recall_ended(self, facts: Sequence[Fact]) -> None:
+        """The store remembers what ended before this process began: such a job must not begin again, and the job of
+        such a machine is lost."""
+        for name, instance in self._jobs.unknown_runners(facts):
+            row = await self._store.instance(instance)
+            if name not in self._rows.ended_runners:
+                is_its_end = row is not None and not is_live(row) and row.runner_name == name
+                self._rows.remember_runner(name, row if is_its_end else None)
+        unknown = self._jobs.unknown_ids(facts)
+        for job in await self._store.jobs_by_ids(unknown) if unknown else ():
             if job.id not in self._rows.jobs:
                 self._rows.remember_ended(job.id, job.state)
-        return facts
 
     def _is_due(self, now: datetime) -> bool:
         if self._rows.changed != self._planned_change:

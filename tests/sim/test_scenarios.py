@@ -223,6 +223,28 @@ def test_machine_that_dies_before_we_hear_of_its_job_loses_nothing(forge: ForgeN
 
 
 @both_forges
+def test_job_of_a_machine_whose_end_only_the_store_remembers_is_requeued(forge: ForgeName) -> None:
+    """The new process looked for the machine in its memory, and took the forge's word that the job had failed."""
+
+    async def play(day: Day) -> None:
+        words = ("in_progress", "running")
+        day.faults.mail_delays = lambda label: [] if any(word in label for word in words) else None
+        day.daemon.start()
+        day.stage.submit(forge, run_of(forge, duration_s=100))
+        await day.until(lambda: len(servings(day)) == 1)
+        (machine,) = day.stage.took
+        day.stage.die_later(machine, 0.5)
+        day.reaper.kill_when(
+            lambda step: step == "store.committed" and any(r.state is InstanceState.TERMINATED for r in day.rows())
+        )
+        await day.until(lambda: day.daemon.lives == 2, within_s=1200)
+        await day.until(lambda: states(day) == [JobState.DONE, JobState.REQUEUED], within_s=6000)
+        assert len(servings(day)) == 2
+
+    live(play)
+
+
+@both_forges
 def test_stolen_runner_is_replaced(forge: ForgeName) -> None:
     """A job nobody told us of takes the runner that was made for another."""
 
