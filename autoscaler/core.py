@@ -76,8 +76,6 @@ class Core:
         rows.load(stored)
         prefix = runner_prefix(self._config.autoscaler.name)
         sightings = self.sightings = Sightings()
-        jobs = self.jobs = JobObserver(rows, sightings, self._forges, metrics)
-        jobs.load(clock.now())
         self.desk = AgentDesk(
             rows,
             self._providers,
@@ -87,6 +85,8 @@ class Core:
             consumed=self._consumed,
             refusals=Refusals(metrics.agent_calls_total),
         )
+        jobs = self.jobs = JobObserver(rows, sightings, self._forges, metrics, heard_at=self.desk.last_contact)
+        jobs.load(clock.now())
         observer = Observer(rows, sightings, jobs, runner_prefix=prefix, providers=self._providers.keys())
         loop = self.loop = Loop(
             rows=rows,

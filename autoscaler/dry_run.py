@@ -115,7 +115,7 @@ class _Look:
         self._rules = rules_of(config)
         self._rows = LiveRows(MemoryStore())
         self._seen = Sightings()
-        self._jobs = JobObserver(self._rows, self._seen, forges, Metrics())
+        self._jobs = JobObserver(self._rows, self._seen, forges, Metrics(), heard_at=lambda _: None)
         self._listed = _Listed(facts=[], offerings={}, warnings=[])
 
     async def findings(self) -> Findings:

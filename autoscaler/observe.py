@@ -186,7 +186,9 @@ class Observer:
             row = self._rows.by_provider_id(machine.provider, machine.provider_id) or self._adopt(machine, now)
             if row is not None:
                 listed.add(row.id)
-                if machine.state is MachineState.TERMINATED:
+                if machine.state is MachineState.RUNNING:
+                    self._seen.shown_up[row.id] = fact.started_at
+                elif machine.state is MachineState.TERMINATED:
                     self._end(row, now, cause=f"the cloud says it ended {machine.end_detail}".strip())
             elif fact.is_complete and machine.state in (MachineState.PENDING, MachineState.RUNNING):
                 key = (machine.provider, machine.provider_id)

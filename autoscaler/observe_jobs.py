@@ -8,7 +8,7 @@ the forge is asked, and only its answer decides whether the job is done or lost.
 import asyncio
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -20,7 +20,7 @@ from autoscaler.model import EndReason, Instance, InstanceState, Job, JobId, Job
 from autoscaler.names import instance_named
 from autoscaler.sightings import REQUEUED, Sightings, dump_requeued, work_key
 from autoscaler.spi import Conclusion, Forge, ForgeJob, ForgeName, InstanceId, JobStatus
-from autoscaler.states import REGISTERED_STATES
+from autoscaler.states import REGISTERED_STATES, WORKING_STATES
 
 DONE_GRACE = timedelta(seconds=5)
 """How long after its machine ended well a job's completed webhook may take before the forge is asked."""
@@ -28,7 +28,13 @@ LOST_AFTER_DONE = timedelta(seconds=60)
 """A runner that said it finished its job may be ahead of the forge by this much before the job counts as lost."""
 CUT_OFF_WINDOW = timedelta(hours=3)
 """How long after its machine's end a forge may fail a job for it: GitHub's lease is minutes, GitLab's check hours."""
+CUT_OFF = "its machine ended before it did"
 INTERRUPTED = (EndReason.VANISHED, EndReason.INTERRUPTED)
+SILENCE = timedelta(seconds=20)
+"""Four heartbeats: an agent that was not heard for so long before its job failed may have been gone already."""
+UNSURE_AGAIN = timedelta(seconds=30)
+UNSURE_AT_MOST = timedelta(hours=1)
+UNSURE = "its forge gave it up, and its agent was silent before: its cloud tells whether the machine was gone"
 LATE_SUCCESS = "late_success: it counted as lost, then its forge said that it had succeeded"
 
 UNKNOWN_AGAIN = timedelta(seconds=60)
@@ -41,12 +47,20 @@ class JobObserver:
     """Consumes what forges say about jobs. Memory beside the rows: doubts, activity of repos, jobs without labels."""
 
     def __init__(
-        self, rows: LiveRows, sightings: Sightings, forges: Mapping[ForgeName, Forge], metrics: Metrics
+        self,
+        rows: LiveRows,
+        sightings: Sightings,
+        forges: Mapping[ForgeName, Forge],
+        metrics: Metrics,
+        *,
+        heard_at: Callable[[InstanceId], datetime | None],
     ) -> None:
+        """`heard_at` is when a machine's agent called last; None: not yet, in this process."""
         self._rows = rows
         self._seen = sightings
         self._forges = forges
         self._metrics = metrics
+        self._heard_at = heard_at
         self._doubts: dict[JobId, tuple[datetime, str]] = {}
         self._looked_at: datetime | None = None
         self._touched: dict[JobId, datetime] = {}
@@ -187,7 +201,7 @@ class JobObserver:
         if finished is not None and now < finished + LOST_AFTER_DONE:
             self._doubt(job.id, now + DONE_GRACE, "its runner finished and the forge does not say so yet")
             return
-        self._rows.move_job(job, JobState.LOST, reason="its machine ended before it did")
+        self._rows.move_job(job, JobState.LOST, reason=CUT_OFF)
 
     def machine_ended(self, instance: Instance, now: datetime, *, ran_to_end: bool) -> None:
         """Called when an instance row ends."""
@@ -198,6 +212,10 @@ class JobObserver:
             self._rows.amend_job(job, reason="max_runtime: its machine was ended")
         if ran_to_end:
             self._ran_to_end[job.id] = now
+        if job.finished_at is not None and instance.ending in INTERRUPTED:
+            self._doubts.pop(job.id, None)
+            self._rows.move_job(job, JobState.LOST, reason=CUT_OFF)
+            return
         self._doubt(job.id, now + DONE_GRACE if ran_to_end else now, "its machine ended")
 
     def passed_runtime(self, instance: Instance) -> None:
@@ -349,12 +367,33 @@ class JobObserver:
             if machine is not None:
                 job = self._rows.amend_job(job, instance=machine.id, runner_name=seen.runner_name)
         self._machine_done_with(seen, job.id, now)
+        finished_at = min(seen.finished_at or now, now)
+        if conclusion is Conclusion.FAILURE and self._may_be_cut_off(job, finished_at, now):
+            self._wait_for_cloud(job, seen, finished_at, now)
+            return
         started = job.started_at or seen.started_at
         reason = LATE_SUCCESS if job.state is JobState.LOST else job.reason if _passed_runtime(job) else ""
-        finished_at = min(seen.finished_at or now, now)
         done = self._finish(job, conclusion, now, reason=reason, started_at=started, finished_at=finished_at)
         if conclusion is Conclusion.FAILURE and self._was_cut_off(seen.runner_name, finished_at):
-            self._rows.move_job(done, JobState.LOST, conclusion=None, reason="its machine ended before it did")
+            self._rows.move_job(done, JobState.LOST, conclusion=None, reason=CUT_OFF)
+
+    def _may_be_cut_off(self, job: Job, finished_at: datetime, now: datetime) -> bool:
+        """Whether its machine may have been gone before its forge gave it up, and nobody has told us yet: neither its
+        agent nor its cloud was heard of it since."""
+        machine = self._machine_of(job)
+        if machine is None or machine.state not in WORKING_STATES or machine.id in self._seen.ending:
+            return False
+        if _passed_runtime(job) or now > finished_at + UNSURE_AT_MOST:
+            return False
+        heard, shown = self._heard_at(machine.id), self._seen.shown_up.get(machine.id)
+        return (heard is None or heard + SILENCE < finished_at) and (shown is None or shown < finished_at)
+
+    def _wait_for_cloud(self, job: Job, seen: ForgeJob, finished_at: datetime, now: datetime) -> None:
+        """It runs until that is known. That its forge gave it up is on the row, for the machine's end to find."""
+        if job.state is JobState.QUEUED:
+            self._started(job, seen, now)
+        self._rows.amend_job(self._rows.jobs[job.id], finished_at=finished_at, reason=UNSURE)
+        self._doubt(job.id, now + UNSURE_AGAIN, UNSURE)
 
     def _was_cut_off(self, runner: str, finished_at: datetime) -> bool:
         """Whether the machine was gone, by our own record, before the forge gave the job up."""

@@ -33,6 +33,8 @@ class Sightings:
     """When the last complete listing of a forge's runners was asked for."""
     bound_at: dict[InstanceId, datetime] = field(default_factory=dict)
     """When a row learned which machine it is: listings from before that may not show it yet."""
+    shown_up: dict[InstanceId, datetime] = field(default_factory=dict)
+    """When the last listing was asked for in which its cloud showed a machine that is up."""
     absences: dict[InstanceId, int] = field(default_factory=dict)
     orphan_instances: dict[tuple[ProviderName, ProviderId], OrphanInstance] = field(default_factory=dict)
     orphan_runners: dict[tuple[ForgeName, RunnerId], OrphanRunner] = field(default_factory=dict)
@@ -59,6 +61,7 @@ class Sightings:
             remembered.discard(instance)
         self.absences.pop(instance, None)
         self.bound_at.pop(instance, None)
+        self.shown_up.pop(instance, None)
         self.ending.pop(instance, None)
         self.releasing.pop(instance, None)
 

@@ -132,7 +132,9 @@ def timeline(job: Job, moves: Sequence[InstanceMove], ledger: Sequence[LedgerEnt
         on = f" on {job.runner_name}" if job.runner_name else ""
         lines.append(TimelineEntry(at=job.started_at, kind="job", text=f"Started{on}"))
     if job.finished_at:
-        lines.append(TimelineEntry(at=job.finished_at, kind="job", text=f"Ended: {job.conclusion or job.state}"))
+        is_unsure = job.state is JobState.RUNNING
+        text = "Its forge gave it up" if is_unsure else f"Ended: {job.conclusion or job.state}"
+        lines.append(TimelineEntry(at=job.finished_at, kind="job", text=text))
     lines += [
         TimelineEntry(
             at=move.at, kind="machine", text=f"Machine {move.instance} {_MOVE_WORDS[move.to_state]}: {move.cause}"

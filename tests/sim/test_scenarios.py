@@ -244,6 +244,30 @@ def test_job_of_a_machine_whose_end_only_the_store_remembers_is_requeued(forge: 
     live(play)
 
 
+@pytest.mark.parametrize("crashes", [False, True])
+def test_job_that_its_forge_gives_up_before_the_cloud_tells_of_the_machine_is_requeued(crashes: bool) -> None:
+    """It counted as failed, and its machine as ended after its job: no loss was on record."""
+
+    async def play(day: Day) -> None:
+        day.daemon.start()
+        day.stage.submit(GITHUB, run_of(GITHUB, duration_s=100))
+        await day.until(lambda: states(day) == [JobState.RUNNING])
+        (machine,) = day.stage.took
+        day.stage.die_later(machine, 1)
+        (record,) = day.stage.github.world.job_records()
+        job = day.stage.github.world.jobs[record.job_ids[0]]
+        await day.until(lambda: job.conclusion == "failure", within_s=600)
+        if crashes:
+            await day.clock.sleep(10)
+            day.reaper.kill_all("after its job was given up")
+        await day.clock.sleep(60)
+        assert states(day) == [JobState.RUNNING]
+        await day.until(lambda: states(day) == [JobState.DONE, JobState.REQUEUED], within_s=1200)
+        assert len(servings(day)) == 2
+
+    live(play, rates=FaultRates(outages=((LOCAL, 20.0, 400.0),)))
+
+
 @both_forges
 def test_stolen_runner_is_replaced(forge: ForgeName) -> None:
     """A job nobody told us of takes the runner that was made for another."""

@@ -73,6 +73,8 @@ class Observing:
         self.now = NOW
         self.forges = {GITHUB: cast(Forge, QuietForge())}
         self._number = 0
+        self.silent: dict[InstanceId, datetime | None] = {}
+        """When agents that do not call any more were heard last; all others call all the time."""
 
     async def start(self) -> "Observing":
         await self.store.open()
@@ -82,7 +84,7 @@ class Observing:
         stored = await self.store.load()
         self.rows.load(stored)
         self.seen = Sightings()
-        self.jobs = JobObserver(self.rows, self.seen, self.forges, Metrics())
+        self.jobs = JobObserver(self.rows, self.seen, self.forges, Metrics(), heard_at=self._heard)
         self.jobs.load(self.now)
         self.observer = Observer(self.rows, self.seen, self.jobs, runner_prefix="ours--", providers=(CLOUD, OTHER))
         self._number = max((row.seq for row in stored.inbox), default=self.disk.last_seq)
@@ -94,6 +96,9 @@ class Observing:
         after = Observing(self.disk, rules=self.rules)
         after.now = self.now
         return await after.start()
+
+    def _heard(self, machine: InstanceId) -> datetime | None:
+        return self.silent.get(machine, self.now)
 
     # ------------------------------------------------------------------ what happens
 
@@ -213,7 +218,7 @@ def completed(
     number: int = 1, conclusion: Conclusion = Conclusion.SUCCESS, *, on: int | None = 1, **changes: Any
 ) -> ForgeJob:
     runner = {"runner_name": runner_name(on), "runner_id": RunnerId(str(on))} if on is not None else {}
-    return seen_job(number, JobStatus.DONE, conclusion=conclusion, finished_at=NOW, **{**runner, **changes})
+    return seen_job(number, JobStatus.DONE, conclusion=conclusion, **{"finished_at": NOW, **runner, **changes})
 
 
 def listed_runner(

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoscaler.facts import AgentReported
-from autoscaler.model import EndReason, InstanceState, JobState, SeenBy
+from autoscaler.model import EndReason, Instance, InstanceState, JobState, SeenBy
 from autoscaler.spi import Conclusion, ForgeJob, JobStatus, MachineState, RunEvent
 from tests.admin_world import GITHUB, GPU, LINUX, pool, rules_of
 from tests.unit.observing import (
@@ -373,6 +373,72 @@ async def test_a_job_that_passed_max_runtime_is_not_lost(world: Observing) -> No
     assert job is not None
     assert job.state is JobState.RUNNING
     assert job.reason.startswith("max_runtime")
+
+
+# ---------------------------------------------------------------------- failures while nobody hears of the machine
+
+
+async def fail_in_silence(world: Observing) -> Instance:
+    """Its agent was heard a minute before the forge gave the job up."""
+    await running_job(world)
+    (machine,) = world.rows.instances.values()
+    world.silent[machine.id] = world.now
+    world.wait(60)
+    await world.webhook(completed(conclusion=Conclusion.FAILURE, finished_at=world.now))
+    job = world.job()
+    assert job is not None
+    assert (job.state, world.state(machine)) == (JobState.RUNNING, S.BUSY)
+    world.wait(30)
+    assert set(world.doubts()) == {id_of(1)}
+    return machine
+
+
+async def test_failed_job_of_a_silent_machine_is_lost_once_its_cloud_says_that_it_ended(world: Observing) -> None:
+    await fail_in_silence(world)
+    await world.machines(listed_machine(1, MachineState.TERMINATED))
+    job = world.job()
+    assert job is not None
+    assert (job.state, job.reason) == (JobState.LOST, "its machine ended before it did")
+    assert not world.doubts()
+
+
+async def test_that_its_forge_gave_it_up_outlives_a_restart(world: Observing) -> None:
+    await fail_in_silence(world)
+    after = await world.restarted()
+    await after.machines(listed_machine(1, MachineState.TERMINATED))
+    job = after.job()
+    assert job is not None
+    assert job.state is JobState.LOST
+
+
+async def test_failed_job_of_a_silent_machine_has_failed_if_its_cloud_shows_it_up(world: Observing) -> None:
+    await fail_in_silence(world)
+    await world.machines(listed_machine(1))
+    await world.answer(
+        id_of(1), completed(conclusion=Conclusion.FAILURE, finished_at=world.now - timedelta(seconds=30))
+    )
+    done = await world.ended()
+    assert (done.state, done.conclusion, done.reason) == (JobState.DONE, Conclusion.FAILURE, "")
+
+
+async def test_failed_job_of_a_silent_machine_has_failed_if_its_agent_is_heard_again(world: Observing) -> None:
+    machine = await fail_in_silence(world)
+    del world.silent[machine.id]
+    await world.answer(
+        id_of(1), completed(conclusion=Conclusion.FAILURE, finished_at=world.now - timedelta(seconds=30))
+    )
+    assert (await world.ended()).state is JobState.DONE
+
+
+async def test_failed_job_of_a_silent_machine_has_failed_if_nobody_tells_for_an_hour(world: Observing) -> None:
+    await fail_in_silence(world)
+    failed = completed(conclusion=Conclusion.FAILURE, finished_at=world.now - timedelta(seconds=30))
+    world.wait(3000)
+    await world.answer(id_of(1), failed)
+    assert world.job() is not None
+    world.wait(600)
+    await world.answer(id_of(1), failed)
+    assert (await world.ended()).state is JobState.DONE
 
 
 # ---------------------------------------------------------------------- requeued jobs

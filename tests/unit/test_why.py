@@ -222,6 +222,11 @@ def test_each_state_after_the_queue_has_its_sentence(changes: dict[str, object],
     assert ask(replace(WAITING, **changes)) == sentence  # type: ignore[arg-type]
 
 
+def test_the_timeline_of_a_job_whose_machine_is_unheard_of_does_not_call_it_ended() -> None:
+    row = replace(WAITING, state=JobState.RUNNING, started_at=earlier(10), finished_at=earlier(2))
+    assert timeline(row, [])[-1].text == "Its forge gave it up"
+
+
 def test_the_timeline_merges_job_machine_and_decisions_in_order() -> None:
     row = replace(WAITING, started_at=earlier(10), finished_at=earlier(2), conclusion=Conclusion.SUCCESS)
     move = InstanceMove(
