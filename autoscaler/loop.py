@@ -29,7 +29,7 @@ from autoscaler.store import Conflict, LeaseLost, Sample, Store, StoreError
 log = structlog.get_logger()
 
 DEBOUNCE_S = 0.02
-"""The least time from the end of a tick to the next: a storm of events costs one tick each 20 ms."""
+"""The least time from the end of a tick to the one after the next: a storm of events costs one tick each 20 ms."""
 STORE_RETRY_S = 1.0
 
 
@@ -67,6 +67,7 @@ class Loop:
         self._wake = asyncio.Event()
         self._wake_at: datetime | None = None
         self._planned_change = -1
+        self._was_close = False
         self._broken: BaseException | None = None
         self.applier: Applier | None = None
         self.blocked: Sequence[Blocked] = ()
@@ -135,12 +136,15 @@ class Loop:
         await self._clock.sleep(self._settling_s())
 
     def _settling_s(self) -> float:
-        """How long to wait because the last tick ended so recently that more events are likely on their way."""
+        """How long to wait because ticks follow each other so closely that more events are likely on their way. The
+        first tick after another one is not held up: often it is the answer that the other one asked for."""
         last = self.last_tick
         if last is None:
             return 0.0
         since_s = (self._clock.now() - last.at).total_seconds() - last.took_s
-        return DEBOUNCE_S - since_s if 0.0 <= since_s < DEBOUNCE_S else 0.0
+        is_close, was_close = 0.0 <= since_s < DEBOUNCE_S, self._was_close
+        self._was_close = is_close
+        return DEBOUNCE_S - since_s if is_close and was_close else 0.0
 
     async def tick(self) -> None:
         """One pass. Raises StoreError: then the facts are kept and nothing was asked of anybody."""
