@@ -5,7 +5,7 @@ withdraws registrations that never arrived, asks the forge about doubtful jobs, 
 from being failed as stuck, sweeps orphans seen in complete listings often enough, and requeues or abandons lost jobs.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -31,7 +31,7 @@ from autoscaler.states import REGISTERED_STATES
 HOLD_AFTER = timedelta(minutes=10)
 """GitLab fails a job after an hour without any matching runner in contact (specs: gitlab 3.4)."""
 SETTLE_LIMIT = 20
-"""Single-job reads per tick: the rest waits for the next tick or the next listing."""
+"""Single-job reads of one forge per tick: the rest waits for the next tick or the next listing."""
 
 
 @dataclass(slots=True)
@@ -47,12 +47,25 @@ class Care:
 def plan_care(snapshot: Snapshot, rules: Rules, now: datetime) -> Care:
     care = Care()
     _care_for_runners(snapshot, care)
-    for job in sorted(snapshot.doubtful)[:SETTLE_LIMIT]:
-        care.actions.append(Settle(job=job, reason=snapshot.doubtful[job]))
+    _settle(snapshot, now, care)
     _hold_queues(snapshot, rules, now, care)
     _sweep(snapshot, rules, care)
     _requeue(snapshot, rules, now, care)
     return care
+
+
+def _settle(snapshot: Snapshot, now: datetime, care: Care) -> None:
+    """What waits after a failure takes nobody's turn, and a forge with many doubtful jobs not another one's."""
+    made: Counter[ForgeName | None] = Counter()
+    for id_ in sorted(snapshot.doubtful):
+        action = Settle(job=id_, reason=snapshot.doubtful[id_])
+        job = snapshot.jobs.get(id_)
+        forge = job.forge if job is not None else None
+        if (retry_at := snapshot.retry_after.get(action.key, now)) > now:
+            care.wake(retry_at)
+        elif made[forge] < SETTLE_LIMIT:
+            made[forge] += 1
+            care.actions.append(action)
 
 
 def _care_for_runners(snapshot: Snapshot, care: Care) -> None:

@@ -80,6 +80,24 @@ def test_the_forge_is_asked_about_doubtful_jobs_a_few_at_a_time() -> None:
     assert {action.reason for action in made} == {"its machine ended"}
 
 
+def test_doubtful_jobs_of_a_forge_that_is_down_hold_up_nobody_elses() -> None:
+    down = [replace(queued(number), id=job_id(GITHUB, f"{number:03}")) for number in range(SETTLE_LIMIT + 5)]
+    other = replace(queued(900), id=job_id(GITLAB, "900"), forge=GITLAB)
+    doubtful = {job.id: "its machine ended" for job in (*down, other)}
+    made = actions_of(planned(world([*down, other], forges=BOTH, doubtful=doubtful)), Settle)
+    assert other.id in {action.job for action in made}, "its forge has turns of its own"
+    assert len(made) == SETTLE_LIMIT + 1
+
+
+def test_doubtful_jobs_that_wait_after_a_failure_take_no_turn() -> None:
+    jobs = [replace(queued(number), id=job_id(GITHUB, f"{number:03}")) for number in range(SETTLE_LIMIT + 1)]
+    doubtful = {job.id: "its machine ended" for job in jobs}
+    held = {f"settle/{job.id}": NOW + timedelta(seconds=30) for job in jobs[:-1]}
+    made = planned(world(jobs, doubtful=doubtful, retry_after=held), replace(POOL, max=0))
+    assert only(made, Settle).job == jobs[-1].id
+    assert made.wake_at == NOW + timedelta(seconds=30)
+
+
 # ---------------------------------------------------------------------- queue holders
 
 
