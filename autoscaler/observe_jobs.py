@@ -373,8 +373,11 @@ class JobObserver:
             return
         started = job.started_at or seen.started_at
         reason = LATE_SUCCESS if job.state is JobState.LOST else job.reason if _passed_runtime(job) else ""
-        done = self._finish(job, conclusion, now, reason=reason, started_at=started, finished_at=finished_at)
-        if conclusion is Conclusion.FAILURE and self._was_cut_off(seen.runner_name, finished_at):
+        is_lost = conclusion is Conclusion.FAILURE and self._was_cut_off(seen.runner_name, finished_at)
+        done = self._finish(
+            job, conclusion, now, reason=reason, counts=not is_lost, started_at=started, finished_at=finished_at
+        )
+        if is_lost:
             self._rows.move_job(done, JobState.LOST, conclusion=None, reason=CUT_OFF)
 
     def _may_be_cut_off(self, job: Job, finished_at: datetime, now: datetime) -> bool:
@@ -408,12 +411,13 @@ class JobObserver:
         if machine is not None:
             self._make_busy(machine, seen, id_, now)
 
-    def _finish(self, job: Job, conclusion: Conclusion, now: datetime, *, reason: str = "", **fields: Any) -> Job:
-        fields.setdefault("finished_at", now)
-        done = self._rows.move_job(job, JobState.DONE, conclusion=conclusion, reason=reason, **fields)
+    def _finish(self, job: Job, conclusion: Conclusion, now: datetime, *, counts: bool = True, **fields: Any) -> Job:
+        fields = {"finished_at": now, "reason": "", **fields}
+        done = self._rows.move_job(job, JobState.DONE, conclusion=conclusion, **fields)
         self._touched.pop(job.id, None)
         self._ran_to_end.pop(job.id, None)
-        self._metrics.jobs_done_total.labels(pool=job.pool or "", conclusion=conclusion).inc()
+        if counts:
+            self._metrics.jobs_done_total.labels(pool=job.pool or "", conclusion=conclusion).inc()
         return done
 
 

@@ -321,6 +321,26 @@ async def test_the_failure_that_our_loss_caused_leaves_the_job_lost(world: Obser
     assert job.state is JobState.LOST
 
 
+async def test_a_failure_counts_as_one_only_where_no_machine_was_lost_before(world: Observing) -> None:
+    def failures() -> float:
+        labels = {"pool": LINUX, "conclusion": Conclusion.FAILURE}
+        return world.metrics.registry.get_sample_value("autoscaler_jobs_done_total", labels) or 0.0
+
+    await running_job(world)
+    await world.gone()
+    await world.webhook(completed(conclusion=Conclusion.FAILURE, finished_at=world.now))
+    job = world.job()
+    assert job is not None
+    assert job.state is JobState.LOST
+    assert failures() == 0
+    await world.have_runner(2)
+    await world.webhook(seen_job(2))
+    await world.webhook(started(2, on=2))
+    await world.webhook(completed(2, on=2, conclusion=Conclusion.FAILURE))
+    assert (await world.ended(2)).conclusion is Conclusion.FAILURE
+    assert failures() == 1
+
+
 async def test_a_job_whose_runner_finished_waits_a_minute_for_the_forge_to_say_so(world: Observing) -> None:
     await running_job(world)
     (machine,) = world.rows.instances.values()
