@@ -259,6 +259,8 @@ class Applier:
             row = self._rows.instances.get(id_)
             if row is None:
                 continue
+            if action.is_spoiled:
+                self._seen.note_spoiled(row.pool, now, action.reason)
             row = self._make_terminating(row, action.end_reason, action.reason, now)
             if row is not None and row.provider_id is not None:
                 going[row.provider].append(row.provider_id)
@@ -281,6 +283,8 @@ class Applier:
         row = self._rows.instances.get(action.instance)
         if row is None:
             return None
+        if action.is_spoiled and row.id not in self._seen.releasing:
+            self._seen.note_spoiled(row.pool, now, action.reason)
         if action.end_reason is EndReason.JOB_DONE:
             self._make_terminating(row, action.end_reason, action.reason, now)
             return partial(self._end_after_job, row, action)
@@ -297,15 +301,19 @@ class Applier:
         offerings: tuple[Offering, ...],
     ) -> None:
         """Ask for the rows' machines until the answer is known: the token makes a repeat harmless."""
-        batch = LaunchBatch(
-            token=token,
-            pool=pool.name,
-            count=len(rows),
-            offerings=offerings,
-            image=self._launcher.image_of(pool, provider_name),
-            user_data=self._launcher.user_data_of(pool, provider_name, token),
-            max_lifetime=pool.boot_timeout + pool.idle_timeout + pool.max_job_runtime,
-        )
+        try:
+            batch = LaunchBatch(
+                token=token,
+                pool=pool.name,
+                count=len(rows),
+                offerings=offerings,
+                image=self._launcher.image_of(pool, provider_name),
+                user_data=self._launcher.user_data_of(pool, provider_name, token),
+                max_lifetime=pool.boot_timeout + pool.idle_timeout + pool.max_job_runtime,
+            )
+        except InvalidRequest as error:
+            self._launch_failed(pool, token, error)
+            return
         while not await self._launch(pool, provider_name, batch):
             await self._clock.sleep(LAUNCH_AGAIN_S)
             if not any(row.state is _S.REQUESTED for row in self._rows.of_token(token)):
@@ -320,8 +328,7 @@ class Applier:
         except ProviderError as error:
             if isinstance(error, OutcomeUnknown):
                 return self._unsettled(batch.token, error)
-            self._launch_failed(pool, f"launch/{pool.name}", error)
-            self._report(LaunchAnswered(token=batch.token, result=None, error=_one_line(error)))
+            self._launch_failed(pool, batch.token, error)
         except Exception as error:
             return self._unsettled(batch.token, error)
         else:
@@ -336,8 +343,8 @@ class Applier:
         self._report(LaunchAnswered(token=token, result=None, error=_one_line(error), is_unknown=True))
         return False
 
-    def _launch_failed(self, pool: Pool, key: str, error: ProviderError) -> None:
-        now = self._clock.now()
+    def _launch_failed(self, pool: Pool, token: BatchToken, error: ProviderError) -> None:
+        now, key = self._clock.now(), f"launch/{pool.name}"
         match error:
             case Throttled():
                 self._seen.retry_after[key] = now + timedelta(seconds=error.retry_after_s)
@@ -348,6 +355,7 @@ class Applier:
                 self._seen.retry_after[key] = now + AFTER_FAILURE
         log.warning("launch_failed", pool=pool.name, error=_one_line(error), kind=type(error).__name__)
         self._note(now, "launch", key, pool.name, _one_line(error), "failed")
+        self._report(LaunchAnswered(token=token, result=None, error=_one_line(error)))
 
     def _count_launches(self, provider: ProviderName, result: LaunchResult, offerings: tuple[Offering, ...]) -> None:
         capacity_type = offerings[0].capacity_pool.capacity_type

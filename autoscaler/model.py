@@ -275,6 +275,17 @@ class Cooldown:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Spoilage:
+    """Machines of a pool that ended one after the other without being of any use (image broken, runner group wrong).
+
+    From the second on nothing is launched before `until`, and then one machine at a time until one takes a job."""
+
+    count: int
+    until: datetime
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OrphanInstance:
     """A machine of our name without a live row, with the number of complete listings in a row that showed it."""
 
@@ -323,6 +334,7 @@ class Snapshot:
     cooldowns: Mapping[CapacityPool, Cooldown] = field(default_factory=dict)
     controls: Mapping[PoolName, PoolControl] = field(default_factory=dict)
     held_back: Mapping[PoolName, str] = field(default_factory=dict)
+    spoilage: Mapping[PoolName, Spoilage] = field(default_factory=dict)
     orphan_instances: tuple[OrphanInstance, ...] = ()
     orphan_runners: tuple[OrphanRunner, ...] = ()
     sealed: frozenset[InstanceId] = frozenset()
@@ -375,11 +387,14 @@ class Register:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
-    """End a machine that may hold a registration: deregister first; the forge's refusal keeps it alive."""
+    """End a machine that may hold a registration: deregister first; the forge's refusal keeps it alive.
+
+    `is_spoiled`, here and in Terminate: it was of no use, through no wish of ours; that counts against its pool."""
 
     instance: InstanceId
     end_reason: EndReason
     reason: str
+    is_spoiled: bool = False
 
     @property
     def key(self) -> str:
@@ -393,6 +408,7 @@ class Terminate:
     instances: tuple[InstanceId, ...]
     end_reason: EndReason
     reason: str
+    is_spoiled: bool = False
 
     @property
     def key(self) -> str:

@@ -64,6 +64,12 @@ LISTING_GRACE = timedelta(seconds=10)
 COMPLETE_SIGHTINGS = 2
 HOLDER_LIFE = timedelta(minutes=30)
 HOLDER_FORGOTTEN = timedelta(hours=2)
+ADOPTED_SILENCE = timedelta(hours=24)
+"""No runner is spared for the sake of an adopted machine that is older and silent: its agent, where it has one, says
+hello again within minutes, and its job, where it has one, is over at every forge by then or shows its runner busy."""
+ADOPTION_AWAITED = timedelta(hours=1)
+"""No runner is spared for longer after the start for machines that a cloud has not listed yet: a cloud that never
+lists must not keep dead runners at the forges for ever."""
 
 _AGENT_SAID = "agent: "
 """How `Instance.detail` begins where it is what the agent said of its end."""
@@ -95,11 +101,13 @@ class Observer:
         for row in rows.instances.values():
             if row.detail.startswith(_AGENT_SAID):
                 sightings.ending[row.id] = row.detail.removeprefix(_AGENT_SAID)
+        self._began_at: datetime | None = None
         self.refused = 0
 
     def consume(self, facts: Sequence[Fact], rules: Rules, now: datetime) -> None:
         """Take facts in. One that breaks a rule of ours is a bug, but never a reason to forget the others: it is
         logged and counted, and the next listing shows what it would have said."""
+        self._began_at = self._began_at or now
         for fact in facts:
             try:
                 self._consume(fact, rules, now)
@@ -271,7 +279,7 @@ class Observer:
             row = self._rows.by_runner(runner.ref.name)
             if row is not None:
                 self._runner_seen(row, fact.forge, runner, now)
-            elif runner.ref.name not in holders and not self._may_be_adopted():
+            elif runner.ref.name not in holders and not self._may_be_adopted(now):
                 key = (fact.forge, runner.ref.runner_id)
                 before = self._seen.orphan_runners.get(key)
                 count = 1 if before is None else before.sightings + 1
@@ -284,9 +292,14 @@ class Observer:
     def _holder_names(self, now: datetime) -> set[str]:
         return {name for name, refreshed in self._seen.holders.values() if refreshed + HOLDER_FORGOTTEN > now}
 
-    def _may_be_adopted(self) -> bool:
-        """A machine adopted into a new store has not yet told which runner it runs."""
-        return bool(self._adopting) or any(row.adopted and not row.runner_name for row in self._rows.instances.values())
+    def _may_be_adopted(self, now: datetime) -> bool:
+        """A machine adopted into a new store, or still to be, has not yet told which runner it runs."""
+        if self._adopting and self._began_at is not None and now < self._began_at + ADOPTION_AWAITED:
+            return True
+        return any(
+            row.adopted and not row.runner_name and row.state is _S.LAUNCHED and now < row.created_at + ADOPTED_SILENCE
+            for row in self._rows.instances.values()
+        )
 
     def _runner_seen(self, row: Instance, forge: ForgeName, runner: ForgeRunner, now: datetime) -> None:
         if row.runner_id is None:
@@ -376,6 +389,7 @@ class Observer:
             cooldowns=seen.cooldowns,
             controls=self._rows.controls,
             held_back=seen.held_back,
+            spoilage=dict(seen.spoilage),
             orphan_instances=tuple(seen.orphan_instances.values()),
             orphan_runners=tuple(seen.orphan_runners.values()),
             sealed=frozenset(seen.sealed),

@@ -351,6 +351,7 @@ class JobObserver:
 
     def _make_busy(self, machine: Instance, seen: ForgeJob, id_: JobId, now: datetime) -> None:
         cause = f"the forge says it runs {seen.name} of {seen.repo}"
+        self._seen.note_served(machine.pool)
         if machine.state in REGISTERED_STATES:
             self._rows.move(machine, InstanceState.BUSY, now=now, cause=cause, job=id_, **_runner_of(machine, seen))
         elif machine.state is InstanceState.BUSY and machine.job is None:

@@ -44,20 +44,33 @@ class Ends:
 def plan_ends(snapshot: Snapshot, rules: Rules, now: datetime) -> Ends:
     """Every end that is due now, terminations batched per end reason."""
     ends = Ends()
-    batches: dict[tuple[EndReason, str], list[InstanceId]] = defaultdict(list)
+    batches: dict[tuple[EndReason, str, bool], list[InstanceId]] = defaultdict(list)
     for instance in snapshot.instances.values():
         due = _due(instance, snapshot, rules, now, ends)
         if due is None:
             continue
         end_reason, reason, needs_release = due
+        is_spoiled = _is_spoiled(instance, end_reason, snapshot)
         if needs_release:
-            ends.actions.append(Release(instance=instance.id, end_reason=end_reason, reason=reason))
+            ends.actions.append(
+                Release(instance=instance.id, end_reason=end_reason, reason=reason, is_spoiled=is_spoiled)
+            )
         else:
-            batches[end_reason, reason].append(instance.id)
+            batches[end_reason, reason, is_spoiled].append(instance.id)
         ends.leaving.add(instance.id)
-    for (end_reason, reason), ids in batches.items():
-        ends.actions.append(Terminate(instances=tuple(ids), end_reason=end_reason, reason=reason))
+    for (end_reason, reason, is_spoiled), ids in batches.items():
+        ends.actions.append(
+            Terminate(instances=tuple(ids), end_reason=end_reason, reason=reason, is_spoiled=is_spoiled)
+        )
     return ends
+
+
+def _is_spoiled(instance: Instance, end_reason: EndReason, snapshot: Snapshot) -> bool:
+    """Whether the end of a machine says that the next one of its pool will likely fare no better."""
+    if instance.state is InstanceState.TERMINATING:
+        return False
+    said = snapshot.ending.get(instance.id, "")
+    return end_reason is EndReason.BOOT_TIMEOUT or said.startswith(("runner_failed", "boot_timeout"))
 
 
 def _due(

@@ -78,7 +78,8 @@ def plan_supply(snapshot: Snapshot, rules: Rules, now: datetime, *, leaving: set
         jobs = sorted(queued.get(pool.name, ()), key=lambda job: (job.queued_at, job.id))
         _supply_pool(pool, jobs, fleets[pool.name], limits, snapshot, rules, now, supply)
     for name, fleet in fleets.items():
-        if name not in rules.pools:
+        everything = {f"{forge}/jobs" for forge in snapshot.forges}
+        if name not in rules.pools and snapshot.complete.issuperset(everything):
             _release_surplus(fleet.registered, fleet.ready, now, timedelta(0), "its pool left the config", supply)
     return supply
 
@@ -110,7 +111,7 @@ def _supply_pool(
     now: datetime,
     supply: Supply,
 ) -> None:
-    takers = _takers(fleet.registered, jobs, rules, now, supply)
+    takers = _takers(fleet.registered, jobs, snapshot, rules, now, supply)
     uncovered, spare_runners = _cover(_cover(jobs, fleet.untold)[0], takers)
     control = snapshot.controls.get(pool.name, PoolControl.ACTIVE)
     ready = sorted(fleet.ready, key=lambda instance: (instance.since, instance.id))
@@ -138,7 +139,9 @@ def _supply_pool(
     _release_surplus(spare_runners[kept_runners:], spare_ready[kept_ready:], now, patience, word, supply)
 
 
-def _takers(runners: list[Instance], jobs: list[Job], rules: Rules, now: datetime, supply: Supply) -> list[Instance]:
+def _takers(
+    runners: list[Instance], jobs: list[Job], snapshot: Snapshot, rules: Rules, now: datetime, supply: Supply
+) -> list[Instance]:
     """Runners that may still take a job. One that is online and leaves a job that it could take for take_timeout is
     not what it seems (frozen, removed by the forge, sealed, in a group that does not see the repo): it is released."""
     oldest: dict[_Key, datetime] = {}
@@ -148,7 +151,7 @@ def _takers(runners: list[Instance], jobs: list[Job], rules: Rules, now: datetim
     for runner in runners:
         demand = runner.demand
         waiting = oldest.get((demand.forge, demand.scope, demand.labels)) if demand is not None else None
-        if runner.state is not InstanceState.IDLE or waiting is None:
+        if runner.state is not InstanceState.IDLE or waiting is None or runner.id in snapshot.started:
             takers.append(runner)
             continue
         deadline = max(runner.since, waiting) + rules.take_timeout
@@ -156,8 +159,13 @@ def _takers(runners: list[Instance], jobs: list[Job], rules: Rules, now: datetim
             supply.wake(deadline)
             takers.append(runner)
         else:
-            why = f"online, but it took no job for {rules.take_timeout} although one waits"
-            supply.actions.append(Release(instance=runner.id, end_reason=EndReason.SURPLUS, reason=why))
+            why = (
+                f"its runner was online for {rules.take_timeout} and was given no job although one waits: "
+                "does its runner group admit the repo?"
+            )
+            supply.actions.append(
+                Release(instance=runner.id, end_reason=EndReason.SURPLUS, reason=why, is_spoiled=True)
+            )
     return takers
 
 
@@ -251,10 +259,27 @@ def _register(
         limits.mint_soon[job.forge] -= 1
         reason = f"{job.name} of {job.repo} waits since {job.queued_at:%H:%M:%S}"
         supply.actions.append(Register(instance=left.pop().id, demand=demand, reason=reason))
-    for job in held[: len(left)]:
-        limits.mint_soon[job.forge] -= 1
-        supply.wake(now + timedelta(seconds=1))
+    _explain_held(pool, held[: len(left)], limits, snapshot, now, supply)
     return held[len(left) :], list(reversed(left))[len(held) :]
+
+
+def _explain_held(
+    pool: Pool, jobs: list[Job], limits: Limits, snapshot: Snapshot, now: datetime, supply: Supply
+) -> None:
+    """Jobs that have a ready machine and cannot have it registered yet, by what holds them."""
+    held: dict[str, int] = defaultdict(int)
+    for job in jobs:
+        limits.mint_soon[job.forge] -= 1
+        demand = Demand(forge=job.forge, scope=job.scope, group=pool.runner_group, labels=job.labels)
+        again_at = max(snapshot.retry_after.get(key, now) for key in (demand.forge_key, demand.key))
+        if again_at > now:
+            supply.wake(again_at)
+            held[f"{job.forge} registered no runner for {job.scope}; tried again in {_seconds(again_at, now)}"] += 1
+        else:
+            supply.wake(now + timedelta(seconds=1))
+            held[f"the registration budget of {job.forge} is used up; it refills by the second"] += 1
+    for reason, count in held.items():
+        supply.blocked.append(Blocked(pool=pool.name, jobs=count, reason=reason))
 
 
 def _can_register(demand: Demand, limits: Limits, snapshot: Snapshot, now: datetime) -> bool:
@@ -295,10 +320,10 @@ def _launch(
     asked = len(within_budget) + for_min
     if asked == 0:
         return
-    held, again_at = snapshot.held_back.get(pool.name), snapshot.retry_after.get(f"launch/{pool.name}", now)
-    if held is not None and again_at > now:
-        supply.wake(again_at)
-        supply.blocked.append(Blocked(pool=pool.name, jobs=len(within_budget), reason=held))
+    asked, held = _within_hold(pool, asked, standing, snapshot, now, supply)
+    if held:
+        supply.blocked.append(Blocked(pool=pool.name, jobs=max(0, len(within_budget) - asked), reason=held))
+    if asked == 0:
         return
     choice = choose_offerings(pool, snapshot.offerings.get(pool.name, ()), cooldowns=snapshot.cooldowns, now=now)
     if not choice.offerings:
@@ -324,6 +349,29 @@ def _launch(
             supply.actions.append(Launch(pool=pool.name, count=size, offerings=offerings, reason=reason))
     if missing:
         supply.blocked.append(Blocked(pool=pool.name, jobs=min(missing, len(within_budget)), reason=cap))
+
+
+def _within_hold(
+    pool: Pool, asked: int, standing: int, snapshot: Snapshot, now: datetime, supply: Supply
+) -> tuple[int, str]:
+    """How many launches a pool's recent failures leave, and why not all."""
+    again_at = snapshot.retry_after.get(f"launch/{pool.name}", now)
+    if again_at > now:
+        supply.wake(again_at)
+        what = snapshot.held_back.get(pool.name, "the last launch failed")
+        return 0, f"{what}; tried again in {_seconds(again_at, now)}"
+    spoilage = snapshot.spoilage.get(pool.name)
+    if spoilage is None or spoilage.count < 2:
+        return asked, ""
+    what = f"the last {spoilage.count} machines of pool {pool.name} were of no use ({spoilage.reason})"
+    if spoilage.until > now:
+        supply.wake(spoilage.until)
+        return 0, f"{what}; the next one is tried in {_seconds(spoilage.until, now)}"
+    return min(asked, max(0, 1 - standing)), f"{what}; one machine at a time is tried until one takes a job"
+
+
+def _seconds(at: datetime, now: datetime) -> str:
+    return f"{max(1, math.ceil((at - now).total_seconds()))} s"
 
 
 def _without_machine(jobs: int) -> str:

@@ -7,9 +7,9 @@ for correctness after a restart: that belongs into rows.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
-from autoscaler.model import Cooldown, EndReason, OrphanInstance, OrphanRunner
+from autoscaler.model import Cooldown, EndReason, OrphanInstance, OrphanRunner, Spoilage
 from autoscaler.spi import (
     CapacityPool,
     ForgeName,
@@ -22,6 +22,9 @@ from autoscaler.spi import (
     RunnerId,
     Scope,
 )
+
+FIRST_HOLD = timedelta(seconds=15)
+LONGEST_HOLD = timedelta(minutes=10)
 
 
 @dataclass(slots=True)
@@ -41,6 +44,7 @@ class Sightings:
     cooldowns: dict[CapacityPool, Cooldown] = field(default_factory=dict)
     offerings: dict[PoolName, tuple[Offering, ...]] = field(default_factory=dict)
     held_back: dict[PoolName, str] = field(default_factory=dict)
+    spoilage: dict[PoolName, Spoilage] = field(default_factory=dict)
     sealed: set[InstanceId] = field(default_factory=set)
     started: set[InstanceId] = field(default_factory=set)
     """Machines whose agent said that a job started: sooner than the forge, and only a hint."""
@@ -55,6 +59,19 @@ class Sightings:
     requeued: dict[str, int] = field(default_factory=dict)
     """Attempts made by jobs whose requeue was accepted and whose successor has not been seen yet, by `work_key`.
     Kept in the store's settings too: attempts are limited over restarts."""
+
+    def note_spoiled(self, pool: PoolName, now: datetime, reason: str) -> None:
+        """A machine ended without being of use. Those that end while the pool is held back anyway tell nothing new."""
+        before = self.spoilage.get(pool)
+        if before is not None and now < before.until:
+            return
+        count = before.count + 1 if before is not None else 1
+        hold = min(FIRST_HOLD * (1 << min(count - 2, 8)), LONGEST_HOLD) if count > 1 else timedelta(0)
+        self.spoilage[pool] = Spoilage(count=count, until=now + hold, reason=reason)
+
+    def note_served(self, pool: PoolName) -> None:
+        """A machine of the pool took a job: whatever was wrong is over."""
+        self.spoilage.pop(pool, None)
 
     def forget(self, instance: InstanceId) -> None:
         for remembered in (self.sealed, self.started, self.asking, self.disputed):

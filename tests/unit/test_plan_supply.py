@@ -202,7 +202,7 @@ def test_a_pool_that_cannot_launch_says_why_and_is_tried_again() -> None:
     held = {LINUX: "launching fails: image gone"}
     made = planned(world([queued(1)], held_back=held, retry_after={"launch/linux": again_at}))
     assert made.actions == ()
-    assert made.blocked[0].reason == "launching fails: image gone"
+    assert made.blocked[0].reason == "launching fails: image gone; tried again in 30 s"
     assert made.wake_at == again_at
     later = planned(world([queued(1)], held_back=held), now=again_at)
     assert launched(later) == 1, "a pool that is held back for ever never recovers by itself"
