@@ -46,6 +46,7 @@ log = structlog.get_logger()
 GRACE_S = 20.0
 STANDBY_S = 1.0
 MEND = "make the store work: this daemon goes on by itself"
+PREPARING = "this daemon has the store and is reading it and its clouds' offerings"
 ADMIN_SHARE = 8
 """The admin listener may have an eighth of the connections: strangers on the public one cannot take them."""
 
@@ -226,8 +227,11 @@ async def _serve(store: Store, process: _Process) -> None:
     )
     runners: list[web.AppRunner] = []
     try:
-        await core.prepare()
+        if not await _prepare(core, process):
+            return
         process.core = core
+        if core.config is not process.config:
+            core.reload(process.config)
         trusted = networks(section.trusted_proxies)
         runners.append(await process.listen(_public_app(core, forges, trusted), "public", core.desk.refusals))
         admin = make_admin_app(core, metrics, lambda: process.config.autoscaler.admin_tokens, trusted)
@@ -242,6 +246,28 @@ async def _serve(store: Store, process: _Process) -> None:
         for provider in providers.values():
             await provider.aclose()
         await calls.aclose(grace_s=2.0)
+
+
+async def _prepare(core: Core, process: _Process) -> bool:
+    """Prepare the core; False when a signal came first. Clouds that hang may make this last minutes: after a moment
+    the listeners say so."""
+    preparing = asyncio.create_task(core.prepare())
+    stopping = asyncio.create_task(process.stop.wait())
+    health = Health(SystemClock())
+    async with contextlib.AsyncExitStack() as listeners:
+        try:
+            await asyncio.wait({preparing, stopping}, timeout=STANDBY_S, return_when=asyncio.FIRST_COMPLETED)
+            if not preparing.done() and not stopping.done():
+                health.ill("leader", PREPARING, remedy="nothing to do, unless a cloud or the store does not answer")
+                await _listen_standing_by(listeners, process, health)
+                await asyncio.wait({preparing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if preparing.done():
+                preparing.result()
+            return preparing.done()
+        finally:
+            for task in (preparing, stopping):
+                task.cancel()
+            await asyncio.gather(preparing, stopping, return_exceptions=True)
 
 
 async def _until_stopped(core: Core, stop: asyncio.Event) -> None:

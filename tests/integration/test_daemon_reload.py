@@ -1,10 +1,12 @@
 """What a reload changes in a running daemon, and what a daemon makes of a store that is not its own."""
 
+import asyncio
 import json
 import signal
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from autoscaler import daemon
@@ -12,7 +14,7 @@ from autoscaler.config import load
 from autoscaler.store import LeaseLost, Stored
 from autoscaler.store.memory import MemoryStore
 from tests.config_files import ENVIRON, minimal_document, write
-from tests.integration.daemon_kit import Daemon, site
+from tests.integration.daemon_kit import Daemon, free_port, site
 from tests.polling import until
 
 
@@ -71,3 +73,68 @@ async def test_a_lease_lost_while_preparing_is_told_as_that(tmp_path: Path, monk
     assert await store.acquire_lease("test")
     with pytest.raises(LeaseLost):
         await daemon._serve(store, daemon._Process(path, load(path)))
+
+
+class SlowStore(MemoryStore):
+    """Does not answer until it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.may_answer = asyncio.Event(), asyncio.Event()
+
+    async def load(self) -> Stored:
+        self.asked.set()
+        await self.may_answer.wait()
+        return await super().load()
+
+
+async def preparing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[SlowStore, daemon._Process, asyncio.Task[None]]:
+    """A daemon that has the lease and is reading its store."""
+    for name, value in ENVIRON.items():
+        monkeypatch.setenv(name, value)
+    document = minimal_document()
+    document["autoscaler"] |= {"listen": f"127.0.0.1:{free_port()}", "admin_listen": f"127.0.0.1:{free_port()}"}
+    document["provider"][0]["state_dir"] = str(tmp_path / "machines")
+    path = write(document, tmp_path)
+    store = SlowStore()
+    await store.open()
+    assert await store.acquire_lease("test")
+    process = daemon._Process(path, load(path))
+    serving = asyncio.create_task(daemon._serve(store, process))
+    await store.asked.wait()
+    return store, process, serving
+
+
+async def test_a_reload_while_preparing_is_in_force_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, process, serving = await preparing(tmp_path, monkeypatch)
+    process._path.write_text(process._path.read_text().replace('"linux"', '"renamed"'))
+    process.reload()
+    store.may_answer.set()
+    core = await until(lambda: process.core)
+    assert set(core.rules().pools) == {"renamed"}
+    process.stop.set()
+    await serving
+
+
+async def test_a_daemon_that_prepares_says_so_and_stops_when_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, process, serving = await preparing(tmp_path, monkeypatch)
+    url = f"http://{process.config.autoscaler.admin_listen}/readyz"
+
+    async def reasons() -> Any:
+        async with aiohttp.ClientSession() as client:
+            try:
+                async with client.get(url) as answer:
+                    return (answer.status, await answer.json())
+            except aiohttp.ClientConnectorError:
+                return None
+
+    status, document = await until(reasons)
+    assert status == 503
+    assert daemon.PREPARING in str(document)
+    process.stop.set()
+    async with asyncio.timeout(5):
+        await serving
