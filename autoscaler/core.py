@@ -7,6 +7,7 @@ The same object runs in production under `daemon` and in simulations on a virtua
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
+from typing import Protocol, TypeVar
 
 import structlog
 
@@ -27,7 +28,17 @@ from autoscaler.observe_jobs import JobObserver
 from autoscaler.polls import Polls
 from autoscaler.rules import rules_of
 from autoscaler.sightings import Sightings
-from autoscaler.spi import BatchToken, Clock, Forge, ForgeName, PoolName, Provider, ProviderName, Webhook
+from autoscaler.spi import (
+    BatchToken,
+    Clock,
+    Forge,
+    ForgeName,
+    InvalidRequest,
+    PoolName,
+    Provider,
+    ProviderName,
+    Webhook,
+)
 from autoscaler.store import Store
 
 log = structlog.get_logger()
@@ -278,6 +289,21 @@ def _first_of(failures: BaseExceptionGroup[BaseException]) -> BaseException:
     return _first_of(first) if isinstance(first, BaseExceptionGroup) else first
 
 
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+_Section = TypeVar("_Section", bound=_Named)
+
+
+def _named(sections: Sequence[_Section], kind: str, name: str) -> _Section:
+    for section in sections:
+        if section.name == name:
+            return section
+    raise InvalidRequest(f'the configuration has no {kind} "{name}" any more')
+
+
 def make_launcher(
     config: Callable[[], Config],
     *,
@@ -285,17 +311,19 @@ def make_launcher(
     new_id: Callable[[str], str],
     ca_pem: str = "",
 ) -> Launcher:
-    """How machines are made by this configuration. `user_data_of` is `runners.bootstrap.boot_document`."""
+    """How machines are made by this configuration. `user_data_of` is `runners.bootstrap.boot_document`.
+
+    Both raise InvalidRequest for what a reload took out of the configuration since the launch was decided.
+    """
 
     def image_of(pool: Pool, provider_name: ProviderName) -> Mapping[str, str]:
         now = config()
-        settings = next(provider for provider in now.providers if provider.name == provider_name)
-        image = next(image for image in now.images if image.name == pool.image)
-        return image.reference_for(settings) or {}
+        settings = _named(now.providers, "provider", provider_name)
+        return _named(now.images, "image", pool.image).reference_for(settings) or {}
 
     def user_data(pool: Pool, provider_name: ProviderName, token: BatchToken) -> str:
         now = config()
-        chosen = next(candidate for candidate in now.pools if candidate.name == pool.name)
+        chosen = _named(now.pools, "pool", pool.name)
         return user_data_of(
             daemon_url=now.autoscaler.public_url,
             provider=provider_name,

@@ -153,7 +153,7 @@ class Loop:
         try:
             await self._pass()
         except BaseException:
-            self._waiting[:0] = waiting
+            self._waiting[:0] = [waiter for waiter in waiting if not waiter.done()]
             raise
         for waiter in waiting:
             if not waiter.done():

@@ -1,7 +1,9 @@
 """The core at its edges: rows of sections that were taken out, and calls under way when the store is lost."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,10 +15,23 @@ from autoscaler.health import Health
 from autoscaler.live import LiveRows
 from autoscaler.metrics import Metrics
 from autoscaler.model import InstanceState
+from autoscaler.spi import BatchToken, InvalidRequest, ProviderName
+from autoscaler.store import Changes, StoreError
 from autoscaler.store.memory import MemoryStore
-from tests.admin_world import instance
+from tests.admin_world import LINUX, OFFERING, instance, pool
 from tests.config_files import ENVIRON, minimal_document, write
 from tests.unit.observing import NOW
+
+
+class FailingStore(MemoryStore):
+    """Takes nothing while it fails."""
+
+    fails = False
+
+    async def commit(self, changes: Changes) -> None:
+        if self.fails:
+            raise StoreError("disk is full")
+        await super().commit(changes)
 
 
 @pytest.fixture
@@ -25,7 +40,7 @@ async def core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Core:
     for name, value in ENVIRON.items():
         monkeypatch.setenv(name, value)
     config = load(write(minimal_document(), tmp_path))
-    store = MemoryStore()
+    store = FailingStore()
     await store.open()
     assert await store.acquire_lease("test")
     rows = LiveRows(store)
@@ -51,6 +66,51 @@ async def test_machines_of_a_provider_that_was_taken_out_are_named(core: Core) -
     assert not unwell.is_well
     assert '1 machines, 0 runners and 0 jobs belong to provider "aws"' in unwell.detail
     assert "put the section back" in unwell.remedy
+    await core.aclose(grace_s=0)
+
+
+async def test_a_launch_of_what_a_reload_took_out_fails_and_ends_nothing_else(core: Core) -> None:
+    row = core.rows.add_instance(instance(2, NOW, InstanceState.REQUESTED, version=0, provider_id=None), cause="test")
+    await core.applier._launch_rows(pool(LINUX, "linux"), row.provider, row.token, [row], (OFFERING,))
+    assert "aws" in core.sightings.held_back[LINUX]
+    await core.loop.tick()
+    assert row.id not in core.rows.instances, "refused, so that another machine is asked for"
+    await core.aclose(grace_s=0)
+
+
+@pytest.mark.parametrize("kind", ["provider", "image", "pool"])
+def test_a_section_that_a_reload_took_out_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    for name, value in ENVIRON.items():
+        monkeypatch.setenv(name, value)
+    config = load(write(minimal_document(), tmp_path))
+    left: dict[str, Any] = {f"{kind}s": ()}
+    without = replace(config, **left)
+    launcher = make_launcher(lambda: without, user_data_of=str, new_id=str)
+    (section,) = getattr(config, f"{kind}s")
+    with pytest.raises(InvalidRequest, match=f'no {kind} "{section.name}"'):
+        launcher.user_data_of(pool(LINUX, "linux", image="ubuntu"), ProviderName("here"), BatchToken("b-1"))
+
+
+async def test_who_gave_up_waiting_for_a_store_that_fails_is_forgotten(core: Core) -> None:
+    store = core.store
+    assert isinstance(store, FailingStore)
+    store.fails = True
+    for _ in range(3):
+        core.rows.set_setting("any", "change")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0):
+                await core.loop.consumed()
+        with pytest.raises(StoreError):
+            await core.loop.tick()
+    assert not core.loop._waiting
+    waiting = asyncio.create_task(core.loop.consumed())
+    await asyncio.sleep(0)
+    with pytest.raises(StoreError):
+        await core.loop.tick()
+    assert not waiting.done(), "who still waits is kept"
+    store.fails = False
+    await core.loop.tick()
+    await waiting
     await core.aclose(grace_s=0)
 
 
