@@ -209,6 +209,36 @@ async def test_an_adopted_machine_tells_which_runner_it_runs(world: Observing) -
     assert (adopted.state, adopted.runner_id) == (S.BUSY, RunnerId("4"))
 
 
+async def test_a_silent_adopted_machine_spares_unknown_runners_for_a_day_only(world: Observing) -> None:
+    await world.machines(listed_machine(4))
+    await world.machines(of=OTHER)
+    world.now += timedelta(hours=23)
+    await world.runners(listed_runner(8))
+    assert not world.snapshot().orphan_runners
+    world.now += timedelta(hours=1)
+    await world.runners(listed_runner(8))
+    assert [one.runner.name for one in world.snapshot().orphan_runners] == [runner_name(8)]
+
+
+async def test_an_adopted_machine_that_is_no_longer_silent_spares_no_runner(world: Observing) -> None:
+    await world.machines(listed_machine(4))
+    await world.machines(of=OTHER)
+    (row,) = world.rows.instances.values()
+    await world.see(AgentSaidHello(instance=row.id, runner_name=""))
+    await world.runners(listed_runner(8))
+    assert [one.runner.name for one in world.snapshot().orphan_runners] == [runner_name(8)]
+
+
+async def test_a_cloud_that_never_lists_spares_unknown_runners_for_an_hour_only(world: Observing) -> None:
+    await world.runners(listed_runner(8))
+    world.now += timedelta(minutes=59)
+    await world.runners(listed_runner(8))
+    assert not world.snapshot().orphan_runners
+    world.now += timedelta(minutes=1)
+    await world.runners(listed_runner(8))
+    assert [one.runner.name for one in world.snapshot().orphan_runners] == [runner_name(8)]
+
+
 async def test_a_used_store_counts_the_sightings_of_a_machine_that_no_row_knows(world: Observing) -> None:
     await world.have_runner()
     after = await used_world(world)
