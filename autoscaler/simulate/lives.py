@@ -9,6 +9,7 @@ import asyncio
 import contextvars
 import json
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from datetime import datetime
 from typing import Any, TypeVar
 
 from autoscaler.apply import Launcher
@@ -112,6 +113,8 @@ class Daemon:
         self.rules: Rules = rules_of(config)
         self.watch = watch
         self.lives = 0
+        self.began: list[datetime] = []
+        """When each life began."""
         self._clock = clock
         self._adapters = adapters
         self._launcher = launcher
@@ -127,6 +130,7 @@ class Daemon:
     def start(self) -> None:
         """Begin a life. Returns at once."""
         self.lives += 1
+        self.began.append(self._clock.now())
         self._faults.note(f"{self.config.autoscaler.name}: life {self.lives} begins")
         store = WatchedStore(self.watch.disk, faults=self._faults, watch=self.watch)
         forges, providers = self._adapters()

@@ -3,7 +3,8 @@
 from datetime import timedelta
 from itertools import pairwise
 
-from autoscaler.model import InstanceState, Job, JobId, JobState, job_id
+from autoscaler.model import EndReason, InstanceState, Job, JobId, JobState, job_id
+from autoscaler.observe_jobs import SILENCE
 from autoscaler.plan import plan
 from autoscaler.simulate.lives import Daemon
 from autoscaler.simulate.stage import GITHUB, GITLAB, Stage
@@ -99,6 +100,8 @@ def _excuse(stage: Stage, row: Job | None, what: str) -> list[str]:
         return []
     if row is not None and (row.reason.startswith("max_runtime") or _ran_too_long(stage, row)):
         return []
+    if row is not None and _ended_while_away(stage, row):
+        return []
     state = f"{row.state} {row.reason}" if row is not None else "unknown"
     return [f"{what} failed through no fault of its own and its row is {state}"]
 
@@ -108,6 +111,15 @@ def _ran_too_long(stage: Stage, row: Job) -> bool:
     if row.pool is None or row.started_at is None or row.finished_at is None:
         return False
     return row.finished_at - row.started_at >= limits[row.pool] - timedelta(seconds=2)
+
+
+def _ended_while_away(stage: Stage, row: Job) -> bool:
+    """A new life finds the machine gone and its job failed, and nobody remembers which came first."""
+    for daemon in stage.daemons:
+        machine = daemon.watch.disk.instances.get(row.instance) if row.instance is not None else None
+        if machine is not None and machine.ending is EndReason.VANISHED and row.finished_at is not None:
+            return any(row.finished_at - SILENCE <= began <= machine.since for began in daemon.began)
+    return False
 
 
 def _orphans(stage: Stage) -> list[str]:
