@@ -10,6 +10,7 @@ from autoscaler.http.auth import Access, Caller
 from autoscaler.http.documents import (
     Document,
     condition_document,
+    costs_document,
     instance_document,
     instant,
     job_document,
@@ -49,6 +50,7 @@ def make_api_routes(view: DaemonView, access: Access) -> Sequence[web.RouteDef]:
         web.get("/api/v1/instances/{instance}", api.instance),
         web.get("/api/v1/offerings", api.offerings),
         web.get("/api/v1/ledger", api.ledger),
+        web.get("/api/v1/costs", api.costs),
         web.get("/api/v1/history", api.history),
         web.get("/api/v1/openapi.json", api.openapi),
         *(web.post(f"/api/v1/pools/{{pool}}/{verb}", api.control(to)) for verb, to in _CONTROLS.items()),
@@ -160,6 +162,11 @@ class _Api:
                 ]
             }
         )
+
+    async def costs(self, _: web.Request) -> web.Response:
+        """What ended machines cost since midnight UTC, and what live ones cost now and have cost so far."""
+        view = self._view
+        return web.json_response(costs_document(view.snapshot(), view.rules(), view.now()))
 
     async def ledger(self, request: web.Request) -> web.Response:
         limit = _limit(request)

@@ -93,6 +93,12 @@ _SCHEMAS: dict[str, Schema] = {
     "LedgerEntry": _record(
         seq=_COUNT, at=_INSTANT, actor=_TEXT, action=_TEXT, subject=_TEXT, pool=_TEXT, reason=_TEXT, outcome=_TEXT
     ),
+    "EndedCost": _record(provider=_TEXT, usd=_NUMBER),
+    "LiveCost": _record(pool=_TEXT, instances=_COUNT, usd_per_hour=_NUMBER, usd_so_far=_NUMBER),
+    "MoneyCaps": _record(usd_per_hour=_maybe(_NUMBER), usd_per_day=_maybe(_NUMBER)),
+    "Costs": _record(
+        now=_INSTANT, ended_today=_list("EndedCost"), live=_list("LiveCost"), caps=_ref("MoneyCaps")
+    ),
     "Ledger": _record(ledger=_list("LedgerEntry"), before=_maybe(_COUNT)),
     "HistoryPoint": _record(wait_s=_NUMBER, queued=_COUNT, running=_COUNT, instances=_COUNT),
     "History": _record(
@@ -144,6 +150,7 @@ def _paths() -> dict[str, Schema]:
         "instances": _operation("Live and recent instances", "Instances", _query("pool"), _LIMIT),
         "instances/{instance}": _operation("One instance and its history", "InstanceDetail", path=("instance",)),
         "offerings": _operation("What each pool can choose from, and what cools down", "Offerings"),
+        "costs": _operation("What ended machines cost today, and what live ones cost", "Costs"),
         "ledger": _operation(
             "What was done and why, newest first; pass `before` of the last page for the next one",
             "Ledger", _query("subject"), _query("before", {"type": "integer", "minimum": 1}), _LIMIT,
