@@ -8,7 +8,7 @@ label `run-<run id>`, with which a job asks for a runner that only its own run c
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
@@ -26,6 +26,23 @@ class Match:
     pool: PoolName | None
     reason: str = ""
     is_hosted: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NearestPool:
+    """The pool that comes closest to serving a job: what of the job's labels it lacks, whether it serves the repo.
+    `elsewhere` has all of the labels, but does not serve the repo."""
+
+    pool: PoolName
+    missing: Labels
+    is_repo_served: bool
+    elsewhere: PoolName | None = None
+
+    def aside(self, repo: str) -> str:
+        """Half a sentence about `elsewhere`; empty where there is none."""
+        if self.elsewhere is None:
+            return ""
+        return f"pool {self.elsewhere} has {'it' if len(self.missing) == 1 else 'them'} but does not serve {repo}"
 
 
 @lru_cache(maxsize=65536)
@@ -55,23 +72,42 @@ def match_pool(*, forge: ForgeName, repo: str, labels: Labels, run_id: str, pool
     asked = asked_labels(labels, run_id=run_id)
     wanted = frozenset(asked)
     served: list[tuple[int, int, int, str, Pool]] = []
-    nearest: tuple[int, str] | None = None
+    pools = tuple(pools)
     for pool in pools:
         if pool.forges and forge not in pool.forges:
             continue
         specificity = repo_specificity(repo, pool.repos)
-        if specificity is None:
-            continue
-        missing = wanted.difference(pool.labels)
-        if missing:
-            words = f"{', '.join(sorted(missing))} (pool {pool.name} is nearest)"
-            if nearest is None or (len(missing), words) < nearest:
-                nearest = (len(missing), words)
+        if specificity is None or not wanted.issubset(pool.labels):
             continue
         served.append((len(pool.labels) - len(wanted), -specificity, -pool.priority, pool.name, pool))
     if served:
         return Match(pool=min(served)[4].name)
     is_hosted = bool(wanted) and all(HOSTED.match(label) for label in wanted) and len(asked) == len(labels)
-    if nearest is None:
+    near = nearest_pool(forge=forge, repo=repo, labels=labels, run_id=run_id, pools=pools)
+    if near is None or not near.is_repo_served:
         return Match(pool=None, reason=f"no pool serves {repo}", is_hosted=is_hosted)
-    return Match(pool=None, reason=f"no pool that serves {repo} has the label {nearest[1]}", is_hosted=is_hosted)
+    words = "; ".join(part for part in (f"pool {near.pool} is nearest", near.aside(repo)) if part)
+    reason = f"no pool that serves {repo} has the label {', '.join(near.missing)} ({words})"
+    return Match(pool=None, reason=reason, is_hosted=is_hosted)
+
+
+def nearest_pool(
+    *, forge: ForgeName, repo: str, labels: Labels, run_id: str, pools: Iterable[Pool]
+) -> NearestPool | None:
+    """Of the pools that serve the repo, else of all pools of the forge, the one that lacks the fewest of a job's
+    labels; None where the forge has no pool."""
+    asked = frozenset(asked_labels(labels, run_id=run_id))
+    found = [
+        NearestPool(
+            pool=pool.name,
+            missing=tuple(sorted(asked.difference(pool.labels))),
+            is_repo_served=repo_specificity(repo, pool.repos) is not None,
+        )
+        for pool in pools
+        if not pool.forges or forge in pool.forges
+    ]
+    near = min(found, key=lambda one: (not one.is_repo_served, len(one.missing), one.pool), default=None)
+    if near is None or not near.missing or not near.is_repo_served:
+        return near
+    elsewhere = min((one.pool for one in found if not one.missing and not one.is_repo_served), default=None)
+    return replace(near, elsewhere=elsewhere)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import assert_never
 
-from autoscaler.demand import asked_labels, repo_specificity
+from autoscaler.demand import NearestPool
+from autoscaler.demand import nearest_pool as nearest_of
 from autoscaler.model import (
     Blocked,
     Demand,
@@ -27,7 +28,7 @@ from autoscaler.model import (
     SeenBy,
     Snapshot,
 )
-from autoscaler.spi import Labels, PoolName
+from autoscaler.spi import PoolName
 
 _COVERING = (
     InstanceState.IDLE,
@@ -53,15 +54,6 @@ _MOVE_WORDS = {
     InstanceState.TERMINATING: "is being ended",
     InstanceState.TERMINATED: "ended",
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NearestPool:
-    """The pool that comes closest to serving a job: what of the job's labels it lacks, whether it serves the repo."""
-
-    pool: PoolName
-    missing: Labels
-    is_repo_served: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,18 +99,8 @@ def why(
 
 
 def nearest_pool(job: Job, rules: Rules) -> NearestPool | None:
-    """The pool that lacks the fewest of the job's labels, pools that serve its repo first; None without pools."""
-    asked = set(asked_labels(job.labels, run_id=job.run_id))
-    found = [
-        NearestPool(
-            pool=pool.name,
-            missing=tuple(sorted(asked - set(pool.labels))),
-            is_repo_served=repo_specificity(job.repo, pool.repos) is not None,
-        )
-        for pool in rules.pools.values()
-        if not pool.forges or job.forge in pool.forges
-    ]
-    return min(found, key=lambda near: (len(near.missing), not near.is_repo_served, near.pool), default=None)
+    """The pool that comes closest to serving a job, as `demand` says it."""
+    return nearest_of(forge=job.forge, repo=job.repo, labels=job.labels, run_id=job.run_id, pools=rules.pools.values())
 
 
 def timeline(job: Job, moves: Sequence[InstanceMove], ledger: Sequence[LedgerEntry] = ()) -> tuple[TimelineEntry, ...]:
@@ -196,9 +178,12 @@ def _why_unserved(job: Job, rules: Rules) -> str:
     if near is None:
         return f"No pool serves {job.forge}."
     if near.missing:
-        lacks = ", ".join(near.missing)
+        lacks = f"lacks {', '.join(near.missing)}"
+        aside = near.aside(job.repo)
+        if aside:
+            return f"No pool that serves {job.repo} has all of its labels: the nearest, {near.pool}, {lacks}; {aside}."
         unserved = "" if near.is_repo_served else f" and does not serve {job.repo}"
-        return f"No pool has all of its labels: the nearest, {near.pool}, lacks {lacks}{unserved}."
+        return f"No pool has all of its labels: the nearest, {near.pool}, {lacks}{unserved}."
     return f"Pool {near.pool} has its labels but does not serve {job.repo}."
 
 

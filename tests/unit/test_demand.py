@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoscaler.demand import Match, asked_labels, match_pool, repo_specificity
+from autoscaler.demand import Match, NearestPool, asked_labels, match_pool, nearest_pool, repo_specificity
 from autoscaler.model import Pool
 from autoscaler.spi import ForgeName, PoolName, label_set
 from tests.admin_world import GITHUB, pool
@@ -106,6 +106,27 @@ def test_a_job_that_asks_for_more_than_hosted_labels_is_ours_to_explain(labels: 
 def test_the_nearest_pool_and_what_it_lacks_are_named() -> None:
     found = match("linux", "large", "gpu")
     assert found.reason == "no pool that serves acme/shop has the label gpu (pool large is nearest)"
+
+
+def test_a_pool_that_has_the_labels_but_does_not_serve_the_repo_is_named_too() -> None:
+    small = pool(PoolName("linux-small"), "linux", "x64", repos=("acme/*",))
+    large = pool(PoolName("linux-large"), "linux", "x64", "large", "fast", repos=("acme/monolith",))
+    asked: dict[str, Any] = {"repo": "acme/api", "pools": (large, small)}
+    assert match("large", "linux", "self-hosted", "x64", **asked).reason == (
+        "no pool that serves acme/api has the label large "
+        "(pool linux-small is nearest; pool linux-large has it but does not serve acme/api)"
+    )
+    near = nearest_pool(
+        forge=GITHUB,
+        repo="acme/api",
+        labels=label_set(["large", "linux", "self-hosted"]),
+        run_id="77",
+        pools=(large, small),
+    )
+    assert near == NearestPool(pool=small.name, missing=("large",), is_repo_served=True, elsewhere=large.name), (
+        "what the status page names is what the reason names"
+    )
+    assert "pool linux-large has them but does not serve acme/api" in match("fast", "large", "linux", **asked).reason
 
 
 def test_a_repo_that_no_pool_serves_is_named() -> None:

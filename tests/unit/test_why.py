@@ -66,6 +66,15 @@ def test_missing_label_and_unserved_repo_are_both_said() -> None:
     assert ask(row) == "No pool has all of its labels: the nearest, gpu, lacks arm64 and does not serve other/app."
 
 
+def test_a_pool_that_serves_the_repo_is_nearer_than_one_that_has_the_labels() -> None:
+    rules = rules_of(pool(LINUX, "linux", "x64", repos=("acme/*",)), pool(GPU, "gpu", "linux", repos=("acme/ml",)))
+    row = replace(WAITING, pool=None, repo="acme/api", labels=("gpu", "linux"))
+    assert ask(row, rules=rules) == (
+        "No pool that serves acme/api has all of its labels: the nearest, linux, lacks gpu; "
+        "pool gpu has it but does not serve acme/api."
+    )
+
+
 def test_a_forge_without_any_pool_is_said() -> None:
     assert ask(replace(WAITING, pool=None), rules=rules_of()) == "No pool serves github."
 
