@@ -179,6 +179,8 @@ class CloudInstance:
     launched_at: datetime
     address: str = ""
     end_detail: str = ""
+    ended_by_itself: bool = False
+    """It powered itself off in good order: its agent had nothing left to do, so nothing was taken away from it."""
     """How it ended, where the cloud says so: "exit 0", "Server.SpotInstanceTermination"."""
 
 
@@ -398,11 +400,12 @@ class Webhook:
 class JobListing:
     """Jobs not yet done, as listed. `repos` were listed completely: a live job of theirs that is absent here has
     ended or changed and should be asked for with `get_job`. Repos that were not polled this time are not named.
-    `is_complete` is False when a repo that should have been polled could not be."""
+    `is_complete` is False when a repo that should have been polled could not be; `problem` is why, for people."""
 
     jobs: tuple[ForgeJob, ...]
     repos: frozenset[str]
     is_complete: bool = True
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -587,6 +590,10 @@ class ForgeUnauthorized(ForgeError):
 
 class ForgeRefused(ForgeError):
     """The forge says the request is wrong (unknown runner group, validation): tell the operator."""
+
+
+class ForgeRefusedForGood(ForgeRefused):
+    """The forge will never do this, whenever and however often it is asked: an answer, not a fault."""
 
 
 class RunnerBusy(ForgeError):

@@ -9,7 +9,7 @@ are lost still, and are run again once it is over.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from autoscaler.spi import AlreadyRequeued, ForgeRefused, JobNotFound, NotYet, RequeueResult
+from autoscaler.spi import AlreadyRequeued, ForgeRefusedForGood, JobNotFound, NotYet, RequeueResult
 from runners.github_errors import Answer, Purpose, refusal
 from runners.github_payloads import JobPayload, JobsPagePayload, RunPayload
 from runners.github_rest import Rest, parsed
@@ -66,7 +66,7 @@ class Requeuer:
         if _tells_of_attempts(answer):
             raise NotYet(f"run {run_id} of {repo}: {answer.message}", retry_after_s=_ASK_AGAIN_S)
         if answer.status == 403 and _is_for_good(answer.message.lower()):
-            raise ForgeRefused(f"GitHub does not re-run run {run_id} of {repo} any more: {answer.message}")
+            raise ForgeRefusedForGood(f"GitHub does not re-run run {run_id} of {repo} any more: {answer.message}")
         raise refusal(answer, purpose)
 
     async def _rerun_kept(self, repo: str, run_id: str, newest: _Newest, purpose: Purpose) -> Answer:

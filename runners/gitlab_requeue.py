@@ -21,6 +21,7 @@ from autoscaler.spi import (
     ForgeError,
     ForgeOutcomeUnknown,
     ForgeRefused,
+    ForgeRefusedForGood,
     JobNotFound,
     JobStatus,
     NotYet,
@@ -106,8 +107,10 @@ class Requeuer:
         if successor is not None:
             return successor, isinstance(error, ForgeOutcomeUnknown)
         status = str(pipeline.get(job_id, {}).get("status"))
-        if not isinstance(error, NotRetryable) or status not in ("canceling", "running"):
+        if not isinstance(error, NotRetryable):
             raise error
+        if status not in ("canceling", "running"):
+            raise ForgeRefusedForGood(str(error)) from error
         is_forced = status == "canceling" and await self._force(repo, job_id)
         wait_s = FORCED_RETRY_AFTER_S if is_forced else CANCELING_RETRY_AFTER_S
         raise NotYet(f"{self._rest.name}: job {job_id} of {repo} is still {status}", retry_after_s=wait_s) from error

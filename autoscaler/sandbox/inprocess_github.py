@@ -34,6 +34,7 @@ from autoscaler.spi import (
     ForgeName,
     ForgeOutcomeUnknown,
     ForgeRefused,
+    ForgeRefusedForGood,
     ForgeRunner,
     ForgeTraits,
     ForgeUnavailable,
@@ -342,7 +343,8 @@ class GitHubInProcess:
         except GitHubError as error:
             if error.status == 409:
                 raise NameTaken(error.message) from error
-            raise ForgeRefused(str(error)) from error
+            is_for_good = call == "requeue" and error.status == 403
+            raise (ForgeRefusedForGood if is_for_good else ForgeRefused)(str(error)) from error
         return result
 
     def _settled(self, effect: Callable[[], _R]) -> _R:

@@ -39,6 +39,7 @@ from autoscaler.spi import (
     ForgeName,
     ForgeOutcomeUnknown,
     ForgeRefused,
+    ForgeRefusedForGood,
     ForgeRunner,
     ForgeTraits,
     ForgeUnavailable,
@@ -245,7 +246,7 @@ class GitLabInProcess:
             return str(self._world.retry_job(job.id, now).id), True
         except GitLabRefusal as error:
             if job.status not in (Word.CANCELING, Word.RUNNING):
-                raise
+                raise ForgeRefusedForGood(str(error)) from error
             wait_s = CANCELING_RETRY_AFTER_S
             if job.status is Word.CANCELING:
                 self._world.cancel_job(job.id, now, force=True)

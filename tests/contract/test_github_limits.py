@@ -10,6 +10,7 @@ from autoscaler.sandbox.github_limits import Limits
 from autoscaler.spi import (
     AlreadyRequeued,
     ForgeRefused,
+    ForgeRefusedForGood,
     ForgeUnauthorized,
     ForgeUnavailable,
     JobStatus,
@@ -184,7 +185,7 @@ async def test_run_without_failed_jobs_is_not_run_again(driver: GitHubDriver) ->
         ended.append(await driver.take(registration))
         await driver.finish(registration)
 
-    with pytest.raises(ForgeRefused, match="cannot be retried"):
+    with pytest.raises(ForgeRefusedForGood, match="cannot be retried"):
         await driver.forge.requeue(driver.repo, run_id, ended)
 
     assert (await driver.forge.list_jobs({driver.repo})).jobs == ()

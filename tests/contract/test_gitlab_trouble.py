@@ -16,6 +16,7 @@ from autoscaler.spi import (
     ForgeError,
     ForgeOutcomeUnknown,
     ForgeRefused,
+    ForgeRefusedForGood,
     ForgeUnauthorized,
     ForgeUnavailable,
     NotYet,
@@ -171,7 +172,7 @@ async def test_job_that_can_never_be_retried_is_refused() -> None:
 
     async with scripted(answer) as (url, calls):
         forge = forge_at(url, calls)
-        with pytest.raises(ForgeRefused, match="not retryable"):
+        with pytest.raises(ForgeRefusedForGood, match="not retryable"):
             await forge.requeue("acme/api", "2", ["5"])
         await forge.aclose()
 
