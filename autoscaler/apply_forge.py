@@ -15,6 +15,7 @@ from typing import Any, assert_never
 
 import structlog
 
+from autoscaler.backoff import Backoff
 from autoscaler.facts import Fact, JobRead
 from autoscaler.health import Health
 from autoscaler.http.agents import AgentDesk
@@ -46,6 +47,7 @@ from autoscaler.spi import (
     ForgeName,
     ForgeOutcomeUnknown,
     ForgeRefused,
+    ForgeRefusedForGood,
     ForgeUnauthorized,
     JobNotFound,
     JobStatus,
@@ -59,11 +61,8 @@ from autoscaler.spi import (
 log = structlog.get_logger()
 
 CALL_S = 30.0
-AFTER_FAILURE = timedelta(seconds=0.5)
-LONGEST_AFTER_FAILURE = timedelta(seconds=30)
-FAILURES_APART = timedelta(seconds=60)
-AFTER_UNAUTHORIZED = timedelta(seconds=10)
-AFTER_REFUSED = timedelta(seconds=60)
+REFUSAL_LASTS = timedelta(minutes=2)
+"""How long a refused call counts as ill if it is not tried again: what needs it tries again each minute."""
 
 _S = InstanceState
 
@@ -105,7 +104,7 @@ class ForgeCalls:
         self._health = health
         self._report = report
         self._runner_prefix = runner_prefix
-        self._failures: dict[str, tuple[int, datetime]] = {}
+        self._backoff = Backoff(sightings, clock)
         self._gates: defaultdict[ForgeName, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(16))
 
     def intend(self, action: ForgeAction, now: datetime) -> Call | None:
@@ -181,12 +180,13 @@ class ForgeCalls:
         try:
             minted: Registration | None = await self._call(demand.forge, "register", mint)
         except ForgeError as error:
-            self._failed(demand.key if isinstance(error, ForgeRefused) else demand.forge_key, error)
+            self._backoff.failed(demand.key if isinstance(error, ForgeRefused) else demand.forge_key, error)
             self._unregister(row, f"the forge did not register it: {_one_line(error)}")
             if isinstance(error, ForgeRefused):
                 self._note("register", row.id, row.pool, _one_line(error), "refused")
             await self._rows.flush()
             return None
+        self._backoff.worked(demand.forge_key)
         return minted
 
     def _registering(self, row: Instance) -> Instance | None:
@@ -213,10 +213,11 @@ class ForgeCalls:
         """Without an id there is nothing to take back yet: a registration that exists is swept as an orphan, and its
         secret was never told to anybody."""
         if row.runner is None or await self.deregister(row, job_is_done=False) is Answer.GONE:
+            self._backoff.worked(action.key)
             self._unregister(row, action.reason)
             await self._rows.flush()
         else:
-            self._seen.retry_after[action.key] = self._clock.now() + AFTER_FAILURE
+            self._backoff.again(action.key)
 
     async def deregister(self, row: Instance, *, job_is_done: bool) -> Answer:
         """Have the forge let a runner go. One whose id we do not know is gone when a listing that was asked for
@@ -244,8 +245,9 @@ class ForgeCalls:
         try:
             await self._call(row.demand.forge, "seal", lambda forge: forge.seal(runner))
         except ForgeError as error:
-            self._failed(action.key, error)
+            self._backoff.failed(action.key, error)
         else:
+            self._backoff.worked(action.key)
             self._seen.sealed.add(row.id)
 
     async def _sweep(self, action: SweepRunner) -> None:
@@ -253,8 +255,9 @@ class ForgeCalls:
         try:
             await self._call(action.forge, "deregister", lambda forge: forge.deregister(runner))
         except ForgeError as error:
-            self._failed(action.key, error)
+            self._backoff.failed(action.key, error)
         else:
+            self._backoff.worked(action.key)
             self._seen.orphan_runners.pop((action.forge, runner.runner_id), None)
 
     async def _hold(self, action: HoldQueue, now: datetime) -> None:
@@ -267,8 +270,9 @@ class ForgeCalls:
                 lambda forge: forge.hold_queue(scope=action.scope, group="", labels=action.labels, name=name),
             )
         except ForgeError as error:
-            self._failed(action.key, error)
+            self._backoff.failed(action.key, error)
         else:
+            self._backoff.worked(action.key)
             self._seen.holders[action.forge, action.scope, action.labels] = (name, now)
             self._note("hold_queue", name, action.pool, action.reason, "done")
 
@@ -278,10 +282,12 @@ class ForgeCalls:
         try:
             seen = await self._call(job.forge, "get_job", lambda forge: forge.get_job(job.repo, job.forge_job_id))
         except JobNotFound:
+            self._backoff.worked(action.key)
             self._report(JobRead(job=job.id, seen=None))
         except ForgeError as error:
-            self._failed(action.key, error)
+            self._backoff.failed(action.key, error)
         else:
+            self._backoff.worked(action.key)
             self._report(JobRead(job=job.id, seen=seen))
 
     async def _requeue(self, action: Requeue) -> None:
@@ -302,19 +308,22 @@ class ForgeCalls:
             outcome = "already requeued"
             successors = {ids[0]: error.successor} if error.successor and len(ids) == 1 else {}
         except NotYet as error:
+            self._backoff.worked(action.key)
             retry_at = self._clock.now() + timedelta(seconds=error.retry_after_s)
             for job in jobs:
                 if (current := self._rows.jobs.get(job.id)) is not None and current.state is JobState.LOST:
                     self._rows.amend_job(current, retry_at=retry_at, reason=_one_line(error))
             await self._rows.flush()
             return
-        except (JobNotFound, ForgeRefused) as error:
+        except (JobNotFound, ForgeRefusedForGood) as error:
+            self._backoff.worked(action.key)
             self._give_up(jobs, _one_line(error))
             await self._rows.flush()
             return
         except ForgeError as error:
-            self._failed(action.key, error)
+            self._backoff.failed(action.key, error)
             return
+        self._backoff.worked(action.key)
         self._requeued(jobs, successors, action, outcome)
         await self._rows.flush()
 
@@ -328,7 +337,7 @@ class ForgeCalls:
             except JobNotFound:
                 self._report(JobRead(job=job.id, seen=None))
             except ForgeError as error:
-                self._failed(action.key, error)
+                self._backoff.failed(action.key, error)
                 return []
             else:
                 if seen.conclusion is Conclusion.SUCCESS or seen.status is JobStatus.QUEUED:
@@ -369,52 +378,39 @@ class ForgeCalls:
 
     async def _call(self, name: ForgeName, call: str, make: Callable[[Forge], Any]) -> Any:
         """One bounded call; its outcome counts for the forge's health. Raises ForgeError only."""
+        forge = self._forges.get(name)
+        if forge is None:
+            raise ForgeRefused(f"forge {name} is not configured any more")
+        condition = f"forge/{name}"
         try:
-            forge = self._forges.get(name)
-            if forge is None:
-                raise ForgeRefused(f"forge {name} is not configured any more")
             async with self._gates[name], asyncio.timeout(CALL_S):
                 answer = await make(forge)
         except TimeoutError as error:
             self._metrics.forge_calls_total.labels(forge=name, outcome="timeout").inc()
-            self._health.ill(f"forge/{name}", f"{call} took longer than {CALL_S:.0f} s")
-            raise ForgeError(f"{call} took longer than {CALL_S:.0f} s") from error
+            text = f"{call} took longer than {CALL_S:.0f} s"
+            self._health.ill(condition, text, part=call, passes=True)
+            raise ForgeError(text) from error
         except ForgeError as error:
             self._metrics.forge_calls_total.labels(forge=name, outcome=type(error).__name__).inc()
-            if isinstance(error, RunnerBusy | JobNotFound | NotYet | AlreadyRequeued):
-                self._health.well(f"forge/{name}")
+            if isinstance(error, RunnerBusy | JobNotFound | NotYet | AlreadyRequeued | ForgeRefusedForGood):
+                self._health.well(condition, part=call)
             else:
-                self._health.ill(f"forge/{name}", f"{call}: {_one_line(error)}", remedy=_remedy(error))
+                self._health.ill(
+                    condition,
+                    f"{call}: {_one_line(error)}",
+                    remedy=_remedy(error),
+                    part=call,
+                    passes=not isinstance(error, ForgeUnauthorized | ForgeRefused),
+                    lasts=REFUSAL_LASTS,
+                )
             raise
         except Exception as error:
             log.exception("forge_adapter_broke", forge=name, call=call)
-            self._health.ill(f"forge/{name}", f"{call}: {type(error).__name__}")
+            self._health.ill(condition, f"{call}: {type(error).__name__}", part=call, passes=True)
             raise ForgeOutcomeUnknown(f"{call}: {type(error).__name__}") from error
         self._metrics.forge_calls_total.labels(forge=name, outcome="ok").inc()
-        self._health.well(f"forge/{name}")
+        self._health.well(condition, part=call)
         return answer
-
-    def _failed(self, key: str, error: ForgeError) -> None:
-        now = self._clock.now()
-        match error:
-            case RateLimited():
-                delay = timedelta(seconds=max(0.05, error.retry_after_s))
-            case ForgeUnauthorized():
-                delay = AFTER_UNAUTHORIZED
-            case ForgeRefused():
-                delay = AFTER_REFUSED
-            case _:
-                delay = self._after_failure(key, now)
-        self._seen.retry_after[key] = now + delay
-        log.warning("forge_call_failed", action=key, kind=type(error).__name__, error=_one_line(error))
-
-    def _after_failure(self, key: str, now: datetime) -> timedelta:
-        """Half a second after the first failure, doubling to 30 s while they follow each other: one 5xx among many
-        good answers must not hold a whole forge up."""
-        self._failures = {known: last for known, last in self._failures.items() if last[1] + FAILURES_APART > now}
-        count = self._failures.get(key, (0, now))[0] + 1
-        self._failures[key] = count, now
-        return min(AFTER_FAILURE * (1 << min(count - 1, 8)), LONGEST_AFTER_FAILURE)
 
     def _note(self, action: str, subject: str, pool: str, reason: str, outcome: str) -> None:
         self._rows.note(

@@ -14,6 +14,7 @@ from typing import Any
 
 import structlog
 
+from autoscaler.apply_forge import REFUSAL_LASTS
 from autoscaler.facts import InstancesListed, JobRead, JobsListed, ListingFailed, RunnersListed
 from autoscaler.health import Health
 from autoscaler.live import LiveRows
@@ -27,6 +28,7 @@ from autoscaler.spi import (
     Forge,
     ForgeError,
     ForgeName,
+    ForgeRefused,
     ForgeUnauthorized,
     JobNotFound,
     PoolName,
@@ -42,6 +44,9 @@ from autoscaler.store import LeaseLost, Store, StoreError
 log = structlog.get_logger()
 
 LISTING_S = 120.0
+LISTINGS = frozenset({"list_jobs", "list_runners"})
+"""A forge is not well until these very calls work, whatever else does."""
+PERIODIC = LISTINGS | {"recover_deliveries"}
 OFFERINGS_EVERY = timedelta(minutes=10)
 OFFERINGS_LOOK = timedelta(seconds=2)
 """How soon a pool that has no offerings of its shape (new, changed, its provider failed) is looked after."""
@@ -134,8 +139,12 @@ class Polls:
         listing = await self._ask_forge(
             name, f"{name}/jobs", "list_jobs", lambda forge: forge.list_jobs(frozenset(live | active.keys()))
         )
-        if listing is not None:
-            self._loop.report(JobsListed(forge=name, listing=listing, started_at=now))
+        if listing is None:
+            return
+        self._loop.report(JobsListed(forge=name, listing=listing, started_at=now))
+        if not listing.is_complete:
+            detail = f"list_jobs: not all could be listed: {listing.problem or 'the forge adapter does not say why'}"
+            self._health.ill(f"forge/{name}", detail[:400], part="list_jobs")
 
     async def list_runners(self, name: ForgeName) -> None:
         started_at = self._clock.now()
@@ -184,7 +193,9 @@ class Polls:
 
     async def _read_repo(self, name: ForgeName, repo: str, ids: list[str]) -> None:
         now = self._clock.now()
-        listing = await self._ask_forge(name, "", "list_jobs", lambda forge: forge.list_jobs(frozenset({repo})))
+        listing = await self._ask_forge(
+            name, "", "list_jobs of one repo", lambda forge: forge.list_jobs(frozenset({repo}))
+        )
         self._reading.difference_update((name, id_) for id_ in ids)
         if listing is not None:
             self._loop.report(JobsListed(forge=name, listing=listing, started_at=now, is_full=False))
@@ -198,6 +209,7 @@ class Polls:
             async with asyncio.timeout(LISTING_S):
                 answer = await make(self._forges[name])
         except JobNotFound:
+            self._health.well(f"forge/{name}", part=call)
             raise
         except Exception as error:
             if not isinstance(error, ForgeError | TimeoutError):
@@ -208,14 +220,23 @@ class Polls:
                 remedy = "check the credentials and the permissions that the README lists for this forge"
             elif isinstance(error, RateLimited):
                 remedy = f"nothing to do: calls go on in {error.retry_after_s:.0f} s"
-            self._health.ill(f"forge/{name}", f"{call}: {text}", remedy=remedy)
+            is_passing = call not in LISTINGS and not isinstance(error, ForgeUnauthorized | ForgeRefused)
+            self._health.ill(
+                f"forge/{name}",
+                f"{call}: {text}",
+                remedy=remedy,
+                part=call,
+                passes=is_passing,
+                lasts=None if call in PERIODIC else REFUSAL_LASTS,
+            )
             self._metrics.forge_calls_total.labels(forge=name, outcome=type(error).__name__).inc()
             log.warning("forge_listing_failed", forge=name, call=call, error=text)
             if target:
                 self._loop.report(ListingFailed(target=target))
             return None
         self._metrics.forge_calls_total.labels(forge=name, outcome="ok").inc()
-        self._health.well(f"forge/{name}")
+        if not (call == "list_jobs" and not answer.is_complete):
+            self._health.well(f"forge/{name}", part=call)
         return answer
 
     # ------------------------------------------------------------------ clouds
