@@ -31,7 +31,15 @@ from autoscaler.health import Health
 from autoscaler.http.admin import make_admin_app
 from autoscaler.http.agents import make_agent_routes
 from autoscaler.http.health import make_health_routes
-from autoscaler.http.limits import BodyBudget, ConnectionLimits, Network, Refusals, networks, raise_file_limit
+from autoscaler.http.limits import (
+    PER_ADDRESS,
+    BodyBudget,
+    ConnectionLimits,
+    Network,
+    Refusals,
+    networks,
+    raise_file_limit,
+)
 from autoscaler.http.listener import listen
 from autoscaler.http.webhooks import make_webhook_routes
 from autoscaler.metrics import Metrics
@@ -134,8 +142,10 @@ class _Process:
         """Serve at the address of the listener of this name. Raises OSError."""
         section = self.config.autoscaler
         is_admin = name == "admin"
+        total = self.connections // ADMIN_SHARE if is_admin else self.connections
         limits = ConnectionLimits(
-            total=self.connections // ADMIN_SHARE if is_admin else self.connections,
+            total=total,
+            per_address=min(PER_ADDRESS, total // 2),
             trusted=networks(section.trusted_proxies),
             refusals=refusals or Refusals(),
         )

@@ -31,6 +31,7 @@ from autoscaler.http.limits import (
     peer_address,
     read_body,
 )
+from autoscaler.http.listener import know_caller
 from autoscaler.live import LiveRows
 from autoscaler.model import Instance, InstanceState, LedgerEntry, Rules
 from autoscaler.spi import (
@@ -386,7 +387,7 @@ class _Routes:
             return self._not_read("hello", refused)
         status, answer = await self._desk.hello(body, peer)
         if status in (400, 403):
-            self._hellos.refused(monotonic())
+            self._hellos.refused(peer, monotonic())
         return _answer(status, answer)
 
     async def assignment(self, request: web.Request) -> web.Response:
@@ -403,6 +404,7 @@ class _Routes:
         if (status := self._desk.refusal_of(key)) is not None:
             self._desk.refusals.count(call, "unknown_key" if status == 401 else "ended", monotonic())
             return _answer(status, {})
+        know_caller(request, _claim_of(key))
         try:
             body = await read_body(request, limit, self._bodies)
         except BodyRefused as refused:

@@ -26,6 +26,12 @@ REMEMBERED_KEYS = 4096
 FILES_WANTED = 65_536
 REFUSALS_PER_S, REFUSALS_BURST = 100.0, 1000.0
 """Refused hellos of all addresses together: each may cost the check of a signature."""
+SUSPECT_S = 60.0
+"""Only who had a hello refused so lately is held up by them: others' hellos are no part of the flood."""
+PER_ADDRESS = 1024
+"""Connections of one address whose callers have not shown who they are: a fleet behind one NAT boots all at once."""
+PER_CALLER = 8
+"""Connections that count for a known machine instead of its address: an agent needs two, a hostile job gains little."""
 
 log = structlog.get_logger(__name__)
 
@@ -225,23 +231,31 @@ class Refusals:
 
 
 class HelloLimits:
-    """How often hellos may come: by address, and all refused ones together."""
+    """How often hellos may come: by address, and, of addresses that had one refused lately, all refused together."""
 
     def __init__(self) -> None:
         # A fleet behind one NAT says hello from one address, and boots all at once.
         self._strangers = Buckets(20.0, 500.0)
         self._loopback = Buckets(50.0, 200.0)
         self._refused = Bucket.full(REFUSALS_PER_S, REFUSALS_BURST, monotonic())
+        self._suspects: OrderedDict[str, float] = OrderedDict()
 
     def wait_s(self, peer: str, now: float) -> float:
         """0 when a hello may come in now; else the seconds to wait."""
         bucket = (self._loopback if is_loopback_peer(peer) else self._strangers).bucket(address_key(peer), now)
         if not bucket.spend(now):
             return bucket.wait_s
+        if now - self._suspects.get(address_key(peer), float("-inf")) >= SUSPECT_S:
+            return 0.0
         return self._refused.wait_s if self._refused.left < 1.0 and not self._refill(now) else 0.0
 
-    def refused(self, now: float) -> None:
+    def refused(self, peer: str, now: float) -> None:
         self._refused.spend(now)
+        key = address_key(peer)
+        self._suspects[key] = now
+        self._suspects.move_to_end(key)
+        if len(self._suspects) > REMEMBERED_KEYS:
+            self._suspects.popitem(last=False)
 
     def _refill(self, now: float) -> bool:
         """Whether time alone has made room again."""
@@ -264,14 +278,16 @@ def raise_file_limit(wanted: int = FILES_WANTED) -> int:
 
 @dataclass(slots=True, kw_only=True)
 class ConnectionLimits:
-    """How many connections a listener keeps: in all, and from one address that is neither loopback nor a proxy."""
+    """How many connections a listener keeps: in all, and from one address that is neither loopback nor a proxy. Those
+    of callers who have shown who they are count for the caller instead."""
 
     total: int
-    per_address: int = 256
+    per_address: int = PER_ADDRESS
     head_timeout_s: float = 10.0
     trusted: Sequence[Network] = ()
     open: int = 0
     by_address: dict[str, int] = field(default_factory=dict)
+    by_caller: dict[str, int] = field(default_factory=dict)
     refusals: Refusals = field(default_factory=Refusals)
 
     def admit(self, peer: str) -> bool:
@@ -289,14 +305,29 @@ class ConnectionLimits:
         self.open += 1
         return True
 
-    def leave(self, peer: str) -> None:
+    def know(self, peer: str, caller: str) -> bool:
+        """Count a connection for its caller instead of its address; False when the caller has too many of them."""
+        if self.by_caller.get(caller, 0) >= PER_CALLER:
+            return False
+        _take_one(self.by_address, self._key(peer))
+        self.by_caller[caller] = self.by_caller.get(caller, 0) + 1
+        return True
+
+    def leave(self, peer: str, caller: str = "") -> None:
+        """The connection ended. `caller`: who it counted for, where `know` said so."""
         self.open -= 1
-        key = self._key(peer)
-        left = self.by_address.get(key, 0) - 1
-        if left > 0:
-            self.by_address[key] = left
+        if caller:
+            _take_one(self.by_caller, caller)
         else:
-            self.by_address.pop(key, None)
+            _take_one(self.by_address, self._key(peer))
 
     def _key(self, peer: str) -> str:
         return "" if is_loopback_peer(peer) or _is_within(peer, self.trusted) else address_key(peer)
+
+
+def _take_one(counts: dict[str, int], key: str) -> None:
+    left = counts.get(key, 0) - 1
+    if left > 0:
+        counts[key] = left
+    else:
+        counts.pop(key, None)

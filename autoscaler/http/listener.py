@@ -25,12 +25,13 @@ log = structlog.get_logger(__name__)
 class _Connection(RequestHandler):
     """One connection of a listener with limits."""
 
-    __slots__ = ("_head_timer", "_limits", "_peer")
+    __slots__ = ("_caller", "_head_timer", "_limits", "_peer")
 
     def __init__(self, server: web.Server, limits: ConnectionLimits, **options: Any) -> None:
         super().__init__(server, loop=asyncio.get_running_loop(), **options)
         self._limits = limits
         self._peer: str | None = None
+        self._caller = ""
         self._head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -48,11 +49,16 @@ class _Connection(RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         if self._peer is not None:
-            self._limits.leave(self._peer)
+            self._limits.leave(self._peer, self._caller)
             self._peer = None
         if self._head_timer is not None:
             self._head_timer.cancel()
         super().connection_lost(exc)
+
+    def know(self, caller: str) -> None:
+        """The caller has shown who it is."""
+        if self._peer is not None and not self._caller and self._limits.know(self._peer, caller):
+            self._caller = caller
 
     def _end_if_mute(self) -> None:
         """No complete head of a request has come."""
@@ -78,6 +84,12 @@ class _Site(web.TCPSite):
             backlog=self._backlog,
             ssl_handshake_timeout=limits.head_timeout_s if self._ssl_context is not None else None,
         )
+
+
+def know_caller(request: web.Request, caller: str) -> None:
+    """Who asks has shown who it is: its connection counts for it, and no longer for its address."""
+    if isinstance(request.protocol, _Connection):
+        request.protocol.know(caller)
 
 
 async def listen(

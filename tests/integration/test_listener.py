@@ -1,6 +1,8 @@
 """A listener under strangers: mute connections, too many of them, more bodies than there is room for."""
 
 import asyncio
+import hashlib
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import cast
@@ -10,13 +12,18 @@ from aiohttp import web
 
 from autoscaler.clock import SystemClock
 from autoscaler.config_types import Address
-from autoscaler.http.limits import BodyBudget, ConnectionLimits
+from autoscaler.http.agents import AgentDesk, make_agent_routes
+from autoscaler.http.limits import BodyBudget, ConnectionLimits, address_key
 from autoscaler.http.listener import listen
 from autoscaler.http.webhooks import make_webhook_routes
+from autoscaler.live import LiveRows
 from autoscaler.metrics import Metrics
+from autoscaler.model import InstanceState
 from autoscaler.spi import Forge, ForgeName
 from autoscaler.store.memory import MemoryStore
+from tests.admin_world import instance, rules_of
 from tests.polling import until
+from tests.unit.observing import NOW
 
 GITHUB = ForgeName("github")
 
@@ -111,3 +118,43 @@ async def test_bodies_of_strangers_share_one_budget_and_give_it_back() -> None:
         for _, writer in connections:
             writer.close()
         await until(lambda: budget.left == 100_000)
+
+
+class Strangers(ConnectionLimits):
+    """Loopback is an address like any other."""
+
+    def _key(self, peer: str) -> str:
+        return address_key(peer)
+
+
+async def test_a_fleet_behind_one_address_holds_as_many_connections_as_it_has_machines() -> None:
+    rows, keys = LiveRows(MemoryStore()), [f"{number:064x}" for number in range(1, 31)]
+    for number, key in enumerate(keys, 1):
+        claim = hashlib.sha256(bytes.fromhex(key)).hexdigest()
+        rows.add_instance(instance(number, NOW, InstanceState.READY, version=0, claim=claim), cause="test")
+    desk = AgentDesk(rows, {}, SystemClock(), rules=lambda: rules_of(), report=lambda _: None)
+    limits = Strangers(total=100, per_address=5)
+    app = web.Application(client_max_size=0)
+    app.add_routes(make_agent_routes(desk, b""))
+    runner = await listen(app, Address(host="127.0.0.1", port=0), tls=None, name="test", limits=limits)
+    port, held = runner.addresses[0][1], []
+
+    async def call(key: str) -> bytes:
+        held.append(await asyncio.open_connection("127.0.0.1", port))
+        reader, writer = held[-1]
+        head = f"POST /agent/v1/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n"
+        told = {"seq": 1, "at": 1.0, "kind": "heartbeat", "detail": {}}
+        body = json.dumps({"instance": f"i-{int(key, 16):04x}", "events": [told]})
+        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+        async with asyncio.timeout(10):
+            return (await reader.readline()).split()[1]
+
+    assert [await call(key) for key in keys] == [b"200"] * 30
+    assert [await call("ff") for _ in range(5)] == [b"401"] * 5
+    assert await ended((await asyncio.open_connection("127.0.0.1", port))[0]), "strangers have no more room than before"
+    assert limits.open == 35
+    for _, writer in held:
+        writer.close()
+    await until(lambda: limits.open == 0)
+    assert (limits.by_address, limits.by_caller) == ({}, {})
+    await runner.cleanup()

@@ -7,6 +7,7 @@ from aiohttp.test_utils import make_mocked_request
 from structlog.testing import capture_logs
 
 from autoscaler.http.limits import (
+    PER_CALLER,
     REMEMBERED_KEYS,
     BodyBudget,
     Bucket,
@@ -78,13 +79,36 @@ def test_hellos_are_limited_by_address_and_loopback_less() -> None:
     assert [hellos.wait_s("127.0.0.1", 0.0) > 0 for _ in range(201)] == [False] * 200 + [True]
 
 
-def test_too_many_refused_hellos_of_all_addresses_hold_up_hellos_for_a_moment() -> None:
+def flooded(now: float) -> HelloLimits:
+    """After refused hellos of three addresses, more than there is room for."""
     hellos = HelloLimits()
+    for number in range(1002):
+        hellos.refused(f"203.0.113.{number % 3}", now)
+    return hellos
+
+
+def test_too_many_refused_hellos_of_all_addresses_hold_up_those_addresses_for_a_moment() -> None:
     now = 1e9  # later than any monotonic clock
-    for _ in range(1001):
-        hellos.refused(now)
-    assert hellos.wait_s("203.0.113.7", now) > 0
-    assert hellos.wait_s("203.0.113.7", now + 1) == 0
+    hellos = flooded(now)
+    assert all(hellos.wait_s(f"203.0.113.{number}", now) > 0 for number in range(3))
+    assert hellos.wait_s("203.0.113.1", now + 1) == 0
+
+
+def test_refused_hellos_of_others_hold_up_nobody_who_had_none_lately() -> None:
+    now = 1e9
+    hellos = flooded(now)
+    assert hellos.wait_s("198.51.100.1", now) == 0
+    for _ in range(7000):
+        hellos.refused("203.0.113.1", now + 60)
+    assert hellos.wait_s("203.0.113.1", now + 60) > 0
+    assert hellos.wait_s("203.0.113.2", now + 60) == 0, "its last refused hello was a minute ago"
+
+
+def test_refused_hellos_are_remembered_of_so_many_addresses_only() -> None:
+    hellos = HelloLimits()
+    for number in range(REMEMBERED_KEYS + 10):
+        hellos.refused(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", 1e9)
+    assert len(hellos._suspects) == REMEMBERED_KEYS
 
 
 def test_refusals_are_all_counted_and_said_once_a_minute() -> None:
@@ -116,6 +140,25 @@ def test_connections_are_limited_by_address_but_not_for_loopback_and_proxies() -
         limits.leave(peer)
     assert limits.open == 8
     assert limits.admit("203.0.113.7")
+
+
+def test_a_thousand_agents_behind_one_address_are_admitted_and_strangers_have_a_bound() -> None:
+    limits = ConnectionLimits(total=10_000)
+    assert all(limits.admit("203.0.113.7") for _ in range(1000)), "all boot at once"
+    assert [limits.admit("203.0.113.7") for _ in range(25)] == [True] * 24 + [False]
+    assert all(limits.know("203.0.113.7", f"machine-{number}") for number in range(1000))
+    assert all(limits.admit("203.0.113.7") for _ in range(1000)), "those who waited hold no place any more"
+    assert limits.open == 2024
+
+
+def test_one_machine_takes_a_few_connections_out_of_its_address_only() -> None:
+    limits = ConnectionLimits(total=100, per_address=20)
+    assert all(limits.admit("203.0.113.7") for _ in range(20))
+    known = [limits.know("203.0.113.7", "machine") for _ in range(20)]
+    assert known == [True] * PER_CALLER + [False] * (20 - PER_CALLER)
+    for is_known in known:
+        limits.leave("203.0.113.7", "machine" if is_known else "")
+    assert (limits.open, limits.by_address, limits.by_caller) == (0, {}, {})
 
 
 def test_the_limit_of_open_files_is_raised() -> None:
