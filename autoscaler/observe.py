@@ -197,7 +197,9 @@ class Observer:
                 if machine.state is MachineState.RUNNING:
                     self._seen.shown_up[row.id] = fact.started_at
                 elif machine.state is MachineState.TERMINATED:
-                    self._end(row, now, cause=f"the cloud says it ended {machine.end_detail}".strip())
+                    cause = f"the cloud says it ended {machine.end_detail}".strip()
+                    ending = EndReason.SELF_ENDED if machine.ended_by_itself else None
+                    self._end(row, now, cause=cause, ending=ending)
             elif fact.is_complete and machine.state in (MachineState.PENDING, MachineState.RUNNING):
                 key = (machine.provider, machine.provider_id)
                 before = self._seen.orphan_instances.get(key)

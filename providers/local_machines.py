@@ -306,6 +306,7 @@ def _instance(
         launched_at=datetime.fromtimestamp(0, UTC) + timedelta(seconds=float(meta["launched_at"])),
         address="127.0.0.1",
         end_detail="" if end is None else str(end.get("detail", "unreadable")),
+        ended_by_itself=end is not None and end.get("detail") == "exit 0",
     )
 
 

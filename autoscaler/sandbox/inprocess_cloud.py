@@ -428,4 +428,5 @@ def _shown(machine: Machine) -> CloudInstance:
         price_usd_hour=machine.price_usd_hour,
         launched_at=datetime.fromtimestamp(machine.launched_at, UTC),
         end_detail=machine.end_detail,
+        ended_by_itself=machine.end_detail == "exit 0",
     )

@@ -422,6 +422,18 @@ async def test_failed_job_of_a_silent_machine_is_lost_once_its_cloud_says_that_i
     assert not world.doubts()
 
 
+async def test_failed_job_whose_machine_powered_itself_off_has_failed_and_is_not_run_again(world: Observing) -> None:
+    await fail_in_silence(world)
+    after = await world.restarted()
+    await after.machines(replace(listed_machine(1, MachineState.TERMINATED), ended_by_itself=True))
+    after.wait(10)
+    assert set(after.doubts()) == {id_of(1)}
+    job = after.job()
+    assert job is not None
+    await after.answer(id_of(1), completed(conclusion=Conclusion.FAILURE, finished_at=job.finished_at))
+    assert (await after.ended(1)).conclusion is Conclusion.FAILURE
+
+
 async def test_that_its_forge_gave_it_up_outlives_a_restart(world: Observing) -> None:
     await fail_in_silence(world)
     after = await world.restarted()
