@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import structlog
 
-from autoscaler.spi import Clock, ForgeError, ForgeJob, ForgeName, JobListing, JobStatus, Scope
+from autoscaler.spi import Clock, ForgeError, ForgeJob, ForgeName, ForgeUnauthorized, JobListing, JobStatus, Scope
 from runners.github_auth import Auth
 from runners.github_budgets import Budgets
 from runners.github_errors import Answer, Purpose
@@ -143,9 +143,12 @@ class JobPoller:
                 swept.update(quiet)
         jobs: list[ForgeJob] = []
         listed: set[str] = set()
+        hidden: set[str] = set()
         for polled in await asyncio.gather(*(self._polled(repo) for repo in wanted.values())):
             jobs.extend(polled.jobs)
             failures.extend(polled.failures)
+            if any(isinstance(failure, ForgeUnauthorized) for failure in polled.failures):
+                hidden.add(polled.repo)
             if not polled.failures:
                 listed |= {polled.repo, *(job.repo for job in polled.jobs)}
                 if polled.repo in swept:  # Free 304 answers let the sweep run far wider than its worst case.
@@ -156,8 +159,14 @@ class JobPoller:
             _log.warning(
                 "github_listing_incomplete", forge=self._forge, failures=len(failures), first_error=str(failures[0])
             )
-        self._open = frozenset(job.repo for job in jobs) | (self._open - listed)
-        return JobListing(jobs=tuple(jobs), repos=frozenset(listed), is_complete=not failures)
+        # A repo that is deleted, or shown to us no more, is not asked for on our own account for ever.
+        self._open = frozenset(job.repo for job in jobs) | (self._open - listed - hidden)
+        return JobListing(
+            jobs=tuple(jobs),
+            repos=frozenset(listed),
+            is_complete=not failures,
+            problem=str(failures[0]) if failures else "",
+        )
 
     async def _found_in(self, scope: Scope, wanted: frozenset[str]) -> tuple[list[str], list[str]]:
         """Repos of an organisation that changed lately, and this poll's share of the sweep over the others."""

@@ -145,7 +145,7 @@ class JobReader:
         self._next_quiet = 0
         # Two threads stay free for single reads, which webhooks wait for.
         self._listings = asyncio.Semaphore(READ_THREADS - 2)
-        self._forbidden_until: dict[str, datetime] = {}
+        self._forbidden_until: dict[str, tuple[datetime, Forbidden]] = {}
         self._spellings: dict[str, set[str]] = {}
         self._queued_at: dict[str, datetime] = {}
         self._running_on: dict[str, tuple[datetime, frozenset[RunnerId]]] = {}
@@ -183,12 +183,23 @@ class JobReader:
             runners = frozenset(job.runner_id for job in jobs if job.runner_id and job.status is JobStatus.RUNNING)
             self._running_on[repo] = (now, runners)
         shown = tuple(job for repo in sorted(listed) for job in listed[repo])
-        return JobListing(jobs=shown, repos=frozenset(listed), is_complete=not failures)
+        missed = [error for error in failures if not isinstance(error, Forbidden)] + self._forbidden(active)
+        problem = str(missed[0]) if missed else ""
+        return JobListing(jobs=shown, repos=frozenset(listed), is_complete=not missed, problem=problem)
+
+    def _forbidden(self, active: Collection[str]) -> list[ForgeError]:
+        """Projects that are left alone and should not be: configured by name, or with jobs. A group's project may well
+        have no CI."""
+        return [
+            error
+            for repo, (_, error) in self._forbidden_until.items()
+            if repo in active or (self._scopes.scope_of(repo) or "").lower() == repo.lower()
+        ]
 
     async def _repos_to_poll(self, active: Collection[str]) -> list[str]:
         projects = await self._scopes.projects()
         now = self._clock.now()
-        self._forbidden_until = {repo: until for repo, until in self._forbidden_until.items() if until > now}
+        self._forbidden_until = {repo: held for repo, held in self._forbidden_until.items() if held[0] > now}
         wanted = [repo for repo in sorted(active) if self._scopes.scope_of(repo) is not None]
         allowance = self._rest.budgets.job_lists_left()
         quiet = self._next_of(projects.quiet, min(QUIET_PER_POLL, allowance // 4))
@@ -225,7 +236,7 @@ class JobReader:
             # Deleted, or no longer shown to us: either way no job of it is ours to serve.
             return []
         except Forbidden as error:
-            self._forbidden_until[repo] = self._clock.now() + FORBIDDEN_FOR
+            self._forbidden_until[repo] = self._clock.now() + FORBIDDEN_FOR, error
             return error
         except ForgeError as error:
             return error

@@ -117,9 +117,14 @@ async def test_project_that_shows_no_jobs_is_left_alone_for_a_while() -> None:
     async with scripted(answer) as (url, calls):
         forge = forge_at(url, calls)
         for _ in range(3):
-            assert (await forge.list_jobs([])).repos == {"acme/open"}
+            listing = await forge.list_jobs([])
+            assert listing.is_complete
+            assert listing.repos == {"acme/open"}
+        named = await forge.list_jobs(["acme/closed"])
         await forge.aclose()
-    assert sorted(asked) == ["closed", "open", "open", "open"]
+    assert asked.count("closed") == 1
+    assert not named.is_complete, "it has jobs, and nobody can see them"
+    assert "Reporter" in named.problem
 
 
 async def test_old_gitlab_shows_busy_runners_only_through_their_jobs() -> None:
