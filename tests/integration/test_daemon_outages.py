@@ -60,6 +60,24 @@ async def test_a_forge_that_is_down_and_comes_back_finds_its_jobs_served() -> No
         await daemon.ready()
 
 
+async def test_a_scope_that_does_not_exist_is_on_record_all_the_time_while_the_others_are_served() -> None:
+    async with site() as here:
+        daemon = here.daemon()
+        text = daemon.config.read_text()
+        daemon.config.write_text(text.replace('scopes = ["acme"]', 'scopes = ["acme", "no-such-org"]'))
+        await daemon.start()
+        reason = await daemon.unwell("forge/github")
+        assert "no-such-org" in reason["detail"]
+        served = asyncio.create_task(here.succeed(here.submit_github("true")))
+        unwell = []
+        while not served.done():
+            unwell.append("forge/github" in (await daemon.readyz())[1])
+            await asyncio.sleep(0.02)
+        await served
+        assert all(unwell)
+        assert len(unwell) > 10
+
+
 async def test_a_failing_provider_is_on_record_and_recovers() -> None:
     async with site() as here:
         daemon = here.daemon()
