@@ -8,7 +8,7 @@ rate budget allows, which finds what a lost webhook would have told. Unchanged p
 import asyncio
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TypeVar
 
@@ -198,7 +198,8 @@ class JobPoller:
             path, read = "/installation/repositories?per_page=100", _read_installation_repos
         else:
             path, read = f"/orgs/{scope}/repos?per_page=100&sort=full_name", _read_org_repos
-        pages = await self._rest.pages(path, read, account=scope, purpose=_LIST_REPOS, is_listing=True, remembered=True)
+        purpose = replace(_LIST_REPOS, does=f"{_LIST_REPOS.does} of {scope}")
+        pages = await self._rest.pages(path, read, account=scope, purpose=purpose, is_listing=True, remembered=True)
         mine = [repo for page in pages for repo in page.value if self._scope_of(repo.name) == scope]
         account.repositories = tuple(sorted(mine, key=lambda repo: repo.name.lower()))
         account.page_count, account.listed_at = len(pages), now
@@ -257,7 +258,7 @@ class JobPoller:
                 path,
                 read,
                 account=repo.partition("/")[0],
-                purpose=purpose,
+                purpose=replace(purpose, does=f"{purpose.does} of {repo}"),
                 is_listing=True,
                 remembered=True,
             )

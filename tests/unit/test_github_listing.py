@@ -41,6 +41,6 @@ async def test_a_repo_that_went_away_is_told_and_then_asked_for_no_more() -> Non
     assert ([job.repo for job in before.jobs], before.is_complete, before.problem) == (["acme/gone"], True, "")
     assert told.repos == {"acme/web"}
     assert not told.is_complete
-    assert "404" in told.problem
+    assert "list workflow runs of acme/gone: 404" in told.problem
     assert after.is_complete
     assert "acme/gone" not in asked
