@@ -111,6 +111,7 @@ class Machines:
 
     def read_all(self) -> list[Machine]:
         """Every machine, ended ones included until they are cleaned up. Raises OSError rather than leave one out."""
+        # Names alone: a listing of thousands of folders makes no Path of each.
         names = sorted(ProviderId(name) for name in os.listdir(self.root) if name.startswith(ID_PREFIX))  # noqa: PTH208
         known = self._ended
         found = [known.get(name) or self.read(name) for name in names]

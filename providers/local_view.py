@@ -93,6 +93,7 @@ def _scratch(mode: str) -> list[str]:
 def _bwrap_knows_size() -> bool:
     """bubblewrap 0.7 and newer do."""
     try:
+        # Found on PATH, as the program that is run later is.
         done = subprocess.run(["bwrap", "--help"], capture_output=True, timeout=10, check=False)  # noqa: S607
     except (OSError, subprocess.TimeoutExpired):
         return False

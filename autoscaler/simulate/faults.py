@@ -78,6 +78,7 @@ def rates_of(dice: random.Random, *, quiet_at: float, targets: tuple[str, ...]) 
     )
     stores = tuple((at, min(quiet_at, at + dice.uniform(2, 30))) for at in [dice.uniform(0, quiet_at)])
     return replace(
+        # Drawn by field name.
         FaultRates(**drawn),  # type: ignore[arg-type]
         crashes=dice.choice((0, 0, 1, 2, 4)),
         # A store slower than the forges shows whether intents are durable before they are acted upon.

@@ -85,6 +85,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         finally:
             self._in_flight -= 1
 
+    # Narrower than the standard signature on purpose: a result is always waited for.
     def run_in_executor(self, executor: Any, func: Callable[..., _R], *args: Any) -> "asyncio.Future[_R]":  # type: ignore[override]
         self._in_flight += 1
         future = super().run_in_executor(executor, func, *args)
@@ -104,12 +105,14 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         return True
 
     def _run_once(self) -> None:
+        # A private part of the standard loop; a test guards it.
         ready: deque[Any] = self._ready  # type: ignore[attr-defined]
         if self._dice is not None and self.is_shuffling and len(ready) > 1:
             order = list(ready)
             self._dice.shuffle(order)
             ready.clear()
             ready.extend(order)
+        # A private part of the standard loop; a test guards it.
         super()._run_once()  # type: ignore[misc]
 
 

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
+# Found beside this program when it runs.
 from protocol import REVISION, VERSION, Server, Trace, log  # type: ignore[import-not-found]
 
 SHUTDOWN_S, KILL_S = 30.0, 600.0
@@ -138,6 +139,7 @@ class Build:
 
     def _read(self, process: "subprocess.Popen[bytes]") -> None:
         if process.stdout is not None:
+            # stdout is a pipe: it was asked for above.
             for line in iter(lambda: process.stdout.readline(65536), b""):  # type: ignore[union-attr]
                 self.trace.write(line)
 

@@ -127,6 +127,7 @@ class Server:
     def _once(self, method: str, path: str, headers: dict[str, str], body: bytes, wants_json: bool) -> Answer:
         agent = f"gitlab-runner {VERSION} (main; go1.24.5; linux/amd64)"
         headers = {"User-Agent": agent, "X-Request-Id": secrets.token_hex(16), **headers}
+        # The address is what the caller was told to serve.
         request = urllib.request.Request(f"{self.url}/api/v4/{path}", body, headers, method=method)  # noqa: S310
         try:
             with self._opener.open(request, timeout=60) as reply:
