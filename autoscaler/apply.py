@@ -84,7 +84,7 @@ class Launcher:
         self,
         *,
         image_of: Callable[[Pool, ProviderName], Mapping[str, str]],
-        user_data_of: Callable[[Pool, ProviderName, BatchToken], str],
+        user_data_of: Callable[[Pool, ProviderName], str],
         new_id: Callable[[str], str],
     ) -> None:
         self.image_of = image_of
@@ -308,8 +308,9 @@ class Applier:
                 count=len(rows),
                 offerings=offerings,
                 image=self._launcher.image_of(pool, provider_name),
-                user_data=self._launcher.user_data_of(pool, provider_name, token),
+                user_data=self._launcher.user_data_of(pool, provider_name),
                 max_lifetime=pool.boot_timeout + pool.idle_timeout + pool.max_job_runtime,
+                disk_gib=pool.shape.disk_gib,
             )
         except InvalidRequest as error:
             self._launch_failed(pool, token, error)

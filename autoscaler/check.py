@@ -12,12 +12,12 @@ from typing import Any
 
 from autoscaler import config as configuration
 from autoscaler.calls import Calls
-from autoscaler.check_probes import Finding, Verdict, probe_host, probe_online
+from autoscaler.check_probes import probe_host, probe_online
 from autoscaler.clock import SystemClock
 from autoscaler.config_types import Config, ConfigError, Problem
 from autoscaler.core import runner_prefix
 from autoscaler.plugins import make_forges, make_providers
-from autoscaler.spi import Forge, Provider, Surroundings
+from autoscaler.spi import Finding, Forge, Provider, Surroundings, Verdict
 
 EXIT_DONE, EXIT_CONFIG, EXIT_REFUSED = 0, 2, 3
 

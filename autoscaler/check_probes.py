@@ -11,13 +11,12 @@ import socket
 import sqlite3
 import ssl
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from autoscaler.config_types import Address, Config, TlsConfig
 from autoscaler.spi import (
+    Finding,
     Forge,
     ForgeError,
     ForgeRefused,
@@ -26,28 +25,12 @@ from autoscaler.spi import (
     Provider,
     ProviderError,
     Unauthorized,
+    Verdict,
 )
 
 _LIMIT_S = 30.0
 _CONNECT_LIMIT_S = 5.0
 _SQLITE_MAGIC = b"SQLite format 3\0"
-
-
-class Verdict(StrEnum):
-    OK = "ok"
-    WARNING = "warning"
-    REFUSED = "refused"
-    INVALID = "invalid"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One answer. `key` is the key of the configuration that it is about; `remedy` is empty when all is well."""
-
-    verdict: Verdict
-    key: str
-    message: str
-    remedy: str = ""
 
 
 async def probe_host(config: Config, providers: Sequence[Provider]) -> list[Finding]:

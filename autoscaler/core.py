@@ -29,7 +29,6 @@ from autoscaler.polls import Polls
 from autoscaler.rules import rules_of
 from autoscaler.sightings import Sightings
 from autoscaler.spi import (
-    BatchToken,
     Clock,
     Forge,
     ForgeName,
@@ -321,13 +320,12 @@ def make_launcher(
         settings = _named(now.providers, "provider", provider_name)
         return _named(now.images, "image", pool.image).reference_for(settings) or {}
 
-    def user_data(pool: Pool, provider_name: ProviderName, token: BatchToken) -> str:
+    def user_data(pool: Pool, provider_name: ProviderName) -> str:
         now = config()
         chosen = _named(now.pools, "pool", pool.name)
         return user_data_of(
             daemon_url=now.autoscaler.public_url,
             provider=provider_name,
-            batch=token,
             boot_timeout=chosen.boot_timeout,
             max_lifetime=chosen.boot_timeout + chosen.idle_timeout + chosen.max_job_runtime + timedelta(minutes=5),
             image=image_of(pool, provider_name),

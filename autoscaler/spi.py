@@ -14,6 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
+from fnmatch import fnmatchcase
 from typing import Any, NewType, Protocol
 
 ForgeName = NewType("ForgeName", str)
@@ -140,11 +141,40 @@ class Offering:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CapacityScope:
+    """A part of a provider: every capacity pool that agrees in all that is not None. What a quota or an exhausted
+    subnet closes."""
+
+    region: str | None = None
+    zone: str | None = None
+    machine_type: str | None = None
+    """A machine type glob, as in "g*.*"."""
+    capacity_type: CapacityType | None = None
+
+    def covers(self, capacity_pool: CapacityPool) -> bool:
+        return (
+            self.region in (None, capacity_pool.region)
+            and self.zone in (None, capacity_pool.zone)
+            and self.capacity_type in (None, capacity_pool.capacity_type)
+            and (self.machine_type is None or fnmatchcase(capacity_pool.machine_type, self.machine_type))
+        )
+
+    @property
+    def key(self) -> str:
+        """Stable text form: "us-east-1/*/*/spot"."""
+        parts = (self.region, self.zone, self.machine_type, self.capacity_type)
+        return "/".join(part or "*" for part in parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchBatch:
     """One committed intent for `count` machines. The same token again must not make more than `count` in all.
 
-    `offerings` are ranked, best first. `user_data` is a text without secrets that the machine can read;
-    `image` is the provider's own reference(s) from the `[[image]]` section. `pool` goes into the tags.
+    `offerings` are ranked, best first, and may all be used. `user_data` is the boot document (docs/agent-protocol.md):
+    a text without secrets, the same for all machines of a pool and image; how it reaches the machine, and the token
+    with it, is the provider's part. `image` is the provider's own reference(s) from the `[[image]]` section. `pool`
+    goes into the tags. `disk_gib` is the least size of the root disk; 0.0 leaves it to the image. Machines that are
+    `is_stoppable` can be stopped and started, where the provider's traits offer that for their capacity type.
     """
 
     token: BatchToken
@@ -154,6 +184,8 @@ class LaunchBatch:
     image: Mapping[str, str]
     user_data: str
     max_lifetime: timedelta
+    disk_gib: float = 0.0
+    is_stoppable: bool = False
 
 
 class MachineState(StrEnum):
@@ -178,10 +210,15 @@ class CloudInstance:
     price_usd_hour: float
     launched_at: datetime
     address: str = ""
+    """The private address, where the cloud says it already."""
     end_detail: str = ""
+    """How it ended, where the cloud says so: "exit 0", "Server.SpotInstanceTermination"."""
     ended_by_itself: bool = False
     """It powered itself off in good order: its agent had nothing left to do, so nothing was taken away from it."""
-    """How it ended, where the cloud says so: "exit 0", "Server.SpotInstanceTermination"."""
+    is_reclaimed: bool = False
+    """The cloud says that it takes, or took, this machine back: an interruption, announced or not."""
+    reclaim_at: datetime | None = None
+    """When a machine that still lives will be taken, as far as the cloud's listing tells."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,20 +247,92 @@ class Evidence:
     peer_address: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Which machine some evidence proves, and what the cloud signed about it; "" and None where it says nothing.
+
+    The core compares it with its row: type, zone, address, and a start within the time of our launch."""
+
+    provider_id: ProviderId
+    machine_type: str = ""
+    zone: str = ""
+    address: str = ""
+    started_at: datetime | None = None
+
+
 class NoticeKind(StrEnum):
     RECLAIM = "reclaim"
+    """The machine will be taken at `reclaim_at`."""
     REBALANCE = "rebalance"
+    """The cloud thinks that it may have to take the machine soon: no proof of a loss."""
     MAINTENANCE = "maintenance"
+    """The host will be rebooted or retired at `reclaim_at`."""
+    STATE_CHANGE = "state_change"
+    """The machine is going or gone, nobody said why: look at it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notice:
-    """The cloud's warning that an instance will be reclaimed at `reclaim_at`. `receipt` acknowledges it."""
+    """What the cloud says unasked about one machine. `receipt` acknowledges it; `source` says which way it came
+    ("queue", "operation"); `noticed_at` is the cloud's own time of it."""
 
     provider_id: ProviderId
     kind: NoticeKind
     reclaim_at: datetime
     receipt: str = ""
+    source: str = ""
+    noticed_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateBudget:
+    """What a forge or cloud lets us call: `remaining` now, refilled at `refill_per_s` up to `limit`."""
+
+    family: str
+    limit: float
+    remaining: float
+    refill_per_s: float
+
+
+class Verdict(StrEnum):
+    OK = "ok"
+    WARNING = "warning"
+    REFUSED = "refused"
+    INVALID = "invalid"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One answer of a check. `key` is the key of the configuration that it is about, from a provider relative to its
+    section; `remedy` says what to do and is empty when all is well."""
+
+    verdict: Verdict
+    key: str
+    message: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderTraits:
+    """What differs between providers, as data. `stoppable`: capacity types whose machines can be stopped and started.
+    `minimum_billed_s` is the least that one start is billed; `reclaimed_free_s` the first time in which a machine
+    that the cloud itself takes costs nothing; `stopped_share` what a stopped machine costs of its on_demand price."""
+
+    stoppable: frozenset[CapacityType] = frozenset()
+    minimum_billed_s: float = 0.0
+    reclaimed_free_s: float = 0.0
+    stopped_share: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderStatus:
+    """How a provider fares, from memory. `dropped` counts notices that were not for us or not usable, by reason
+    (foreign, duplicate, late, malformed), since the start. `troubles` are what the operator should know, each with
+    its remedy in the text, as "notices: no message ever came from the queue ..."."""
+
+    budgets: tuple[RateBudget, ...] = ()
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    troubles: tuple[str, ...] = ()
 
 
 class Provider(Protocol):
@@ -231,6 +340,9 @@ class Provider(Protocol):
 
     @property
     def name(self) -> ProviderName: ...
+
+    @property
+    def traits(self) -> ProviderTraits: ...
 
     async def offerings(self, shape: Shape) -> Sequence[Offering]:
         """Every offering that fits; unavailability is learned from refusals, not from absence here."""
@@ -254,15 +366,37 @@ class Provider(Protocol):
         """Ask for the end of machines. Idempotent; unknown and ended ids are success."""
         ...
 
-    async def identify(self, evidence: Evidence) -> ProviderId:
+    async def stop(self, ids: Sequence[ProviderId]) -> None:
+        """Power machines off and keep their disks. Idempotent. Raises InvalidRequest where the traits do not offer
+        it for one of them; none is stopped then."""
+        ...
+
+    async def start(self, ids: Sequence[ProviderId]) -> Mapping[ProviderId, "ProviderError"]:
+        """Start stopped machines anew; those that could not be, with why (CapacityUnavailable, QuotaExceeded): they
+        stay stopped. Idempotent."""
+        ...
+
+    async def identify(self, evidence: Evidence) -> Identity:
         """Which machine of ours this evidence proves. Raises IdentityRefused."""
         ...
 
     async def notices(self) -> Sequence[Notice]:
-        """Warnings since the last acknowledged ones, at least once each; may wait up to 20 s for one."""
+        """What the cloud said since the last acknowledged ones, at least once each; may wait up to 20 s for one.
+        Messages that are not for us, doubled, late or unreadable are dropped, counted and acknowledged inside."""
         ...
 
-    async def ack(self, notices: Sequence[Notice]) -> None: ...
+    async def ack(self, notices: Sequence[Notice]) -> None:
+        """The core has made these durable."""
+        ...
+
+    def status(self) -> ProviderStatus:
+        """How it fares now. Cheap and synchronous."""
+        ...
+
+    async def check(self, images: Mapping[str, Mapping[str, str]]) -> Sequence[Finding]:
+        """Look for every fault of the configuration that the cloud can tell: credentials, permissions, networks,
+        images (references by image name), quotas, notices. Changes nothing, raises nothing."""
+        ...
 
     async def interrupt(self, ids: Sequence[ProviderId]) -> None:
         """Reclaim machines as the cloud would, for game days and tests."""
@@ -282,7 +416,7 @@ class CapacityUnavailable(ProviderError):
 class QuotaExceeded(ProviderError):
     """An account limit is reached: cool everything under `scope`."""
 
-    def __init__(self, message: str, *, scope: str) -> None:
+    def __init__(self, message: str, *, scope: CapacityScope) -> None:
         super().__init__(message)
         self.scope = scope
 
@@ -438,16 +572,6 @@ class Registration:
     kind: str
     secret: Secret
     parameters: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RateBudget:
-    """What a forge lets us call: `remaining` now, refilled at `refill_per_s` up to `limit`."""
-
-    family: str
-    limit: float
-    remaining: float
-    refill_per_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -12,15 +12,21 @@ from autoscaler.spi import (
     CapacityType,
     CloudInstance,
     Evidence,
+    Finding,
+    Identity,
     IdentityRefused,
+    InvalidRequest,
     LaunchBatch,
     LaunchResult,
     MachineState,
     Notice,
     Offering,
     PoolName,
+    ProviderError,
     ProviderId,
     ProviderName,
+    ProviderStatus,
+    ProviderTraits,
     Shape,
 )
 
@@ -46,6 +52,10 @@ class NullProvider:
         self.more = asyncio.Event()
         self._machines: dict[ProviderId, CloudInstance] = {}
         self._batches: dict[BatchToken, list[ProviderId]] = {}
+
+    @property
+    def traits(self) -> ProviderTraits:
+        return ProviderTraits()
 
     async def offerings(self, shape: Shape) -> Sequence[Offering]:
         pool = CapacityPool(
@@ -89,11 +99,23 @@ class NullProvider:
             if id_ in self._machines:
                 self._machines[id_] = replace(self._machines[id_], state=MachineState.TERMINATED)
 
-    async def identify(self, evidence: Evidence) -> ProviderId:
+    async def identify(self, evidence: Evidence) -> Identity:
         id_ = ProviderId(evidence.document.get("provider_id", ""))
         if id_ not in self._machines:
             raise IdentityRefused("no machine of ours", reason="unknown")
-        return id_
+        return Identity(provider_id=id_)
+
+    async def stop(self, ids: Sequence[ProviderId]) -> None:
+        raise InvalidRequest("machines of this cloud cannot be stopped")
+
+    async def start(self, ids: Sequence[ProviderId]) -> Mapping[ProviderId, ProviderError]:
+        raise InvalidRequest("machines of this cloud cannot be stopped")
+
+    def status(self) -> ProviderStatus:
+        return ProviderStatus()
+
+    async def check(self, images: Mapping[str, Mapping[str, str]]) -> Sequence[Finding]:
+        return []
 
     async def notices(self) -> Sequence[Notice]:
         return []

@@ -24,6 +24,8 @@ from autoscaler.spi import (
     CapacityUnavailable,
     CloudInstance,
     Evidence,
+    Finding,
+    Identity,
     IdentityRefused,
     InvalidRequest,
     LaunchBatch,
@@ -37,10 +39,13 @@ from autoscaler.spi import (
     ProviderId,
     ProviderName,
     ProviderSettings,
+    ProviderStatus,
+    ProviderTraits,
     Refusal,
     SettingsError,
     Shape,
     Surroundings,
+    Verdict,
 )
 from providers.local_isolation import SEARCH_PATH, Isolation, make_passable, probe
 from providers.local_limits import NO_LIMITS, Limits, find_limits
@@ -109,6 +114,10 @@ class LocalProvider:
         return self._name
 
     @property
+    def traits(self) -> ProviderTraits:
+        return ProviderTraits()
+
+    @property
     def isolation(self) -> str:
         return self._isolation.rung
 
@@ -143,7 +152,7 @@ class LocalProvider:
 
         await self._write(self._each, reclaim, ids, timeout_s=20.0)
 
-    async def identify(self, evidence: Evidence) -> ProviderId:
+    async def identify(self, evidence: Evidence) -> Identity:
         """Checks, in order: loopback peer, signature, time window, a machine of ours that lives."""
         if not _is_loopback(evidence.peer_address):
             raise IdentityRefused("the caller is not on this host", reason="address")
@@ -158,7 +167,30 @@ class LocalProvider:
         machine: Machine | None = await self._read(self._machines.read, provider_id)
         if machine is None or machine.instance.state in (MachineState.TERMINATING, MachineState.TERMINATED):
             raise IdentityRefused("no machine of ours", reason="unknown")
-        return provider_id
+        return Identity(provider_id=provider_id)
+
+    async def stop(self, ids: Sequence[ProviderId]) -> None:
+        raise InvalidRequest(f"{self._name}: machines of this host cannot be stopped and started again")
+
+    async def start(self, ids: Sequence[ProviderId]) -> Mapping[ProviderId, ProviderError]:
+        raise InvalidRequest(f"{self._name}: machines of this host cannot be stopped and started again")
+
+    def status(self) -> ProviderStatus:
+        return ProviderStatus()
+
+    async def check(self, images: Mapping[str, Mapping[str, str]]) -> Sequence[Finding]:
+        """Images are folders and programs of this host."""
+        problems = {name: self._isolation.problem_with_image(image) for name, image in images.items()}
+        return [
+            Finding(
+                verdict=Verdict.REFUSED,
+                key=f"image {name}",
+                message=problem,
+                remedy="Correct the image's references for this provider",
+            )
+            for name, problem in problems.items()
+            if problem
+        ]
 
     async def notices(self) -> Sequence[Notice]:
         """None ever: the agent of a local machine sees and reports its own notice."""
@@ -214,7 +246,7 @@ class LocalProvider:
                 *("--notice", "{notices}/notice.json"),
             ),
         )
-        boot = {**document, "image": command.image}
+        boot = {**document, "batch": batch.token, "image": command.image}
         spec = {
             "boot_delay_s": self._options.boot_delay_s(f"{batch.token}/{index}"),
             "max_lifetime_s": (batch.max_lifetime + _LIFETIME_MARGIN).total_seconds(),

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from autoscaler.spi import BatchToken, ProviderName
+from autoscaler.spi import ProviderName
 
 _START = "import sys\n\nfrom runners.agent.main import main\n\nsys.exit(main(sys.argv[1:]))\n"
 
@@ -51,7 +51,6 @@ def boot_document(
     *,
     daemon_url: str,
     provider: ProviderName,
-    batch: BatchToken,
     boot_timeout: timedelta,
     max_lifetime: timedelta,
     image: Mapping[str, str],
@@ -59,14 +58,14 @@ def boot_document(
     no_contact: timedelta = timedelta(minutes=5),
     stop_grace: timedelta = timedelta(seconds=30),
 ) -> str:
-    """The boot document of docs/agent-protocol.md, as JSON text. It holds no secret: any process may read it. Of
+    """The boot document of docs/agent-protocol.md, as JSON text, but for the batch, which the provider adds: so it is
+    the same for all machines of a pool. It holds no secret: any process may read it. Of
     `ca_pem` it takes the certificates alone: a file of certificates may hold their key as well."""
     document = {
         "version": 1,
         "daemon_url": daemon_url,
         "ca_pem": "\n".join(_CERTIFICATE.findall(ca_pem)),
         "provider": provider,
-        "batch": batch,
         "agent_sha256": build_agent().sha256,
         "boot_timeout_s": boot_timeout.total_seconds(),
         "max_lifetime_s": max_lifetime.total_seconds(),

@@ -88,7 +88,6 @@ class LocalSite:
         document = boot_document(
             daemon_url=self.daemon_url,
             provider=ProviderName("local"),
-            batch=BatchToken(token),
             boot_timeout=timedelta(minutes=1),
             max_lifetime=timedelta(minutes=5),
             image=image,

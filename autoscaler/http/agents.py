@@ -170,13 +170,13 @@ class AgentDesk:
         )
         try:
             async with asyncio.timeout(IDENTIFY_S):
-                provider_id = await provider.identify(evidence)
+                identity = await provider.identify(evidence)
         except IdentityRefused as error:
             self._refuse("hello", "identity", provider=provider.name, why=error.reason)
             return 403, {}
         except (ProviderError, TimeoutError):
             return 503, {}
-        row = self._rows.by_provider_id(provider.name, provider_id)
+        row = self._rows.by_provider_id(provider.name, identity.provider_id)
         if row is None or row.token != BatchToken(hello.batch):
             return 503, {}
         return await self._claim(row, hello)

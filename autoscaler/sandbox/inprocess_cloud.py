@@ -34,6 +34,8 @@ from autoscaler.spi import (
     Clock,
     CloudInstance,
     Evidence,
+    Finding,
+    Identity,
     IdentityRefused,
     InvalidRequest,
     LaunchBatch,
@@ -46,6 +48,8 @@ from autoscaler.spi import (
     ProviderError,
     ProviderId,
     ProviderName,
+    ProviderStatus,
+    ProviderTraits,
     Refusal,
     Shape,
     Throttled,
@@ -292,6 +296,10 @@ class InProcessProvider:
     def name(self) -> ProviderName:
         return self._name
 
+    @property
+    def traits(self) -> ProviderTraits:
+        return ProviderTraits()
+
     async def offerings(self, shape: Shape) -> Sequence[Offering]:
         def read() -> list[Offering]:
             return [o for o in self._world.offerings if o.capacity_pool.provider == self._name and _fits(o, shape)]
@@ -335,7 +343,7 @@ class InProcessProvider:
 
         await self._call("terminate", end)
 
-    async def identify(self, evidence: Evidence) -> ProviderId:
+    async def identify(self, evidence: Evidence) -> Identity:
         document = evidence.document
         try:
             id_, moment, signed = ProviderId(document["instance_id"]), document["time"], document["signature"]
@@ -350,7 +358,19 @@ class InProcessProvider:
             raise IdentityRefused("the signature does not match", reason="signature")
         if abs((evidence.received_at - at).total_seconds()) > EVIDENCE_WINDOW_S:
             raise IdentityRefused("the evidence is too old", reason="window")
-        return id_
+        return Identity(provider_id=id_)
+
+    async def stop(self, ids: Sequence[ProviderId]) -> None:
+        raise InvalidRequest(f"{self._name}: machines cannot be stopped")
+
+    async def start(self, ids: Sequence[ProviderId]) -> Mapping[ProviderId, ProviderError]:
+        raise InvalidRequest(f"{self._name}: machines cannot be stopped")
+
+    def status(self) -> ProviderStatus:
+        return ProviderStatus()
+
+    async def check(self, images: Mapping[str, Mapping[str, str]]) -> Sequence[Finding]:
+        return []
 
     async def notices(self) -> Sequence[Notice]:
         """This cloud takes machines without a warning."""

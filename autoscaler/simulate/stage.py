@@ -199,7 +199,7 @@ class Stage:
         agent = Agent(
             BootValues(
                 provider=document["provider"],
-                batch=document["batch"],
+                batch=machine.token,
                 boot_timeout_s=document["boot_timeout_s"],
                 max_lifetime_s=document["max_lifetime_s"],
                 no_contact_s=document["no_contact_s"],

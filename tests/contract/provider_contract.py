@@ -145,8 +145,8 @@ class ProviderContract:
     async def test_a_machine_proves_itself_before_and_after_a_restart(self, driver: ProviderDriver) -> None:
         (machine,) = await launch(driver, "b-1", count=1)
         evidence = driver.evidence(machine.provider_id, claim=CLAIM, at=driver.now)
-        assert await driver.provider.identify(evidence) == machine.provider_id
-        assert await driver.restarted().identify(evidence) == machine.provider_id
+        assert (await driver.provider.identify(evidence)).provider_id == machine.provider_id
+        assert (await driver.restarted().identify(evidence)).provider_id == machine.provider_id
 
     async def test_evidence_of_an_ended_machine_is_refused(self, driver: ProviderDriver) -> None:
         (machine,) = await launch(driver, "b-1", count=1)

@@ -56,7 +56,8 @@ async def test_evidence_from_another_host_is_refused(site: LocalSite, address: s
 async def test_evidence_over_loopback_is_taken(site: LocalSite, address: str) -> None:
     (machine,) = await launch(site, "b-1", count=1)
     evidence = site.evidence(machine.provider_id, claim=CLAIM, at=site.now)
-    assert await site.provider.identify(replace(evidence, peer_address=address)) == machine.provider_id
+    proven = await site.provider.identify(replace(evidence, peer_address=address))
+    assert proven.provider_id == machine.provider_id
 
 
 async def test_two_providers_of_one_deployment_keep_apart(site: LocalSite) -> None:

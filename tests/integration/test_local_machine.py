@@ -123,7 +123,8 @@ async def test_a_machine_outlives_the_daemon_that_launched_it(tmp_path: Path, da
     async with local_site(tmp_path / "b", state_dir=str(tmp_path / "a" / "state")) as site:
         site.state_dir = tmp_path / "a" / "state"
         assert await find(site.provider, provider_id, {MachineState.RUNNING})
-        assert await site.provider.identify(site.evidence(provider_id, claim=CLAIM, at=site.now)) == provider_id
+        proven = await site.provider.identify(site.evidence(provider_id, claim=CLAIM, at=site.now))
+        assert proven.provider_id == provider_id
         beats = daemon.memory.heartbeats
         await until(lambda: daemon.memory.heartbeats > beats)
         await site.provider.terminate([provider_id])

@@ -26,8 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from autoscaler.check import check
-from autoscaler.check_probes import Verdict
-from autoscaler.spi import BatchToken, ProviderName
+from autoscaler.spi import ProviderName, Verdict
 from runners.agent.client import Client, Unreachable
 from runners.agent.evidence import local_evidence
 from runners.agent.hooks import write_hooks
@@ -101,7 +100,6 @@ def test_the_boot_document_holds_what_the_protocol_says() -> None:
     text = boot_document(
         daemon_url="http://127.0.0.1:8080",
         provider=ProviderName("local"),
-        batch=BatchToken("b-1"),
         boot_timeout=timedelta(minutes=10),
         max_lifetime=timedelta(hours=6),
         image={"github_runner": "/opt/actions-runner"},
@@ -184,7 +182,6 @@ def test_of_a_file_with_certificate_and_key_machines_get_the_certificate_alone(a
     text = boot_document(
         daemon_url="https://127.0.0.1:8080",
         provider=ProviderName("local"),
-        batch=BatchToken("b-1"),
         boot_timeout=timedelta(minutes=10),
         max_lifetime=timedelta(hours=6),
         image={},

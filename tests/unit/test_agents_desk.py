@@ -18,6 +18,7 @@ from autoscaler.live import LiveRows
 from autoscaler.model import EndReason, Instance, InstanceState
 from autoscaler.spi import (
     Evidence,
+    Identity,
     IdentityRefused,
     InstanceId,
     Provider,
@@ -52,12 +53,12 @@ class Notary:
     def __init__(self) -> None:
         self.fails: ProviderError | None = None
 
-    async def identify(self, evidence: Evidence) -> ProviderId:
+    async def identify(self, evidence: Evidence) -> Identity:
         if self.fails is not None:
             raise self.fails
         if evidence.document.get("proof") != "valid":
             raise IdentityRefused("the signature does not fit", reason="signature")
-        return ProviderId(evidence.document["id"])
+        return Identity(provider_id=ProviderId(evidence.document["id"]))
 
 
 class BreakableStore(MemoryStore):

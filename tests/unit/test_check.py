@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from autoscaler.check import CheckReport, check
-from autoscaler.check_probes import Verdict
+from autoscaler.spi import Verdict
 from tests.config_files import ENVIRON, minimal_document, replaced, write
 
 

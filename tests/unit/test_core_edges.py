@@ -15,7 +15,7 @@ from autoscaler.health import Health
 from autoscaler.live import LiveRows
 from autoscaler.metrics import Metrics
 from autoscaler.model import InstanceState
-from autoscaler.spi import BatchToken, InvalidRequest, ProviderName
+from autoscaler.spi import InvalidRequest, ProviderName
 from autoscaler.store import Changes, StoreError
 from autoscaler.store.memory import MemoryStore
 from tests.admin_world import LINUX, OFFERING, instance, pool
@@ -88,7 +88,7 @@ def test_a_section_that_a_reload_took_out_is_named(tmp_path: Path, monkeypatch: 
     launcher = make_launcher(lambda: without, user_data_of=str, new_id=str)
     (section,) = getattr(config, f"{kind}s")
     with pytest.raises(InvalidRequest, match=f'no {kind} "{section.name}"'):
-        launcher.user_data_of(pool(LINUX, "linux", image="ubuntu"), ProviderName("here"), BatchToken("b-1"))
+        launcher.user_data_of(pool(LINUX, "linux", image="ubuntu"), ProviderName("here"))
 
 
 async def test_who_gave_up_waiting_for_a_store_that_fails_is_forgotten(core: Core) -> None:
