@@ -130,7 +130,10 @@ class CapacityPool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offering:
-    """A capacity pool with its price, as a choice. `price_usd_hour` is 0.0 where machines cost nothing."""
+    """A capacity pool with its price, as a choice. `price_usd_hour` is 0.0 where machines cost nothing.
+
+    `on_demand_usd_hour` is what the same machine costs on demand, `published_interruptions_per_hour` what the cloud
+    publishes about how often it takes such machines back; None where nobody says."""
 
     capacity_pool: CapacityPool
     cpus: float
@@ -138,6 +141,8 @@ class Offering:
     arch: str
     price_usd_hour: float
     gpus: int = 0
+    on_demand_usd_hour: float | None = None
+    published_interruptions_per_hour: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
