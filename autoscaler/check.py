@@ -88,6 +88,7 @@ async def _check_adapters(config: Config, calls: Calls, *, online: bool) -> list
         runner_prefix=runner_prefix(config.autoscaler.name),
         clock=SystemClock(),
         gates=calls,
+        public_url=lambda: config.autoscaler.public_url,
     )
     findings: list[Finding] = []
     forges: list[Forge] = []

@@ -216,6 +216,7 @@ async def _serve(store: Store, process: _Process) -> None:
         clock=clock,
         gates=calls,
         agent=build_agent().data,
+        public_url=lambda: process.config.autoscaler.public_url,
     )
     forges = make_forges(config, surroundings)
     providers = make_providers(config, surroundings)

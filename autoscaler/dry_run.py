@@ -76,6 +76,7 @@ async def _look(config: Config) -> Findings:
             runner_prefix=runner_prefix(config.autoscaler.name),
             clock=clock,
             gates=calls,
+            public_url=lambda: config.autoscaler.public_url,
         )
         forges = make_forges(config, surroundings)
         for forge in forges.values():

@@ -10,7 +10,7 @@ call may be cancelled at any await and may be repeated.
 
 import hashlib
 import hmac
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -797,13 +797,15 @@ class Gates(Protocol):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
     """What the core lends an adapter. `runner_prefix` starts every runner name of this deployment; `agent` is the
-    agent as one file, for providers that put it on a machine themselves."""
+    agent as one file, for providers that put it on a machine themselves; `public_url` answers what machines call
+    the daemon by now (a reload may change it), which some clouds sign into a machine's identity."""
 
     deployment: str
     runner_prefix: str
     clock: Clock
     gates: Gates
     agent: bytes = b""
+    public_url: Callable[[], str] = str
 
 
 class SettingsError(ValueError):

@@ -32,7 +32,11 @@ class DemoMachines:
         self._calls = Calls()
         name = config.autoscaler.name
         surroundings = Surroundings(
-            deployment=name, runner_prefix=runner_prefix(name), clock=SystemClock(), gates=self._calls
+            deployment=name,
+            runner_prefix=runner_prefix(name),
+            clock=SystemClock(),
+            gates=self._calls,
+            public_url=lambda: config.autoscaler.public_url,
         )
         self._providers: Sequence[Provider] = list(make_providers(config, surroundings).values())
 
