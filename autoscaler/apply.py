@@ -233,7 +233,7 @@ class Applier:
         if pool is None:
             return None
         offerings, first = action.offerings, action.offerings[0].capacity_pool
-        dearest = max(offering.price_usd_hour for offering in offerings)
+        dearest = max(offerings, key=lambda offering: offering.price_usd_hour)
         self._note_direction(pool.name, 1)
         token = BatchToken(self._launcher.new_id("b"))
         rows = []
@@ -247,7 +247,8 @@ class Applier:
                 since=now,
                 created_at=now,
                 capacity_pool=first,
-                price_usd_hour=dearest,
+                price_usd_hour=dearest.price_usd_hour,
+                on_demand_usd_hour=self._seen.on_demand_price(dearest.capacity_pool),
             )
             rows.append(self._rows.add_instance(row, cause=action.reason))
         self._note(now, "launch", token, pool.name, action.reason, f"{action.count} asked of {first.key}")

@@ -81,7 +81,7 @@ class Core:
     async def prepare(self) -> None:
         """Read the store and build the parts. The lease must be ours."""
         clock, health, metrics = self._clock, self.health, self.metrics
-        rows = self.rows = LiveRows(self._store)
+        rows = self.rows = LiveRows(self._store, {name: provider.traits for name, provider in self._providers.items()})
         stored = await self._store.load()
         rows.load(stored)
         prefix = runner_prefix(self._config.autoscaler.name)

@@ -8,12 +8,13 @@ in memory are no longer the truth, and a restart reads them anew.
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, TypeVar
 
 from autoscaler.model import (
+    CostLine,
     EndReason,
     Instance,
     InstanceMove,
@@ -23,22 +24,28 @@ from autoscaler.model import (
     JobState,
     LedgerEntry,
     PoolControl,
+    Use,
 )
-from autoscaler.spi import BatchToken, InstanceId, PoolName, ProviderId, ProviderName
+from autoscaler.money import accrued, cost_lines
+from autoscaler.spi import BatchToken, InstanceId, PoolName, ProviderId, ProviderName, ProviderTraits
 from autoscaler.states import is_live, is_live_job, move_instance, move_job
 from autoscaler.store import Changes, Sample, Store, Stored
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 
+_NO_TRAITS = ProviderTraits()
 REMEMBERED = 20_000
 """Ended jobs and machines remembered, so that late events about them cost no look-up."""
 
 
 class LiveRows:
-    """See the module docstring. Not thread-safe: one event loop owns it."""
+    """See the module docstring. Not thread-safe: one event loop owns it. `traits` say how each provider bills."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, traits: Mapping[ProviderName, ProviderTraits] | None = None) -> None:
+        self._traits = traits or {}
+        self.billed: list[CostLine] = []
+        """What machines cost that ended since the last tick looked, for the metrics."""
         self.jobs: dict[JobId, Job] = {}
         self.instances: dict[InstanceId, Instance] = {}
         self.controls: dict[PoolName, PoolControl] = {}
@@ -113,6 +120,10 @@ class LiveRows:
         return self._save_job(replace(job, **fields))
 
     def move_job(self, job: Job, to_state: JobState, **fields: Any) -> Job:
+        if job.instance is not None and JobState.LOST in (job.state, to_state):
+            # What its machine cost was for nothing, unless the job turns out to have succeeded.
+            was_for_nothing = to_state in (JobState.LOST, JobState.REQUEUED, JobState.ABANDONED, JobState.QUEUED)
+            self._buffer.job_uses[job.instance] = Use.LOST if was_for_nothing else Use.JOB
         return self._save_job(replace(move_job(job, to_state), **fields))
 
     def add_instance(self, instance: Instance, *, cause: str) -> Instance:
@@ -124,6 +135,8 @@ class LiveRows:
 
     def amend(self, instance: Instance, **fields: Any) -> Instance:
         """Change fields that are not the state."""
+        if "since" in fields:
+            instance = accrued(instance, fields["since"])
         return self._save_instance(replace(instance, **fields))
 
     def move(
@@ -137,9 +150,24 @@ class LiveRows:
         **fields: Any,
     ) -> Instance:
         """One checked step of an instance. Raises IllegalMove."""
-        moved, line = move_instance(instance, to_state, now=now, cause=cause, ending=ending)
+        moved, line = move_instance(accrued(instance, now), to_state, now=now, cause=cause, ending=ending)
         self._buffer.moves.append(line)
-        return self._save_instance(replace(moved, **fields))
+        moved = replace(moved, **fields)
+        if moved.state is InstanceState.STARTING:
+            moved = replace(moved, starts=moved.starts + 1)
+        elif not is_live(moved):
+            self._bill(moved, now)
+        return self._save_instance(moved)
+
+    def _bill(self, ended: Instance, now: datetime) -> None:
+        """Its job may have been found lost before it: that stands in the same transaction, after the lines."""
+        lines = cost_lines(ended, self._traits.get(ended.provider, _NO_TRAITS), now)
+        self._buffer.costs.extend(lines)
+        job = self.jobs.get(ended.job) if ended.job is not None else None
+        is_lost = job is not None and job.state is JobState.LOST
+        if is_lost:
+            self._buffer.job_uses[ended.id] = Use.LOST
+        self.billed.extend(replace(line, use=Use.LOST) if is_lost and line.use is Use.JOB else line for line in lines)
 
     def note(self, entry: LedgerEntry) -> None:
         self._buffer.ledger.append(entry)
@@ -288,6 +316,8 @@ class _Buffer:
         self.samples: list[Sample] = []
         self.controls: dict[PoolName, PoolControl] = {}
         self.settings: dict[str, str] = {}
+        self.costs: list[CostLine] = []
+        self.job_uses: dict[InstanceId, Use] = {}
 
     @property
     def is_empty(self) -> bool:
@@ -303,6 +333,8 @@ class _Buffer:
             samples=tuple(self.samples),
             controls=dict(self.controls),
             settings=dict(self.settings),
+            costs=tuple(self.costs),
+            job_uses=dict(self.job_uses),
         )
 
 

@@ -164,6 +164,9 @@ class Loop:
         started = self._clock.monotonic()
         now = self._clock.now()
         self._observer.consume(facts, self.rules, now)
+        if self._rows.billed:
+            self._metrics.observe_costs(self._rows.billed)
+            self._rows.billed.clear()
         self._desk.forget_ended()
         if not facts and not self._is_due(now):
             await self._rows.flush()

@@ -6,13 +6,15 @@ that mirror the snapshot are filled when they are asked for (`observe_snapshot`)
 """
 
 from collections import Counter as Tally
+from collections.abc import Iterable
 from itertools import product
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.process_collector import ProcessCollector
 
-from autoscaler.model import Rules, Snapshot
+from autoscaler.model import CostLine, Rules, Snapshot, Use
+from autoscaler.money import NANO
 from autoscaler.states import LIVE_JOB_STATES
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -109,6 +111,16 @@ class Metrics:
         self.tick_seconds = self._histogram("tick_seconds", "One observe, plan, apply", _SHORT)
         self.plan_seconds = self._histogram("plan_seconds", "The pure part of a tick", _SHORT)
         self.leader = self._gauge("leader", "1 while this daemon holds the store's lease")
+
+    def observe_costs(self, lines: Iterable[CostLine]) -> None:
+        """Count what ended machines cost. Work that turns out lost later stays under `job` here: /api/v1/costs has it
+        right."""
+        for line in lines:
+            self.cost_usd_total.labels(pool=line.pool, capacity_type=line.capacity_type, use=line.use).inc(
+                line.usd_nano / NANO
+            )
+            if line.use is not Use.LOST:
+                self.on_demand_equivalent_usd_total.inc(line.on_demand_usd_nano / NANO)
 
     def observe_snapshot(self, snapshot: Snapshot, rules: Rules) -> None:
         """Fill the gauges that mirror the snapshot. Call at scrape time, on the loop's thread.

@@ -13,6 +13,7 @@ from typing import NewType
 from autoscaler.spi import (
     BatchToken,
     CapacityPool,
+    CapacityType,
     CloudInstance,
     Conclusion,
     ForgeName,
@@ -169,6 +170,17 @@ class Instance:
     ending: EndReason | None = None
     detail: str = ""
     adopted: bool = False
+    on_demand_usd_hour: float | None = None
+    """What the same machine costs on demand; None where its provider does not say."""
+    repo: str = ""
+    workflow: str = ""
+    """Whose job it served: who its cost is charged to, with the job's own row pruned too."""
+    starts: int = 1
+    boot_ms: int = 0
+    idle_ms: int = 0
+    job_ms: int = 0
+    stopped_ms: int = 0
+    """Milliseconds in the states it has left, by what they are charged to (see `money`)."""
 
     @property
     def runner(self) -> RunnerRef | None:
@@ -187,6 +199,34 @@ class InstanceMove:
     from_state: InstanceState | None
     to_state: InstanceState
     cause: str
+
+
+class Use(StrEnum):
+    """What a machine's money bought."""
+
+    JOB = "job"
+    IDLE = "idle"
+    BOOT = "boot"
+    LOST = "lost"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostLine:
+    """What one ended machine cost in one use, in nano-dollars: whole numbers add up exactly. `on_demand_usd_nano` is
+    what the same time would have cost on demand."""
+
+    instance: InstanceId
+    use: Use
+    ended_at: datetime
+    provider: ProviderName
+    pool: PoolName
+    capacity_type: CapacityType
+    repo: str
+    workflow: str
+    milliseconds: int
+    usd_nano: int
+    on_demand_usd_nano: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -180,6 +180,7 @@ class Observer:
             "provider_id": machine.provider_id,
             "capacity_pool": machine.capacity_pool,
             "price_usd_hour": machine.price_usd_hour,
+            "on_demand_usd_hour": self._seen.on_demand_price(machine.capacity_pool),
         }
         self._seen.bound_at[row.id] = now
         if row.state is _S.REQUESTED:
@@ -235,6 +236,7 @@ class Observer:
             created_at=machine.launched_at,
             capacity_pool=machine.capacity_pool,
             price_usd_hour=machine.price_usd_hour,
+            on_demand_usd_hour=self._seen.on_demand_price(machine.capacity_pool),
             provider_id=machine.provider_id,
             adopted=True,
         )

@@ -353,9 +353,9 @@ class JobObserver:
         cause = f"the forge says it runs {seen.name} of {seen.repo}"
         self._seen.note_served(machine.pool)
         if machine.state in REGISTERED_STATES:
-            self._rows.move(machine, InstanceState.BUSY, now=now, cause=cause, job=id_, **_runner_of(machine, seen))
+            self._rows.move(machine, InstanceState.BUSY, now=now, cause=cause, job=id_, **_known_of(machine, seen))
         elif machine.state is InstanceState.BUSY and machine.job is None:
-            self._rows.amend(machine, job=id_, **_runner_of(machine, seen))
+            self._rows.amend(machine, job=id_, **_known_of(machine, seen))
 
     def _concluded(self, job: Job, seen: ForgeJob, now: datetime) -> None:
         conclusion = seen.conclusion or Conclusion.UNKNOWN
@@ -440,10 +440,12 @@ def _passed_runtime(job: Job) -> bool:
     return job.reason.startswith("max_runtime")
 
 
-def _runner_of(machine: Instance, seen: ForgeJob) -> dict[str, Any]:
+def _known_of(machine: Instance, seen: ForgeJob) -> dict[str, Any]:
+    """What a job tells of the machine that runs it."""
+    known: dict[str, Any] = {"repo": seen.repo, "workflow": seen.workflow}
     if machine.runner_id is None and seen.runner_id is not None:
-        return {"runner_id": seen.runner_id}
-    return {}
+        known["runner_id"] = seen.runner_id
+    return known
 
 
 def _number(text: str) -> int:

@@ -259,8 +259,7 @@ class Polls:
             found = await self._ask_provider(name, methodcaller("offerings", pool.shape))
             if found is None:
                 return
-            others = [o for o in self._seen.offerings.get(pool.name, ()) if o.capacity_pool.provider != name]
-            self._seen.offerings[pool.name] = (*others, *found)
+            self._seen.note_offerings(pool.name, name, found)
             self._offered[name, pool.name] = pool.shape, self._clock.now()
             self._loop.replan()
 

@@ -5,13 +5,14 @@ for correctness after a restart: that belongs into rows.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from autoscaler.model import Cooldown, EndReason, OrphanInstance, OrphanRunner, Spoilage
 from autoscaler.spi import (
     CapacityPool,
+    CapacityType,
     ForgeName,
     InstanceId,
     Labels,
@@ -43,6 +44,8 @@ class Sightings:
     orphan_runners: dict[tuple[ForgeName, RunnerId], OrphanRunner] = field(default_factory=dict)
     cooldowns: dict[CapacityPool, Cooldown] = field(default_factory=dict)
     offerings: dict[PoolName, tuple[Offering, ...]] = field(default_factory=dict)
+    on_demand_usd_hour: dict[tuple[ProviderName, str, str], float] = field(default_factory=dict)
+    """What machine types cost on demand, by provider, region and type."""
     held_back: dict[PoolName, str] = field(default_factory=dict)
     spoilage: dict[PoolName, Spoilage] = field(default_factory=dict)
     sealed: set[InstanceId] = field(default_factory=set)
@@ -59,6 +62,22 @@ class Sightings:
     requeued: dict[str, int] = field(default_factory=dict)
     """Attempts made by jobs whose requeue was accepted and whose successor has not been seen yet, by `work_key`.
     Kept in the store's settings too: attempts are limited over restarts."""
+
+    def note_offerings(self, pool: PoolName, provider: ProviderName, found: Sequence[Offering]) -> None:
+        """What a provider offers a pool now, in place of what it offered."""
+        others = [o for o in self.offerings.get(pool, ()) if o.capacity_pool.provider != provider]
+        self.offerings[pool] = (*others, *found)
+        for offering in found:
+            place = offering.capacity_pool
+            price = offering.on_demand_usd_hour
+            if price is None and place.capacity_type is CapacityType.ON_DEMAND:
+                price = offering.price_usd_hour
+            if price is not None:
+                self.on_demand_usd_hour[provider, place.region, place.machine_type] = price
+
+    def on_demand_price(self, place: CapacityPool) -> float | None:
+        """USD per hour of the same machine on demand; None where nobody says."""
+        return self.on_demand_usd_hour.get((place.provider, place.region, place.machine_type))
 
     def note_spoiled(self, pool: PoolName, now: datetime, reason: str) -> None:
         """A machine ended without being of use. Those that end while the pool is held back anyway tell nothing new."""

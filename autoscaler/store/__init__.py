@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from autoscaler.model import Instance, InstanceMove, Job, JobId, LedgerEntry, PoolControl
-from autoscaler.spi import ForgeName, InstanceId, PoolName, Webhook
+from autoscaler.model import CostLine, Instance, InstanceMove, Job, JobId, LedgerEntry, PoolControl, Use
+from autoscaler.spi import CapacityType, ForgeName, InstanceId, PoolName, ProviderName, Webhook
 
 
 class StoreError(Exception):
@@ -55,9 +55,27 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CostSum:
+    """Cost lines that agree in all of this, added up. `day` is the UTC day of the machines' end, as "2026-11-26"."""
+
+    day: str
+    provider: ProviderName
+    pool: PoolName
+    capacity_type: CapacityType
+    repo: str
+    workflow: str
+    use: Use
+    instances: int
+    milliseconds: int
+    usd_nano: int
+    on_demand_usd_nano: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
     """One transaction. `jobs` and `instances` are inserted when their version is 1, else updated from version - 1.
-    `consumed` are inbox seqs. `settings` are small texts by key (watermarks); an empty text deletes."""
+    `consumed` are inbox seqs. `settings` are small texts by key (watermarks); an empty text deletes. `costs` are lines
+    of machines that ended; `job_uses` say, after them, of which machines the time with a job was lost or not."""
 
     jobs: Sequence[Job] = ()
     instances: Sequence[Instance] = ()
@@ -67,6 +85,8 @@ class Changes:
     samples: Sequence[Sample] = ()
     controls: Mapping[PoolName, PoolControl] | None = None
     settings: Mapping[str, str] | None = None
+    costs: Sequence[CostLine] = ()
+    job_uses: Mapping[InstanceId, Use] | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -79,6 +99,8 @@ class Changes:
             or self.samples
             or self.controls
             or self.settings
+            or self.costs
+            or self.job_uses
         )
 
 
@@ -168,10 +190,14 @@ class Store(Protocol):
         """Oldest first."""
         ...
 
+    async def costs(self, since: datetime, until: datetime) -> Sequence[CostSum]:
+        """Cost lines of machines that ended in [since, until), added up, in the order of the sums' fields."""
+        ...
+
     async def prune(self, *, before: datetime, deliveries_before: datetime, samples_before: datetime) -> int:
-        """Delete terminal jobs, terminated instances with their history, ledger entries and consumed inbox rows that
-        are older; delivery ids and samples have their own ages. Bounded work per call (a few thousand rows); returns
-        how many rows went, so that the caller repeats while it is not 0. Keeps the SQLite file from growing
+        """Delete terminal jobs, terminated instances with their history, ledger entries, cost lines and consumed inbox
+        rows that are older; delivery ids and samples have their own ages. Bounded work per call (a few thousand rows);
+        returns how many rows went, so that the caller repeats while it is not 0. Keeps the SQLite file from growing
         (incremental vacuum)."""
         ...
 

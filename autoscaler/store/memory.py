@@ -8,17 +8,17 @@ finds the write done or not begun, and may find it done but never acknowledged.
 import asyncio
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from heapq import nlargest
 from itertools import chain, islice
 from operator import itemgetter
 from typing import Any, TypeVar
 
-from autoscaler.model import Instance, InstanceMove, InstanceState, Job, JobId, LedgerEntry, PoolControl
+from autoscaler.model import CostLine, Instance, InstanceMove, InstanceState, Job, JobId, LedgerEntry, PoolControl, Use
 from autoscaler.spi import ForgeName, InstanceId, PoolName, Webhook
 from autoscaler.states import is_live, is_live_job
-from autoscaler.store import Changes, Conflict, InboxRow, LeaseLost, Sample, Stored, StoreError, StoreStats
+from autoscaler.store import Changes, Conflict, CostSum, InboxRow, LeaseLost, Sample, Stored, StoreError, StoreStats
 from autoscaler.store.rows import Versioned, ended_at, last_versions
 
 K = TypeVar("K")
@@ -36,6 +36,7 @@ class MemoryDisk:
     inbox: dict[int, InboxRow] = field(default_factory=dict)
     deliveries: dict[tuple[ForgeName, str], tuple[int, datetime]] = field(default_factory=dict)
     samples: dict[tuple[datetime, PoolName], Sample] = field(default_factory=dict)
+    costs: dict[tuple[InstanceId, Use], CostLine] = field(default_factory=dict)
     controls: dict[PoolName, PoolControl] = field(default_factory=dict)
     settings: dict[str, str] = field(default_factory=dict)
     last_seq: int = 0
@@ -142,6 +143,12 @@ class MemoryStore:
                 disk.settings[name] = value
             else:
                 disk.settings.pop(name, None)
+        for line in changes.costs:
+            disk.costs[line.instance, line.use] = line
+        for instance, use in (changes.job_uses or {}).items():
+            for before in (Use.JOB, Use.LOST):
+                if (turned := disk.costs.pop((instance, before), None)) is not None:
+                    disk.costs[instance, use] = replace(turned, use=use)
         self._count(len(jobs) + len(instances) + _other_rows(changes))
         await asyncio.sleep(0)
 
@@ -198,6 +205,16 @@ class MemoryStore:
         keys = sorted(self.disk.samples)
         return [self.disk.samples[key] for key in keys[bisect_left(keys, (since, PoolName(""))) :]]
 
+    async def costs(self, since: datetime, until: datetime) -> Sequence[CostSum]:
+        await self._step()
+        sums: dict[tuple[str, ...], list[CostLine]] = {}
+        for line in self.disk.costs.values():
+            if since <= line.ended_at < until:
+                day = f"{line.ended_at:%Y-%m-%d}"
+                place = (day, line.provider, line.pool, line.capacity_type, line.repo, line.workflow, line.use)
+                sums.setdefault(place, []).append(line)
+        return [_added_up(place[0], lines) for place, lines in sorted(sums.items())]
+
     async def prune(self, *, before: datetime, deliveries_before: datetime, samples_before: datetime) -> int:
         await self._step()
         disk = self.disk
@@ -212,6 +229,7 @@ class MemoryStore:
             if received_at < deliveries_before and seq not in disk.inbox
         ]
         samples = [key for key in disk.samples if key[0] < samples_before]
+        costs = [key for key, line in disk.costs.items() if line.ended_at < before]
         for instance in instances[:_PRUNE_ROWS]:
             disk.moves.pop(instance, None)
         gone = sum(
@@ -221,6 +239,7 @@ class MemoryStore:
                 _drop(disk.ledger, entries),
                 _drop(disk.deliveries, deliveries),
                 _drop(disk.samples, samples),
+                _drop(disk.costs, costs),
             )
         )
         await asyncio.sleep(0)
@@ -248,7 +267,25 @@ def _checked(rows: Sequence[Versioned], table: Mapping[Any, Versioned]) -> dict[
 
 def _other_rows(changes: Changes) -> int:
     history = len(changes.moves) + len(changes.ledger) + len(changes.consumed) + len(changes.samples)
+    history += len(changes.costs) + len(changes.job_uses or {})
     return history + len(changes.controls or {}) + len(changes.settings or {})
+
+
+def _added_up(day: str, lines: Sequence[CostLine]) -> CostSum:
+    first = lines[0]
+    return CostSum(
+        day=day,
+        provider=first.provider,
+        pool=first.pool,
+        capacity_type=first.capacity_type,
+        repo=first.repo,
+        workflow=first.workflow,
+        use=first.use,
+        instances=len(lines),
+        milliseconds=sum(line.milliseconds for line in lines),
+        usd_nano=sum(line.usd_nano for line in lines),
+        on_demand_usd_nano=sum(line.on_demand_usd_nano for line in lines),
+    )
 
 
 def _drop(table: MutableMapping[K, Any], keys: Iterable[K]) -> int:

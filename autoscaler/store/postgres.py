@@ -18,12 +18,12 @@ import asyncpg  # type: ignore[import-untyped]  # it ships no types
 
 from autoscaler.model import Instance, InstanceMove, Job, JobId, LedgerEntry, PoolControl
 from autoscaler.spi import ForgeName, InstanceId, PoolName, Webhook
-from autoscaler.store import Changes, Conflict, LeaseLost, Sample, Stored, StoreError, StoreStats
+from autoscaler.store import Changes, Conflict, CostSum, LeaseLost, Sample, Stored, StoreError, StoreStats
 from autoscaler.store import rows as encoding
 from autoscaler.store.external import external_work
 from autoscaler.store.migrations import Migration, migrations
 from autoscaler.store.queries import queries
-from autoscaler.store.rows import Columns, Writes, inbox_row, key, micros, read, text
+from autoscaler.store.rows import Columns, Writes, cost_sum, inbox_row, key, micros, read, text
 
 T = TypeVar("T")
 _POOL_SIZE = 4
@@ -261,10 +261,15 @@ class PostgresStore:
             await connection.execute(sql["note_instances"])
         if writes.consumed:
             await connection.execute(sql["consume"], writes.consumed)
-        for query, rows in (("insert_move", writes.moves), ("insert_ledger", writes.ledger)):
+        for query, rows in (
+            ("insert_move", writes.moves),
+            ("insert_ledger", writes.ledger),
+            ("insert_cost", writes.costs),
+        ):
             if rows:
                 await connection.execute(sql[query], *_transposed(rows))
         few: tuple[tuple[str, Sequence[Columns]], ...] = (
+            ("turn_cost", writes.job_uses),
             ("put_sample", writes.samples),
             ("put_control", writes.controls),
             ("put_setting", writes.settings),
@@ -283,6 +288,7 @@ class PostgresStore:
                 for query, age in (
                     ("prune_jobs", before),
                     ("prune_ledger", before),
+                    ("prune_costs", before),
                     ("prune_inbox", deliveries_before),
                     ("prune_samples", samples_before),
                 ):
@@ -355,6 +361,9 @@ class PostgresStore:
 
     async def samples(self, since: datetime) -> Sequence[Sample]:
         return await self._values(Sample, "samples", micros(since))
+
+    async def costs(self, since: datetime, until: datetime) -> Sequence[CostSum]:
+        return [cost_sum(row) for row in await self._fetch("costs", micros(since), micros(until))]
 
     # ------------------------------------------------------------------ plumbing
 

@@ -224,6 +224,42 @@ SELECT seq, body FROM ledger WHERE subject = $3 AND seq < $2 ORDER BY seq DESC L
 DELETE FROM ledger WHERE seq IN (SELECT seq FROM ledger WHERE at_us < $1 ORDER BY at_us LIMIT $2)
 RETURNING seq
 
+-- ------------------------------------------------------------------------- costs
+
+-- name: insert_cost
+-- What one ended machine cost in one use.
+INSERT INTO costs (
+    instance, use, ended_us, day, provider, pool, capacity_type, repo, workflow, milliseconds, usd_nano, on_demand_usd_nano
+)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+
+-- name: insert_cost [postgres]
+-- What many ended machines cost.
+INSERT INTO costs (
+    instance, use, ended_us, day, provider, pool, capacity_type, repo, workflow, milliseconds, usd_nano, on_demand_usd_nano
+)
+SELECT * FROM unnest(
+    $1::text[], $2::text[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[],
+    $10::bigint[], $11::bigint[], $12::bigint[]
+)
+
+-- name: turn_cost
+-- The time that machine $1 spent on its job goes to use $2: job or lost.
+UPDATE costs SET use = $2 WHERE instance = $1 AND use IN ('job', 'lost')
+
+-- name: costs
+-- Cost lines of machines that ended from $1 on and before $2, added up.
+SELECT day, provider, pool, capacity_type, repo, workflow, use, COUNT(*), CAST(SUM(milliseconds) AS bigint),
+    CAST(SUM(usd_nano) AS bigint), CAST(SUM(on_demand_usd_nano) AS bigint)
+FROM costs WHERE ended_us >= $1 AND ended_us < $2
+GROUP BY day, provider, pool, capacity_type, repo, workflow, use
+ORDER BY day, provider, pool, capacity_type, repo, workflow, use
+
+-- name: prune_costs
+-- At most $2 cost lines of machines that ended before $1.
+DELETE FROM costs WHERE instance IN (SELECT instance FROM costs WHERE ended_us < $1 ORDER BY ended_us LIMIT $2)
+RETURNING instance
+
 -- ------------------------------------------------------------------------- inbox
 
 -- name: accept

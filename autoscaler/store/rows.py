@@ -15,10 +15,10 @@ from hashlib import sha256
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from autoscaler.model import Instance, Job, LedgerEntry
-from autoscaler.spi import ForgeName, Webhook
+from autoscaler.model import CostLine, Instance, Job, LedgerEntry, Use
+from autoscaler.spi import CapacityType, ForgeName, PoolName, ProviderName, Webhook
 from autoscaler.states import is_live, is_live_job
-from autoscaler.store import Changes, Conflict, InboxRow, StoreError
+from autoscaler.store import Changes, Conflict, CostSum, InboxRow, StoreError
 
 Column = str | int
 Columns = tuple[Column, ...]
@@ -203,13 +203,16 @@ class Writes:
     controls: Sequence[Columns]
     settings: Sequence[Columns]
     dropped_settings: Sequence[str]
+    costs: Sequence[Columns]
+    job_uses: Sequence[Columns]
 
     @property
     def rows(self) -> int:
         jobs = len(self.job_inserts) + len(self.job_updates)
         instances = len(self.instance_inserts) + len(self.instance_updates)
         history = len(self.moves) + len(self.ledger) + len(self.consumed) + len(self.samples)
-        return jobs + instances + history + len(self.controls) + len(self.settings) + len(self.dropped_settings)
+        small = len(self.controls) + len(self.settings) + len(self.dropped_settings) + len(self.job_uses)
+        return jobs + instances + history + len(self.costs) + small
 
 
 def writes(changes: Changes) -> Writes:
@@ -231,6 +234,34 @@ def writes(changes: Changes) -> Writes:
         controls=[(key(pool), str(control)) for pool, control in sorted((changes.controls or {}).items())],
         settings=[(key(name), text(value)) for name, value in settings if value],
         dropped_settings=[key(name) for name, value in settings if not value],
+        costs=[cost_columns(line) for line in changes.costs],
+        job_uses=[(key(instance), str(use)) for instance, use in sorted((changes.job_uses or {}).items())],
+    )
+
+
+def cost_columns(line: CostLine) -> Columns:
+    return (
+        *(key(line.instance), str(line.use), micros(line.ended_at), f"{line.ended_at:%Y-%m-%d}"),
+        *(key(line.provider), key(line.pool), str(line.capacity_type), key(line.repo), key(line.workflow)),
+        *(line.milliseconds, line.usd_nano, line.on_demand_usd_nano),
+    )
+
+
+def cost_sum(row: Sequence[Any]) -> CostSum:
+    """A row of the query `costs`."""
+    day, provider, pool, capacity_type, repo, workflow, use, instances, spent, usd, on_demand = row
+    return CostSum(
+        day=day,
+        provider=ProviderName(provider),
+        pool=PoolName(pool),
+        capacity_type=CapacityType(capacity_type),
+        repo=repo,
+        workflow=workflow,
+        use=Use(use),
+        instances=instances,
+        milliseconds=spent,
+        usd_nano=usd,
+        on_demand_usd_nano=on_demand,
     )
 
 
@@ -265,6 +296,8 @@ __all__ = [
     "Writes",
     "accept_columns",
     "body",
+    "cost_columns",
+    "cost_sum",
     "ended_at",
     "inbox_row",
     "instance_columns",

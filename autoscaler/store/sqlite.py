@@ -15,11 +15,11 @@ from typing import TypeVar
 
 from autoscaler.model import Instance, InstanceMove, Job, JobId, LedgerEntry, PoolControl
 from autoscaler.spi import ForgeName, InstanceId, PoolName, Webhook
-from autoscaler.store import Changes, Conflict, LeaseLost, Sample, Stored, StoreError, StoreStats
+from autoscaler.store import Changes, Conflict, CostSum, LeaseLost, Sample, Stored, StoreError, StoreStats
 from autoscaler.store import rows as encoding
 from autoscaler.store.migrations import Migration, migrations
 from autoscaler.store.queries import queries
-from autoscaler.store.rows import Columns, Writes, inbox_row, key, micros, read, text
+from autoscaler.store.rows import Columns, Writes, cost_sum, inbox_row, key, micros, read, text
 from autoscaler.store.threads import Connection, DatabaseThread
 
 T = TypeVar("T")
@@ -144,6 +144,8 @@ class SqliteStore:
         many: tuple[tuple[str, Sequence[Columns]], ...] = (
             ("insert_move", writes.moves),
             ("insert_ledger", writes.ledger),
+            ("insert_cost", writes.costs),
+            ("turn_cost", writes.job_uses),
             ("consume", [(seq,) for seq in writes.consumed]),
             ("put_sample", writes.samples),
             ("put_control", writes.controls),
@@ -161,6 +163,7 @@ class SqliteStore:
             for query, age in (
                 ("prune_jobs", before),
                 ("prune_ledger", before),
+                ("prune_costs", before),
                 ("prune_inbox", deliveries_before),
                 ("prune_samples", samples_before),
             ):
@@ -240,6 +243,12 @@ class SqliteStore:
 
     async def samples(self, since: datetime) -> Sequence[Sample]:
         return await self._read(lambda at: self._values(at, Sample, "samples", micros(since)))
+
+    async def costs(self, since: datetime, until: datetime) -> Sequence[CostSum]:
+        def add_up(connection: Connection) -> list[CostSum]:
+            return [cost_sum(row) for row in connection.execute(self._sql["costs"], (micros(since), micros(until)))]
+
+        return await self._read(add_up)
 
     # ------------------------------------------------------------------ plumbing
 

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 from autoscaler.model import (
+    CostLine,
     Demand,
     EndReason,
     Instance,
@@ -12,6 +13,7 @@ from autoscaler.model import (
     JobState,
     LedgerEntry,
     SeenBy,
+    Use,
     job_id,
 )
 from autoscaler.spi import (
@@ -99,6 +101,24 @@ def an_instance(number: int = 1, *, version: int = 1, state: InstanceState = Ins
         ending=EndReason.JOB_DONE if state is InstanceState.TERMINATED else None,
         detail="exit 0",
         adopted=True,
+    )
+
+
+def a_cost(
+    instance: str = "i-1", *, use: Use = Use.JOB, repo: str = "org/repo", minute: int = 1, usd_nano: int = 7
+) -> CostLine:
+    return CostLine(
+        instance=InstanceId(instance),
+        use=use,
+        ended_at=T0 + timedelta(minutes=minute),
+        provider=ProviderName("cloud"),
+        pool=LINUX,
+        capacity_type=CapacityType.SPOT,
+        repo=repo,
+        workflow="ci",
+        milliseconds=61_000,
+        usd_nano=usd_nano,
+        on_demand_usd_nano=3 * usd_nano,
     )
 
 

@@ -22,6 +22,7 @@ from tests.contract.store_builders import (
     an_entry,
     an_instance,
 )
+from tests.contract.store_costs import StoreCostsContract
 from tests.contract.store_newest import StoreNewestContract
 
 Opener = Callable[[], AbstractAsyncContextManager[Store]]
@@ -35,7 +36,7 @@ async def outcome(call: Awaitable[object]) -> object:
         return type(error)
 
 
-class StoreContract(StoreNewestContract):
+class StoreContract(StoreNewestContract, StoreCostsContract):
     """One suite for sqlite, postgres and memory."""
 
     groups_writes = True

@@ -31,6 +31,8 @@ def _values(hint: Any) -> st.SearchStrategy[Any]:
         return st.none() | INSTANTS
     if hint is float:
         return st.floats(allow_nan=False)
+    if hint == float | None:
+        return st.none() | st.floats(allow_nan=False)
     parts: tuple[Any, ...] = getattr(hint, "__args__", ())
     if getattr(hint, "__origin__", None) is tuple and hasattr(parts[0], "__dataclass_fields__"):
         return st.lists(values_of(parts[0]), max_size=2).map(tuple)
