@@ -36,6 +36,7 @@ from autoscaler.spi import (
     PoolName,
     Provider,
     ProviderName,
+    ProviderTraits,
     Webhook,
 )
 from autoscaler.store import Store
@@ -81,7 +82,7 @@ class Core:
     async def prepare(self) -> None:
         """Read the store and build the parts. The lease must be ours."""
         clock, health, metrics = self._clock, self.health, self.metrics
-        rows = self.rows = LiveRows(self._store, {name: provider.traits for name, provider in self._providers.items()})
+        rows = self.rows = LiveRows(self._store, self.traits())
         stored = await self._store.load()
         rows.load(stored)
         prefix = runner_prefix(self._config.autoscaler.name)
@@ -248,6 +249,9 @@ class Core:
 
     def rules(self) -> Rules:
         return self._rules
+
+    def traits(self) -> Mapping[ProviderName, ProviderTraits]:
+        return {name: provider.traits for name, provider in self._providers.items()}
 
     def blocked(self) -> Sequence[Blocked]:
         return self.loop.blocked

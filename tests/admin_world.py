@@ -1,7 +1,7 @@
 """A DaemonView over real model objects and the memory store, for tests of what is built upon the view alone."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -37,6 +37,7 @@ from autoscaler.spi import (
     Offering,
     PoolName,
     ProviderName,
+    ProviderTraits,
     RunnerId,
     Scope,
     Shape,
@@ -160,6 +161,9 @@ class ExampleView:
 
     def rules(self) -> Rules:
         return self._rules
+
+    def traits(self) -> Mapping[ProviderName, ProviderTraits]:
+        return {}
 
     def blocked(self) -> Sequence[Blocked]:
         return self.reasons

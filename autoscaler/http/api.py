@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
 from typing import Any, TypeVar
 
 from aiohttp import web
 
 from autoscaler.http.auth import Access, Caller
+from autoscaler.http.costs import BadPeriod, costs_csv, costs_document, period_of, sums_of
 from autoscaler.http.documents import (
     Document,
     condition_document,
-    costs_document,
     instance_document,
     instant,
     job_document,
@@ -51,6 +52,7 @@ def make_api_routes(view: DaemonView, access: Access) -> Sequence[web.RouteDef]:
         web.get("/api/v1/offerings", api.offerings),
         web.get("/api/v1/ledger", api.ledger),
         web.get("/api/v1/costs", api.costs),
+        web.get("/api/v1/costs.csv", api.costs_csv),
         web.get("/api/v1/history", api.history),
         web.get("/api/v1/openapi.json", api.openapi),
         *(web.post(f"/api/v1/pools/{{pool}}/{verb}", api.control(to)) for verb, to in _CONTROLS.items()),
@@ -163,10 +165,23 @@ class _Api:
             }
         )
 
-    async def costs(self, _: web.Request) -> web.Response:
-        """What ended machines cost since midnight UTC, and what live ones cost now and have cost so far."""
-        view = self._view
-        return web.json_response(costs_document(view.snapshot(), view.rules(), view.now()))
+    async def costs(self, request: web.Request) -> web.Response:
+        """What machines cost from `since` until `until`; since midnight UTC by default, live ones included."""
+        since, until = self._period(request)
+        return web.json_response(await costs_document(self._view, since, until))
+
+    async def costs_csv(self, request: web.Request) -> web.Response:
+        since, until = self._period(request)
+        text = costs_csv(await sums_of(self._view, since, until))
+        name = f"costs-{since:%Y-%m-%d}.csv"
+        headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+        return web.Response(text=text, content_type="text/csv", charset="utf-8", headers=headers)
+
+    def _period(self, request: web.Request) -> tuple[datetime, datetime]:
+        try:
+            return period_of(request.query.get("since", ""), request.query.get("until", ""), self._view.now())
+        except BadPeriod as error:
+            raise web.HTTPBadRequest(text=str(error)) from None
 
     async def ledger(self, request: web.Request) -> web.Response:
         limit = _limit(request)

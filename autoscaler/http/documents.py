@@ -3,8 +3,7 @@
 Instants are RFC 3339 in UTC, durations seconds with `_s`, money USD. `openapi.py` describes the same shapes.
 """
 
-import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -19,7 +18,6 @@ from autoscaler.model import (
     LedgerEntry,
     Pool,
     PoolControl,
-    Rules,
     Snapshot,
 )
 from autoscaler.spi import CapacityPool, Offering
@@ -154,30 +152,6 @@ def ledger_document(seq: int, entry: LedgerEntry) -> Document:
         "pool": entry.pool,
         "reason": entry.reason,
         "outcome": entry.outcome,
-    }
-
-
-def costs_document(snapshot: Snapshot, rules: Rules, now: datetime) -> Document:
-    """Money by provider (ended today) and by pool (live). USD."""
-    pools: dict[str, list[Instance]] = defaultdict(list)
-    for row in snapshot.instances.values():
-        pools[row.pool].append(row)
-    live = [
-        {
-            "pool": pool,
-            "instances": len(rows),
-            "usd_per_hour": math.fsum(row.price_usd_hour for row in rows),
-            "usd_so_far": math.fsum(row.price_usd_hour * (now - row.created_at).total_seconds() / 3600 for row in rows),
-        }
-        for pool, rows in sorted(pools.items())
-    ]
-    return {
-        "now": instant(now),
-        "ended_today": [
-            {"provider": provider, "usd": usd} for provider, usd in sorted(snapshot.spent_today_usd.items())
-        ],
-        "live": live,
-        "caps": {"usd_per_hour": rules.caps.usd_per_hour, "usd_per_day": rules.caps.usd_per_day},
     }
 
 

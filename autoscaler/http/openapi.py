@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from autoscaler.http.costs import GROUPS
+from autoscaler.model import Use
+
 Schema = dict[str, Any]
 
 _TEXT: Schema = {"type": "string"}
@@ -54,6 +57,11 @@ _INSTANCE: dict[str, Schema] = {
     "detail": _TEXT, "adopted": _FLAG,
 }  # fmt: skip
 _CONTROL: Schema = {"enum": ["active", "paused", "draining"]}
+_USES = _record(**{use.value: _NUMBER for use in Use})
+_MONEY: dict[str, Schema] = {
+    "usd": _NUMBER, "usd_by_use": _USES, "hours_by_use": _USES, "on_demand_equivalent_usd": _NUMBER,
+    "savings_usd": _NUMBER,
+}  # fmt: skip
 
 _SCHEMAS: dict[str, Schema] = {
     "Error": _record(error=_TEXT),
@@ -96,8 +104,12 @@ _SCHEMAS: dict[str, Schema] = {
     "EndedCost": _record(provider=_TEXT, usd=_NUMBER),
     "LiveCost": _record(pool=_TEXT, instances=_COUNT, usd_per_hour=_NUMBER, usd_so_far=_NUMBER),
     "MoneyCaps": _record(usd_per_hour=_maybe(_NUMBER), usd_per_day=_maybe(_NUMBER)),
+    "Money": _record(**_MONEY),
+    "MoneyOf": _record(name=_TEXT, **_MONEY),
     "Costs": _record(
-        now=_INSTANT, ended_today=_list("EndedCost"), live=_list("LiveCost"), caps=_ref("MoneyCaps")
+        now=_INSTANT, since=_INSTANT, until=_INSTANT, includes_live=_FLAG, total=_ref("Money"),
+        **{f"by_{group}": _list("MoneyOf") for group in GROUPS},
+        ended_today=_list("EndedCost"), live=_list("LiveCost"), caps=_ref("MoneyCaps"),
     ),
     "Ledger": _record(ledger=_list("LedgerEntry"), before=_maybe(_COUNT)),
     "HistoryPoint": _record(wait_s=_NUMBER, queued=_COUNT, running=_COUNT, instances=_COUNT),
@@ -150,7 +162,10 @@ def _paths() -> dict[str, Schema]:
         "instances": _operation("Live and recent instances", "Instances", _query("pool"), _LIMIT),
         "instances/{instance}": _operation("One instance and its history", "InstanceDetail", path=("instance",)),
         "offerings": _operation("What each pool can choose from, and what cools down", "Offerings"),
-        "costs": _operation("What ended machines cost today, and what live ones cost", "Costs"),
+        "costs": _operation(
+            "What machines cost in a period (today by default; UTC), by use, pool, repo, workflow and day",
+            "Costs", _query("since"), _query("until"),
+        ),
         "ledger": _operation(
             "What was done and why, newest first; pass `before` of the last page for the next one",
             "Ledger", _query("subject"), _query("before", {"type": "integer", "minimum": 1}), _LIMIT,
@@ -161,6 +176,9 @@ def _paths() -> dict[str, Schema]:
         ),
     }  # fmt: skip
     document = {"/api/v1/openapi.json": {"get": {"summary": "This document", "responses": {"200": _ANY}}}}
+    table = _operation("The same as a table: one line per sum", "Costs", _query("since"), _query("until"))
+    table["responses"]["200"] = {"description": "the table", "content": {"text/csv": {"schema": _TEXT}}}
+    document["/api/v1/costs.csv"] = {"get": table}
     return {**{f"/api/v1/{path}": {"get": operation} for path, operation in reads.items()}, **control, **document}
 
 

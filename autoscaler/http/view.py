@@ -4,13 +4,13 @@ The daemon implements `DaemonView`; the admin API, the status page and the metri
 alone, so that they can be served over any object that keeps it (a test's, the real one).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
 from autoscaler.model import Blocked, PoolControl, Rules, Snapshot
-from autoscaler.spi import PoolName
+from autoscaler.spi import PoolName, ProviderName, ProviderTraits
 from autoscaler.store import Store
 
 
@@ -53,6 +53,10 @@ class DaemonView(Protocol):
         ...
 
     def rules(self) -> Rules: ...
+
+    def traits(self) -> Mapping[ProviderName, ProviderTraits]:
+        """How each provider bills, and what else differs."""
+        ...
 
     def blocked(self) -> Sequence[Blocked]:
         """Why demand is unmet, as the last plan said."""
