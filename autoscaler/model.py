@@ -176,11 +176,11 @@ class Instance:
     workflow: str = ""
     """Whose job it served: who its cost is charged to, with the job's own row pruned too."""
     starts: int = 1
-    boot_ms: int = 0
-    idle_ms: int = 0
-    job_ms: int = 0
-    stopped_ms: int = 0
-    """Milliseconds in the states it has left, by what they are charged to (see `money`)."""
+    boot_us: int = 0
+    idle_us: int = 0
+    job_us: int = 0
+    stopped_us: int = 0
+    """Microseconds in the states it has left, by what they are charged to (see `money`)."""
 
     @property
     def runner(self) -> RunnerRef | None:

@@ -20,7 +20,8 @@ from autoscaler.model import CostLine, EndReason, Instance, InstanceState, Use
 from autoscaler.spi import CapacityType, ProviderTraits
 
 NANO = 1_000_000_000
-_HOUR_MS = 3_600_000
+_HOUR_US = 3_600_000_000
+_SECOND_US = 1_000_000
 
 _S = InstanceState
 _USES = {
@@ -42,16 +43,16 @@ def accrued(row: Instance, now: datetime) -> Instance:
     use = _USES.get(row.state)
     if use is None or row.provider_id is None:
         return row
-    spent = max(0, (now - row.since) // timedelta(milliseconds=1))
+    spent = max(0, (now - row.since) // timedelta(microseconds=1))
     match use:
         case Use.BOOT:
-            return replace(row, boot_ms=row.boot_ms + spent)
+            return replace(row, boot_us=row.boot_us + spent)
         case Use.JOB:
-            return replace(row, job_ms=row.job_ms + spent)
+            return replace(row, job_us=row.job_us + spent)
         case Use.STOPPED:
-            return replace(row, stopped_ms=row.stopped_ms + spent)
+            return replace(row, stopped_us=row.stopped_us + spent)
         case _:
-            return replace(row, idle_ms=row.idle_ms + spent)
+            return replace(row, idle_us=row.idle_us + spent)
 
 
 def cost_lines(row: Instance, traits: ProviderTraits, at: datetime) -> tuple[CostLine, ...]:
@@ -61,17 +62,17 @@ def cost_lines(row: Instance, traits: ProviderTraits, at: datetime) -> tuple[Cos
     """
     if row.provider_id is None:
         return ()
-    minimum = round(traits.minimum_billed_s * 1000) * max(1, row.starts)
-    running = row.boot_ms + row.idle_ms + row.job_ms
-    free = row.ending is EndReason.INTERRUPTED and running <= traits.reclaimed_free_s * 1000
+    minimum = round(traits.minimum_billed_s * _SECOND_US) * max(1, row.starts)
+    running = row.boot_us + row.idle_us + row.job_us
+    free = row.ending is EndReason.INTERRUPTED and running <= traits.reclaimed_free_s * _SECOND_US
     added = max(0, minimum - running) if running and not free else 0
     price, on_demand = row.price_usd_hour, _on_demand_usd_hour(row)
     resting = traits.stopped_share * on_demand
     times = (
-        (Use.BOOT, row.boot_ms, price),
-        (Use.IDLE, row.idle_ms + added, price),
-        (Use.JOB, row.job_ms, price),
-        (Use.STOPPED, row.stopped_ms, resting),
+        (Use.BOOT, row.boot_us, price),
+        (Use.IDLE, row.idle_us + added, price),
+        (Use.JOB, row.job_us, price),
+        (Use.STOPPED, row.stopped_us, resting),
     )
     return tuple(
         CostLine(
@@ -83,7 +84,7 @@ def cost_lines(row: Instance, traits: ProviderTraits, at: datetime) -> tuple[Cos
             capacity_type=row.capacity_pool.capacity_type if row.capacity_pool else CapacityType.SPOT,
             repo=row.repo,
             workflow=row.workflow,
-            milliseconds=spent,
+            milliseconds=spent // 1000,
             usd_nano=0 if free and use is not Use.STOPPED else _nano(usd_hour, spent),
             on_demand_usd_nano=_nano(resting if use is Use.STOPPED else on_demand, spent),
         )
@@ -97,5 +98,5 @@ def _on_demand_usd_hour(row: Instance) -> float:
     return row.price_usd_hour if row.on_demand_usd_hour is None else row.on_demand_usd_hour
 
 
-def _nano(usd_hour: float, milliseconds: int) -> int:
-    return round(usd_hour * NANO * milliseconds / _HOUR_MS)
+def _nano(usd_hour: float, microseconds: int) -> int:
+    return round(usd_hour * NANO * microseconds / _HOUR_US)

@@ -55,7 +55,7 @@ def uses(lines: tuple[CostLine, ...]) -> dict[Use, tuple[int, int, int]]:
 
 
 def test_each_second_goes_to_one_use() -> None:
-    row = a_row(boot_ms=30_000, idle_ms=10_000, job_ms=100_000)
+    row = a_row(boot_us=30_000_000, idle_us=10_000_000, job_us=100_000_000)
     assert uses(cost_lines(row, ProviderTraits(), T0)) == {
         Use.BOOT: (30_000, 3_000_000, 9_000_000),
         Use.IDLE: (10_000, 1_000_000, 3_000_000),
@@ -64,32 +64,32 @@ def test_each_second_goes_to_one_use() -> None:
 
 
 def test_what_the_minimum_adds_to_a_short_life_was_idle() -> None:
-    found = uses(cost_lines(a_row(boot_ms=10_000, job_ms=20_000), AWS, T0))
+    found = uses(cost_lines(a_row(boot_us=10_000_000, job_us=20_000_000), AWS, T0))
     assert found[Use.IDLE] == (30_000, 3_000_000, 9_000_000)
-    twice = uses(cost_lines(a_row(boot_ms=10_000, job_ms=20_000, starts=2), AWS, T0))
+    twice = uses(cost_lines(a_row(boot_us=10_000_000, job_us=20_000_000, starts=2), AWS, T0))
     assert twice[Use.IDLE][0] == 90_000
 
 
 def test_a_machine_the_cloud_takes_within_its_free_time_costs_nothing() -> None:
-    reclaimed = a_row(boot_ms=10_000, job_ms=600_000, ending=EndReason.INTERRUPTED)
+    reclaimed = a_row(boot_us=10_000_000, job_us=600_000_000, ending=EndReason.INTERRUPTED)
     assert sum(line.usd_nano for line in cost_lines(reclaimed, AWS, T0)) == 0
-    later = replace(reclaimed, job_ms=3_700_000)
+    later = replace(reclaimed, job_us=3_700_000_000)
     assert sum(line.usd_nano for line in cost_lines(later, AWS, T0)) == 371_000_000
     ended_by_us = replace(reclaimed, ending=EndReason.SURPLUS)
     assert sum(line.usd_nano for line in cost_lines(ended_by_us, AWS, T0)) == 61_000_000
 
 
 def test_a_stopped_machine_costs_its_share_of_on_demand() -> None:
-    row = a_row(boot_ms=60_000, stopped_ms=3_600_000)
+    row = a_row(boot_us=60_000_000, stopped_us=3_600_000_000)
     assert uses(cost_lines(row, AWS, T0))[Use.STOPPED] == (3_600_000, 21_600_000, 21_600_000)
 
 
 def test_a_machine_that_never_was_costs_nothing() -> None:
-    assert cost_lines(a_row(provider_id=None, boot_ms=60_000), AWS, T0) == ()
+    assert cost_lines(a_row(provider_id=None, boot_us=60_000_000), AWS, T0) == ()
 
 
 def test_without_an_on_demand_price_nothing_is_saved() -> None:
-    (line,) = cost_lines(a_row(on_demand_usd_hour=None, job_ms=60_000), ProviderTraits(), T0)
+    (line,) = cost_lines(a_row(on_demand_usd_hour=None, job_us=60_000_000), ProviderTraits(), T0)
     assert line.usd_nano == line.on_demand_usd_nano
 
 
@@ -122,6 +122,6 @@ def from_history(moves: list[InstanceMove], *, price: float, stopped: float) -> 
     spent = [0, 0, 0, 0]
     for move, following in pairwise(moves):
         if move.to_state is not _S.REQUESTED:
-            spent[kinds.get(move.to_state, 3)] += round((following.at - move.at).total_seconds() * 1000)
+            spent[kinds.get(move.to_state, 3)] += round((following.at - move.at).total_seconds() * 1e6)
     hourly = (price, price, stopped, price)
-    return sum(round(usd * 1e9 * ms / 3_600_000) for usd, ms in zip(hourly, spent, strict=True))
+    return sum(round(usd * 1e9 * us / 3.6e9) for usd, us in zip(hourly, spent, strict=True))
