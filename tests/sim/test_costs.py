@@ -56,4 +56,3 @@ def use_of(row: Instance, state: InstanceState, disk: MemoryDisk) -> str:
         was_for_nothing = job is not None and job.instance == row.id and job.state in FATES_OF_LOST_WORK
         return "lost" if was_for_nothing else "job"
     return "boot" if state in BOOTING else "idle"
-
