@@ -37,6 +37,7 @@ from autoscaler.spi import (
     Provider,
     ProviderName,
     ProviderTraits,
+    RateBudget,
     Webhook,
 )
 from autoscaler.store import Store
@@ -255,6 +256,11 @@ class Core:
 
     def blocked(self) -> Sequence[Blocked]:
         return self.loop.blocked
+
+    def budgets(self) -> Sequence[tuple[str, RateBudget]]:
+        of_forges = [(str(name), budget) for name, forge in self._forges.items() for budget in forge.budgets()]
+        clouds = [(str(name), budget) for name, cloud in self._providers.items() for budget in cloud.status().budgets]
+        return [*of_forges, *clouds]
 
     def conditions(self) -> Sequence[Condition]:
         return self.health.conditions()

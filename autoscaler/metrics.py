@@ -6,7 +6,7 @@ that mirror the snapshot are filled when they are asked for (`observe_snapshot`)
 """
 
 from collections import Counter as Tally
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import product
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -15,6 +15,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from autoscaler.model import CostLine, Rules, Snapshot, Use
 from autoscaler.money import NANO
+from autoscaler.spi import RateBudget
 from autoscaler.states import LIVE_JOB_STATES
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -144,5 +145,9 @@ class Metrics:
         self.cooldowns.clear()
         for (provider, zone), count in Tally((c.provider, c.zone) for c in snapshot.cooldowns).items():
             self.cooldowns.labels(provider=provider, zone=zone).set(count)
-        for forge in snapshot.forges.values():
-            self.rate_budget_remaining.labels(target=forge.name, family="registration").set(forge.registrations_left)
+
+    def observe_budgets(self, budgets: Sequence[tuple[str, RateBudget]]) -> None:
+        """Fill the gauge of what forges and clouds still let us call. Call at scrape time."""
+        self.rate_budget_remaining.clear()
+        for target, budget in budgets:
+            self.rate_budget_remaining.labels(target=target, family=budget.family).set(budget.remaining)

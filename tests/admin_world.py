@@ -38,6 +38,7 @@ from autoscaler.spi import (
     PoolName,
     ProviderName,
     ProviderTraits,
+    RateBudget,
     RunnerId,
     Scope,
     Shape,
@@ -167,6 +168,9 @@ class ExampleView:
 
     def blocked(self) -> Sequence[Blocked]:
         return self.reasons
+
+    def budgets(self) -> Sequence[tuple[str, RateBudget]]:
+        return [("github", RateBudget(family="core", limit=5000, remaining=4321.5, refill_per_s=1.4))]
 
     def conditions(self) -> Sequence[Condition]:
         well = Condition(name="store", is_well=True, detail="sqlite", since=self.now())

@@ -11,6 +11,7 @@ from autoscaler.http.auth import Access, Caller
 from autoscaler.http.costs import BadPeriod, costs_csv, costs_document, period_of, sums_of
 from autoscaler.http.documents import (
     Document,
+    budget_document,
     condition_document,
     instance_document,
     instant,
@@ -86,6 +87,7 @@ class _Api:
                     "usd_per_day": caps.usd_per_day,
                 },
                 "spent_today_usd": math.fsum(snapshot.spent_today_usd.values()),
+                "budgets": [budget_document(target, budget) for target, budget in view.budgets()],
                 "pools": pool_documents(view),
             }
         )

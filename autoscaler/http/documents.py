@@ -20,7 +20,7 @@ from autoscaler.model import (
     PoolControl,
     Snapshot,
 )
-from autoscaler.spi import CapacityPool, Offering
+from autoscaler.spi import CapacityPool, Offering, RateBudget
 from autoscaler.states import is_live
 from autoscaler.why import TimelineEntry
 
@@ -130,6 +130,16 @@ def offering_document(offering: Offering, cooldown: Cooldown | None, now: dateti
         "price_usd_hour": offering.price_usd_hour,
         "cooling_until": instant(cooldown.until) if cooldown and cools else None,
         "cooling_reason": cooldown.reason if cooldown and cools else "",
+    }
+
+
+def budget_document(target: str, budget: RateBudget) -> Document:
+    return {
+        "target": target,
+        "family": budget.family,
+        "limit": budget.limit,
+        "remaining": round(budget.remaining, 1),
+        "refill_per_s": round(budget.refill_per_s, 3),
     }
 
 

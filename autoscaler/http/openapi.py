@@ -72,11 +72,12 @@ _SCHEMAS: dict[str, Schema] = {
         max=_COUNT, target_s=_NUMBER, queued=_COUNT, running=_COUNT, lost=_COUNT, oldest_wait_s=_NUMBER,
         instances=_COUNTS, blocked={"type": "array", "items": _record(jobs=_COUNT, reason=_TEXT)}, held_back=_TEXT,
     ),
+    "Budget": _record(target=_TEXT, family=_TEXT, limit=_NUMBER, remaining=_NUMBER, refill_per_s=_NUMBER),
     "Status": _record(
         deployment=_TEXT, now=_INSTANT, ready=_FLAG, access={"enum": ["token", "loopback_only"]},
         conditions=_list("Condition"), tick=_maybe(_ref("Tick")), jobs=_COUNTS, unserved=_COUNT, instances=_COUNT,
         caps=_record(instances=_maybe(_COUNT), usd_per_hour=_maybe(_NUMBER), usd_per_day=_maybe(_NUMBER)),
-        spent_today_usd=_NUMBER, pools=_list("Pool"),
+        spent_today_usd=_NUMBER, budgets=_list("Budget"), pools=_list("Pool"),
     ),
     "Pools": _record(pools=_list("Pool")),
     "Job": _record(**_JOB),

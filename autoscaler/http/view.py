@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Protocol
 
 from autoscaler.model import Blocked, PoolControl, Rules, Snapshot
-from autoscaler.spi import PoolName, ProviderName, ProviderTraits
+from autoscaler.spi import PoolName, ProviderName, ProviderTraits, RateBudget
 from autoscaler.store import Store
 
 
@@ -60,6 +60,10 @@ class DaemonView(Protocol):
 
     def blocked(self) -> Sequence[Blocked]:
         """Why demand is unmet, as the last plan said."""
+        ...
+
+    def budgets(self) -> Sequence[tuple[str, RateBudget]]:
+        """What forges and clouds still let us call, by their names, now."""
         ...
 
     def conditions(self) -> Sequence[Condition]: ...

@@ -9,8 +9,10 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, expect
 
-from autoscaler.model import InstanceState
+from autoscaler.model import InstanceState, Use
+from autoscaler.store import Changes
 from tests.admin_world import LINUX, ExampleView, busy_view, job, pool, rules_of, snapshot_of
+from tests.contract.store_builders import a_cost
 from tests.e2e.status_site import SIZES, TOKEN, Site, chromium, served
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -275,3 +277,18 @@ async def test_the_plot_of_an_old_deployment_is_of_the_last_hour(site: Site) -> 
     await expect(page.locator("#plot-title")).to_have_text("The last hour")
     await page.locator("#plot-wait svg").hover()
     await expect(page.locator("#plot-wait .said")).to_contain_text("targets")
+
+
+async def test_money_shows_who_is_charged_and_what_for(browser: Browser) -> None:
+    view = await busy_view()
+    ended_at = view.now() - timedelta(seconds=1)
+    lines = [a_cost("i-801", usd_nano=3 * 10**9), a_cost("i-802", use=Use.LOST, usd_nano=10**9, repo="<b>x</b>/y")]
+    await view.store.commit(Changes(costs=[replace(line, ended_at=ended_at) for line in lines]))
+    async with served(view, browser) as site:
+        page = await site.signed_in()
+        await expect(page.locator("#costs-uses")).to_contain_text("lost work $1.00")
+        await expect(page.locator("#costs > li b").first).to_have_text("org/repo")
+        await expect(page.locator("#costs")).to_contain_text("<b>x</b>/y")
+        await page.get_by_label("By").select_option("capacity_type")
+        await expect(page.locator("#costs > li b").first).to_have_text("spot")
+        assert (await page.locator("#costs-csv").get_attribute("href") or "").startswith("/api/v1/costs.csv?since=20")

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from prometheus_client.parser import text_string_to_metric_families
 
 from autoscaler.metrics import Metrics
-from autoscaler.model import Caps, Cooldown, Instance, InstanceState, Job, JobState, Pool, Rules, SeenBy, Snapshot
+from autoscaler.model import Caps, Cooldown, Instance, InstanceState, Job, JobState, Pool, Rules, SeenBy, Snapshot, Use
 from autoscaler.model import job_id as make_job_id
 from autoscaler.spi import (
     BatchToken,
@@ -16,9 +16,11 @@ from autoscaler.spi import (
     InstanceId,
     PoolName,
     ProviderName,
+    RateBudget,
     Scope,
     Shape,
 )
+from tests.contract.store_builders import a_cost
 
 NOW = datetime(2026, 1, 5, 12, tzinfo=UTC)
 PROMISED = {
@@ -106,6 +108,20 @@ def test_gauges_of_what_went_away_are_dropped() -> None:
     metrics.observe_snapshot(_snapshot(), _rules("other"))
     assert _value(metrics, "autoscaler_jobs", pool="linux", state="queued") is None
     assert _value(metrics, "autoscaler_instances", pool="linux", state="busy", capacity_type="spot") is None
+
+
+def test_budgets_of_what_went_away_are_dropped_and_costs_are_counted_by_use() -> None:
+    metrics = Metrics()
+    budget = RateBudget(family="launch", limit=5, remaining=3, refill_per_s=1)
+    metrics.observe_budgets([("aws", budget)])
+    assert _value(metrics, "autoscaler_rate_budget_remaining", target="aws", family="launch") == 3
+    metrics.observe_budgets([])
+    assert _value(metrics, "autoscaler_rate_budget_remaining", target="aws", family="launch") is None
+    metrics.observe_costs([a_cost(usd_nano=10**9), a_cost(use=Use.LOST, usd_nano=10**9)])
+    labels = {"pool": "linux", "capacity_type": "spot"}
+    assert _value(metrics, "autoscaler_cost_usd_total", use="job", **labels) == 1
+    assert _value(metrics, "autoscaler_cost_usd_total", use="lost", **labels) == 1
+    assert _value(metrics, "autoscaler_on_demand_equivalent_usd_total") == 3
 
 
 def _value(metrics: Metrics, sample: str, **labels: str) -> float | None:

@@ -279,4 +279,5 @@ setInterval(Plot.read, 10000);
 listen();
 Plot.read();
 Detail.start();
+Costs.start();
 ask("/api/v1/status").then((status) => { $("logout").hidden = status.access !== "token"; }, () => {});
