@@ -1,0 +1,244 @@
+# One region's part of a deployment: network, notice queue and its rule, roles. Run it once for each region; the role's
+# policies are for all of them. The daemon makes its launch templates itself, since their content follows its configuration.
+
+terraform {
+  required_version = ">= 1.5"
+  required_providers {
+    aws = { source = "hashicorp/aws", version = ">= 5.0" }
+  }
+}
+
+data "aws_caller_identity" "here" {}
+data "aws_partition" "here" {}
+data "aws_region" "here" {}
+
+locals {
+  name = "autoscaler-${var.deployment}"
+  tags = { autoscaler-deployment = var.deployment }
+  policy_values = {
+    partition  = data.aws_partition.here.partition
+    account    = data.aws_caller_identity.here.account_id
+    deployment = var.deployment
+  }
+}
+
+# ------------------------------------------------------------------------------------------------ network
+
+resource "aws_vpc" "runners" {
+  cidr_block           = var.cidr
+  enable_dns_hostnames = true
+  tags                 = merge(local.tags, { Name = local.name })
+}
+
+resource "aws_internet_gateway" "runners" {
+  vpc_id = aws_vpc.runners.id
+  tags   = merge(local.tags, { Name = local.name })
+}
+
+resource "aws_route_table" "runners" {
+  vpc_id = aws_vpc.runners.id
+  route {
+    cidr_block = "0.0.0.0/0"
+    gateway_id = aws_internet_gateway.runners.id
+  }
+  tags = merge(local.tags, { Name = local.name })
+}
+
+# Exactly one subnet per zone: a fleet request cannot use two of the same zone.
+resource "aws_subnet" "runners" {
+  for_each                = { for index, zone in var.availability_zones : zone => index }
+  vpc_id                  = aws_vpc.runners.id
+  availability_zone       = each.key
+  cidr_block              = cidrsubnet(var.cidr, 4, each.value)
+  map_public_ip_on_launch = true
+  tags                    = merge(local.tags, { Name = "${local.name}-${each.key}" })
+}
+
+resource "aws_route_table_association" "runners" {
+  for_each       = aws_subnet.runners
+  subnet_id      = each.value.id
+  route_table_id = aws_route_table.runners.id
+}
+
+# Nobody calls a runner: it calls the daemon, the forge and whatever jobs need.
+resource "aws_security_group" "runners" {
+  name        = local.name
+  description = "CI runners: outbound only"
+  vpc_id      = aws_vpc.runners.id
+  egress {
+    from_port   = 0
+    to_port     = 0
+    protocol    = "-1"
+    cidr_blocks = ["0.0.0.0/0"]
+  }
+  tags = local.tags
+}
+
+# ------------------------------------------------------------------------------------------------ notices
+
+# A warning older than five minutes is worth nothing, and a restart must not replay any.
+resource "aws_sqs_queue" "notices" {
+  name                       = local.name
+  message_retention_seconds  = 300
+  visibility_timeout_seconds = 20
+  receive_wait_time_seconds  = 20
+  sqs_managed_sse_enabled    = true
+  tags                       = local.tags
+}
+
+resource "aws_sqs_queue_policy" "notices" {
+  queue_url = aws_sqs_queue.notices.id
+  policy = jsonencode({
+    Version = "2012-10-17"
+    Statement = [
+      {
+        Sid       = "EventsArrive"
+        Effect    = "Allow"
+        Principal = { Service = ["events.amazonaws.com", "sqs.amazonaws.com"] }
+        Action    = "sqs:SendMessage"
+        Resource  = aws_sqs_queue.notices.arn
+      },
+      {
+        Sid       = "NothingWithoutTls"
+        Effect    = "Deny"
+        Principal = "*"
+        Action    = "sqs:*"
+        Resource  = aws_sqs_queue.notices.arn
+        Condition = { Bool = { "aws:SecureTransport" = "false" } }
+      },
+    ]
+  })
+}
+
+# Events carry no tags, so every machine of the account in this region is heard of; the daemon drops the others.
+resource "aws_cloudwatch_event_rule" "machines" {
+  name        = "${local.name}-machines"
+  description = "Spot interruptions, rebalance recommendations and ends of machines"
+  event_pattern = jsonencode({
+    source = ["aws.ec2"]
+    "detail-type" = [
+      "EC2 Spot Instance Interruption Warning",
+      "EC2 Instance Rebalance Recommendation",
+      "EC2 Instance State-change Notification",
+    ]
+  })
+  tags = local.tags
+}
+
+resource "aws_cloudwatch_event_rule" "health" {
+  name        = "${local.name}-health"
+  description = "Scheduled changes of hosts"
+  event_pattern = jsonencode({
+    source        = ["aws.health"]
+    "detail-type" = ["AWS Health Event"]
+    detail        = { service = ["EC2"], eventTypeCategory = ["scheduledChange"] }
+  })
+  tags = local.tags
+}
+
+resource "aws_cloudwatch_event_target" "notices" {
+  for_each = { machines = aws_cloudwatch_event_rule.machines.name, health = aws_cloudwatch_event_rule.health.name }
+  rule     = each.value
+  arn      = aws_sqs_queue.notices.arn
+}
+
+# ------------------------------------------------------------------------------------------------ roles
+
+resource "aws_iam_role" "controller" {
+  name = local.name
+  assume_role_policy = jsonencode({
+    Version   = "2012-10-17"
+    Statement = [{ Effect = "Allow", Action = "sts:AssumeRole", Principal = var.controller_principals }]
+  })
+  tags = local.tags
+}
+
+resource "aws_iam_role_policy" "controller" {
+  name   = "autoscaler"
+  role   = aws_iam_role.controller.id
+  policy = templatefile("${path.module}/controller-policy.json", local.policy_values)
+}
+
+resource "aws_iam_instance_profile" "controller" {
+  name = local.name
+  role = aws_iam_role.controller.name
+  tags = local.tags
+}
+
+resource "aws_iam_role" "runner" {
+  count = var.instance_profile ? 1 : 0
+  name  = "${local.name}-runner"
+  assume_role_policy = jsonencode({
+    Version   = "2012-10-17"
+    Statement = [{ Effect = "Allow", Action = "sts:AssumeRole", Principal = { Service = "ec2.amazonaws.com" } }]
+  })
+  tags = local.tags
+}
+
+resource "aws_iam_instance_profile" "runner" {
+  count = var.instance_profile ? 1 : 0
+  name  = "${local.name}-runner"
+  role  = aws_iam_role.runner[0].name
+  tags  = local.tags
+}
+
+resource "aws_iam_role_policy" "instance_profile" {
+  count  = var.instance_profile ? 1 : 0
+  name   = "instance-profile"
+  role   = aws_iam_role.controller.id
+  policy = templatefile("${path.module}/instance-profile-policy.json", local.policy_values)
+}
+
+resource "aws_iam_role" "fis" {
+  count = var.game_days ? 1 : 0
+  name  = "${local.name}-fis"
+  assume_role_policy = jsonencode({
+    Version = "2012-10-17"
+    Statement = [{
+      Effect    = "Allow"
+      Action    = "sts:AssumeRole"
+      Principal = { Service = "fis.amazonaws.com" }
+      Condition = { StringEquals = { "aws:SourceAccount" = data.aws_caller_identity.here.account_id } }
+    }]
+  })
+  tags = local.tags
+}
+
+resource "aws_iam_role_policy" "fis" {
+  count = var.game_days ? 1 : 0
+  name  = "interrupt"
+  role  = aws_iam_role.fis[0].id
+  policy = jsonencode({
+    Version = "2012-10-17"
+    Statement = [{
+      Effect    = "Allow"
+      Action    = "ec2:SendSpotInstanceInterruptions"
+      Resource  = "arn:${data.aws_partition.here.partition}:ec2:*:${data.aws_caller_identity.here.account_id}:instance/*"
+      Condition = { StringEquals = { "aws:ResourceTag/autoscaler-deployment" = var.deployment } }
+    }]
+  })
+}
+
+resource "aws_iam_role_policy" "game_days" {
+  count  = var.game_days ? 1 : 0
+  name   = "game-days"
+  role   = aws_iam_role.controller.id
+  policy = templatefile("${path.module}/game-day-policy.json", local.policy_values)
+}
+
+# ------------------------------------------------------------------------------------------------ outputs
+
+output "configuration" {
+  description = "What the daemon's configuration says of this region."
+  value = {
+    account  = data.aws_caller_identity.here.account_id
+    regions  = [data.aws_region.here.name]
+    networks = { (data.aws_region.here.name) = {
+      subnets         = [for subnet in aws_subnet.runners : subnet.id]
+      security_groups = [aws_security_group.runners.id]
+    } }
+    notices          = { (data.aws_region.here.name) = aws_sqs_queue.notices.url }
+    instance_profile = var.instance_profile ? aws_iam_instance_profile.runner[0].name : ""
+    fis_role         = var.game_days ? aws_iam_role.fis[0].arn : ""
+  }
+}
