@@ -1,0 +1,249 @@
+"""Launching a batch: few bulk inserts, and never more machines than asked for, whatever is repeated.
+
+    1. operations of an earlier try that still run are waited for     (memory, else found by their request ids)
+    2. machines of the batch are listed                               (by label)
+    3. what is missing is asked of each part of the offerings in turn (names that are free, request id of the attempt)
+    4. the operation is polled; what it refused becomes refusals, and the machines are listed
+
+What is not DONE in time is OutcomeUnknown: the repeat begins at 1. An accepted request is never sent with another
+request id, so that Google makes nothing twice.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import structlog
+from google.cloud import compute_v1
+
+from autoscaler.spi import (
+    BatchToken,
+    CapacityType,
+    CapacityUnavailable,
+    Clock,
+    CloudInstance,
+    InvalidRequest,
+    LaunchBatch,
+    LaunchResult,
+    OutcomeUnknown,
+    QuotaExceeded,
+    Refusal,
+    Throttled,
+    Unauthorized,
+)
+from providers.boot_script import boot_script
+from providers.gce_catalog import GceCatalog
+from providers.gce_clients import CALL_S, GceClients, Sdk
+from providers.gce_errors import (
+    Context,
+    NameExists,
+    NotFound,
+    OperationFault,
+    refuses_preemption_notice,
+    translate_operation,
+)
+from providers.gce_machines import GceMachines
+from providers.gce_names import names, request_id
+from providers.gce_operations import Operations, Started
+from providers.gce_request import Part, bulk_insert, image_path, parts_of
+from providers.gce_settings import GceSettings
+
+_log = structlog.get_logger(__name__)
+
+_LAUNCH_S = 52.0
+"""Shorter than the core's deadline for a launch, so that it hears what is unknown instead of cutting us off."""
+_LAST_PART_S = 8.0
+"""With less time left no further part is tried."""
+_ATTEMPTS = 8
+"""Request ids that a restarted daemon looks for, for each region and capacity type."""
+_REMEMBERED = 1000
+
+
+@dataclass(slots=True, kw_only=True)
+class _Batch:
+    """One launch under way. `attempts` counts the request ids used up for a region and capacity type."""
+
+    batch: LaunchBatch
+    deadline: float
+    found: list[CloudInstance]
+    refusals: list[Refusal]
+    attempts: dict[tuple[str, CapacityType], int]
+
+    @property
+    def missing(self) -> int:
+        return max(0, self.batch.count - len(self.found))
+
+    def next_request_id(self, part: Part) -> str:
+        key = part.region, part.capacity_type
+        attempt = self.attempts.get(key, 0)
+        self.attempts[key] = attempt + 1
+        return request_id(self.batch.token, *key, attempt)
+
+
+class GceLauncher:
+    def __init__(
+        self,
+        settings: GceSettings,
+        clients: GceClients,
+        catalog: GceCatalog,
+        machines: GceMachines,
+        operations: Operations,
+        *,
+        deployment: str,
+        clock: Clock,
+    ) -> None:
+        self._settings = settings
+        self._clients = clients
+        self._catalog = catalog
+        self._machines = machines
+        self._operations = operations
+        self._deployment = deployment
+        self._clock = clock
+        self._knows_notice = settings.wants_notice
+        self._started: dict[BatchToken, list[Started]] = {}
+
+    async def launch(self, batch: LaunchBatch) -> LaunchResult:
+        """See `Provider.launch`."""
+        image_path(batch.image)  # before anything is asked of anybody
+        state = _Batch(batch=batch, deadline=self._clock.monotonic() + _LAUNCH_S, found=[], refusals=[], attempts={})
+        await self._settle_earlier_tries(state)
+        state.found = await self._machines.of_batch(batch.token)
+        for part in parts_of(batch.offerings):
+            if not state.missing:
+                break
+            if state.deadline - self._clock.monotonic() < _LAST_PART_S:
+                break  # what was not tried is simply not launched: the core plans again
+            try:
+                await self._launch_part(part, state)
+            except (Throttled, InvalidRequest, Unauthorized) as error:
+                if not state.found and not state.refusals:
+                    raise
+                state.refusals += [Refusal(offering=one, error=error) for one in part.offerings]
+        ranks = {offering.capacity_pool: rank for rank, offering in enumerate(batch.offerings)}
+        made = sorted(state.found, key=lambda one: (ranks.get(one.capacity_pool, len(ranks)), one.provider_id))
+        return LaunchResult(instances=tuple(made), refusals=tuple(state.refusals))
+
+    async def _settle_earlier_tries(self, state: _Batch) -> None:
+        """Wait for operations of this batch that still run. Raises OutcomeUnknown when they outlast us."""
+        token = state.batch.token
+        started = self._started.get(token)
+        if started is None:
+            # Also a token that is new here: a daemon before this one may have sent it.
+            started = await self._operations.in_flight(
+                {
+                    request_id(token, region, capacity_type, attempt)
+                    for region in self._settings.regions
+                    for capacity_type in CapacityType
+                    for attempt in range(_ATTEMPTS)
+                }
+            )
+        for one in list(started):
+            await self._finish(one, state)
+        self._started[token] = []
+        while len(self._started) > _REMEMBERED:
+            del self._started[next(iter(self._started))]
+
+    async def _launch_part(self, part: Part, state: _Batch) -> None:
+        """Ask one part for all that is missing; its machines and refusals go into the state."""
+        context = Context(
+            doing=f"launch {part.capacity_type} machines in {part.region}",
+            permission="compute.instances.create, and iam.serviceAccounts.actAs on the machines' service account",
+            is_write=True,
+            region=part.region,
+            capacity_type=part.capacity_type,
+        )
+        before = {one.provider_id for one in state.found}
+        try:
+            operation = await self._send(part, state, context)
+            faults = translate_operation(iter(operation.error.errors), context)
+        except NameExists:
+            faults = []  # an earlier try took effect: its machines are found below
+        except (CapacityUnavailable, QuotaExceeded) as error:
+            faults = [OperationFault(error=error)]
+        state.found = await self._machines.of_batch(state.batch.token)
+        made = [one for one in state.found if one.provider_id not in before]
+        _log.info(
+            "batch_part_launched",
+            provider=self._settings.name,
+            region=part.region,
+            capacity_type=part.capacity_type,
+            asked=state.batch.count - len(before),
+            made=len(made),
+            faults=[str(fault.error) for fault in faults[:3]],
+        )
+        if state.missing or faults:
+            state.refusals += _refusals(part, faults, is_short=state.missing > 0)
+
+    async def _send(self, part: Part, state: _Batch, context: Context) -> compute_v1.Operation:
+        """One bulk insert, finished. Where the API does not take a notice before preemption, it is dropped for good."""
+        with_notice = self._knows_notice and part.capacity_type is CapacityType.SPOT
+        try:
+            started = await self._insert(part, state, context, with_notice=with_notice)
+        except InvalidRequest as error:
+            if not with_notice or not refuses_preemption_notice(error):
+                raise
+            _log.warning("preemption_notice_refused", provider=self._settings.name, error=str(error))
+            self._knows_notice = False
+            started = await self._insert(part, state, context, with_notice=False)
+        return await self._finish(started, state)
+
+    async def _insert(self, part: Part, state: _Batch, context: Context, *, with_notice: bool) -> Started:
+        batch = state.batch
+        taken = {one.provider_id.partition("/")[2] for one in state.found}
+        free = [name for name in names(self._deployment, batch.token, batch.count) if name not in taken]
+        zones = await self._catalog.zones_of(part.region)
+        body = bulk_insert(
+            part,
+            batch,
+            names=free[: state.missing],
+            denied_zones=sorted(zones - set(part.zones)),
+            script=boot_script(batch.user_data, evidence="gce", batch=batch.token),
+            settings=self._settings,
+            deployment=self._deployment,
+            with_notice=with_notice,
+        )
+        request = compute_v1.BulkInsertRegionInstanceRequest(
+            project=self._settings.project,
+            region=part.region,
+            request_id=state.next_request_id(part),
+            bulk_insert_instance_resource_resource=body,
+        )
+
+        def insert(sdk: Sdk) -> compute_v1.Operation:
+            return sdk.region_instances.bulk_insert_unary(request=request, retry=None, timeout=CALL_S)
+
+        operation = await self._clients.write(insert, context)
+        started = Started(name=operation.name, region=part.region)
+        self._started.setdefault(batch.token, []).append(started)
+        return started
+
+    async def _finish(self, started: Started, state: _Batch) -> compute_v1.Operation:
+        """Raises OutcomeUnknown when it does not end in time; a repeat waits for it again."""
+        try:
+            operation = await self._operations.finish(started, state.deadline)
+        except NotFound as error:
+            self._forget(started, state)
+            raise OutcomeUnknown(f"the operation {started.name} is gone: what it did is in the listing") from error
+        if operation is None:
+            raise OutcomeUnknown(f"the launch in {started.region} goes on: operation {started.name} is not done yet")
+        self._forget(started, state)
+        return operation
+
+    def _forget(self, started: Started, state: _Batch) -> None:
+        waiting = self._started.get(state.batch.token, [])
+        if started in waiting:
+            waiting.remove(started)
+
+
+def _refusals(part: Part, faults: Sequence[OperationFault], *, is_short: bool) -> list[Refusal]:
+    """Which offerings refused. An error that names zone and type is about those, one that names neither about the
+    whole part; a part that is short without any error is out of all that it was asked for."""
+    refused: dict[int, Refusal] = {}
+    for fault in faults:
+        for index, offering in enumerate(part.offerings):
+            pool = offering.capacity_pool
+            if fault.zone in ("", pool.zone) and fault.machine_type in ("", pool.machine_type):
+                refused.setdefault(index, Refusal(offering=offering, error=fault.error))
+    if is_short and not refused:
+        error = CapacityUnavailable(f"{part.region}: fewer {part.capacity_type} machines than asked for could be had")
+        refused = {index: Refusal(offering=offering, error=error) for index, offering in enumerate(part.offerings)}
+    return [refusal for _, refusal in sorted(refused.items())]

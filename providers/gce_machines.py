@@ -1,0 +1,290 @@
+"""Machines of our deployment as Google lists them, and what they mean to us.
+
+    PROVISIONING, STAGING, PENDING            pending
+    RUNNING, REPAIRING                        running
+    STOPPING, PENDING_STOP, SUSPENDING        stopping where we asked for it, else terminating
+    TERMINATED, STOPPED, SUSPENDED            stopped where we asked for it, else terminated
+
+Google's TERMINATED is a machine that is off and still has its disk: an agent that powered off, or a preemption whose
+action is STOP. Unless we stopped it to start it again, such a machine has ended, and its remains are deleted here.
+Machines that are gone stay in our listing for a while, so that the core hears how they ended.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from autoscaler.spi import (
+    BatchToken,
+    CapacityPool,
+    CapacityType,
+    Clock,
+    CloudInstance,
+    MachineState,
+    PoolName,
+    ProviderError,
+    ProviderId,
+)
+from providers.gce_clients import GceClients, Sdk
+from providers.gce_errors import Context, NotFound
+from providers.gce_names import BATCH, DEPLOYMENT, POOL, STOPPABLE, Place, label, place_of
+from providers.gce_operations import Loss, Operations, failed_items, moment
+from providers.gce_settings import GceSettings, region_of
+
+_FEW = 10
+"""So many machines are asked for one by one; for more a whole listing is cheaper."""
+_KEEP_ENDED = timedelta(minutes=10)
+_LISTING_S = 110.0
+_LISTING = Context(doing="list instances", permission="compute.instances.list")
+_OFF = frozenset({"TERMINATED", "STOPPED", "SUSPENDED"})
+_STATES: Mapping[str, MachineState] = {
+    **dict.fromkeys(("PROVISIONING", "STAGING", "PENDING"), MachineState.PENDING),
+    **dict.fromkeys(("RUNNING", "REPAIRING"), MachineState.RUNNING),
+    **dict.fromkeys(("STOPPING", "PENDING_STOP", "SUSPENDING", "DEPROVISIONING"), MachineState.TERMINATING),
+    **dict.fromkeys(_OFF, MachineState.TERMINATED),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """One machine of ours. `last_start` is Google's time of it; `status` Google's word."""
+
+    instance: CloudInstance
+    numeric_id: str
+    status: str
+    is_stoppable: bool
+    last_start: datetime
+
+    @property
+    def provider_id(self) -> ProviderId:
+        return self.instance.provider_id
+
+    @property
+    def is_spot(self) -> bool:
+        return self.instance.capacity_pool.capacity_type is CapacityType.SPOT
+
+    @property
+    def is_off(self) -> bool:
+        return self.status in _OFF
+
+
+class GceMachines:
+    """What is known of our machines from the last listing and the calls since; `listing` and `read` renew it."""
+
+    def __init__(
+        self, settings: GceSettings, clients: GceClients, operations: Operations, *, deployment: str, clock: Clock
+    ) -> None:
+        self._settings = settings
+        self._clients = clients
+        self._operations = operations
+        self._deployment = deployment
+        self._clock = clock
+        self._known: dict[ProviderId, Machine] = {}
+        self._ended: dict[ProviderId, tuple[datetime, CloudInstance]] = {}
+        self._deleting: set[ProviderId] = set()
+        self._stops: dict[ProviderId, datetime] = {}
+        self._seen_on: set[ProviderId] = set()
+
+    # ------------------------------------------------------------------ what others ask
+
+    def known(self, provider_id: ProviderId) -> Machine | None:
+        return self._known.get(provider_id)
+
+    def has_spot(self) -> bool:
+        return any(machine.is_spot for machine in self._known.values())
+
+    def is_going(self, provider_id: ProviderId) -> bool:
+        return provider_id in self._deleting or provider_id in self._ended
+
+    def deleting(self, provider_id: ProviderId) -> None:
+        """Google took our order to delete this machine."""
+        self._deleting.add(provider_id)
+
+    def stopping(self, provider_id: ProviderId, at: datetime) -> None:
+        """Google took our order to stop this machine, at Google's own time."""
+        self._stops[provider_id] = at
+
+    def remains(self) -> list[ProviderId]:
+        """Machines that ended and were not deleted."""
+        return [
+            machine.provider_id
+            for machine in self._known.values()
+            if machine.is_off and machine.provider_id in self._ended and machine.provider_id not in self._deleting
+        ]
+
+    # ------------------------------------------------------------------ reading
+
+    async def listing(self) -> list[CloudInstance]:
+        """Every machine of the deployment, and those that ended lately. Complete or raises ProviderError."""
+        before = set(self._known)
+        present = {one.provider_id: one for one in await self._list(DEPLOYMENT, self._deployment)}
+        # What was launched while the pages were read may be missing from them.
+        absent = [machine for id_, machine in self._known.items() if id_ in before and id_ not in present]
+        losses = await self._losses(present.values(), absent)
+        for machine in absent:
+            self._gone(machine, losses)
+        now = self._clock.now()
+        for provider_id, (at, _) in list(self._ended.items()):
+            if provider_id not in self._known and now - at > _KEEP_ENDED:
+                del self._ended[provider_id]
+        living = [self._note(machine, losses) for machine in present.values()]
+        return [*living, *(one for id_, (_, one) in self._ended.items() if id_ not in present)]
+
+    async def of_batch(self, token: BatchToken) -> list[CloudInstance]:
+        """The machines of one launch that have not ended."""
+        found = await self._list(BATCH, token)
+        return [self._note(one, {}) for one in found if not one.is_off and not self.is_going(one.provider_id)]
+
+    async def describe(self, ids: Sequence[ProviderId]) -> list[CloudInstance]:
+        """Ids that are not ours are left out."""
+        places = {id_: place for id_ in dict.fromkeys(ids) if (place := place_of(id_)) is not None}
+        if len(places) > _FEW:
+            return [one for one in await self.listing() if one.provider_id in places]
+        present: list[Machine] = []
+        absent: list[Machine] = []
+        for provider_id, place in places.items():
+            machine = await self.read(place)
+            if machine is not None:
+                present.append(machine)
+            elif (known := self._known.get(provider_id)) is not None:
+                absent.append(known)
+        losses = await self._losses(present, absent)
+        for machine in absent:
+            self._gone(machine, losses)
+        told = [self._note(machine, losses) for machine in present]
+        shown = {one.provider_id for one in told}
+        return [*told, *(self._ended[id_][1] for id_ in places if id_ in self._ended and id_ not in shown)]
+
+    async def read(self, place: Place) -> Machine | None:
+        """One machine as it is now; None for what is gone or not ours."""
+
+        def read(sdk: Sdk) -> Mapping[str, Any]:
+            return sdk.get(f"zones/{place.zone}/instances/{place.name}")
+
+        if not self._settings.uses_zone(place.zone) and place.provider_id not in self._known:
+            return None
+        try:
+            item = await self._clients.read(read, Context(doing="read an instance", permission="compute.instances.get"))
+        except NotFound:
+            return None
+        return self._parse(item)
+
+    async def _list(self, key: str, value: str) -> list[Machine]:
+        def read(sdk: Sdk) -> list[Machine]:
+            found: list[Machine] = []
+            wanted = f'labels.{key} = "{label(value)}"'
+            for page in sdk.pages("aggregated/instances", filter=wanted, returnPartialSuccess="false"):
+                if unread := failed_items(page):
+                    raise ProviderError(f"instances of {', '.join(unread)} could not be listed")
+                for scope in page.get("items", {}).values():
+                    found += [one for item in scope.get("instances", ()) if (one := self._parse(item)) is not None]
+            return found
+
+        return await self._clients.read(read, _LISTING, timeout_s=_LISTING_S)
+
+    async def _losses(self, present: Iterable[Machine], absent: Collection[Machine]) -> dict[str, Loss]:
+        """Why machines are off or gone, by numeric id; nothing is asked where we know it ourselves."""
+        unexplained = [
+            machine.last_start
+            for machine in (*(one for one in present if one.is_off), *absent)
+            if machine.provider_id not in self._deleting | self._ended.keys() and not self._was_stopped(machine)
+        ]
+        if not unexplained:
+            return {}
+        return {loss.target_id: loss for loss in await self._operations.losses(min(unexplained))}
+
+    # ------------------------------------------------------------------ what a status means
+
+    def _note(self, machine: Machine, losses: Mapping[str, Loss]) -> CloudInstance:
+        """Keep what was read, and say what it means."""
+        provider_id = machine.provider_id
+        if provider_id in self._ended:
+            self._known[provider_id] = machine
+            return self._ended[provider_id][1]
+        instance, loss = machine.instance, losses.get(machine.numeric_id)
+        if loss is not None and loss.at < machine.last_start:
+            loss = None  # of a run before this one
+        if not machine.is_off:
+            self._seen_on.add(provider_id)
+        if provider_id in self._deleting:
+            instance = replace(instance, state=MachineState.TERMINATING)
+        elif self._was_stopped(machine) and loss is None and machine.status not in ("RUNNING", "REPAIRING"):
+            instance = replace(instance, state=MachineState.STOPPED if machine.is_off else MachineState.STOPPING)
+        elif machine.is_off:
+            instance = self._end(instance, loss, otherwise="powered off", ended_by_itself=loss is None)
+        elif loss is not None:
+            instance = replace(instance, is_reclaimed=loss.is_reclaim, end_detail=loss.kind)
+        self._known[provider_id] = replace(machine, instance=instance)
+        return instance
+
+    def _was_stopped(self, machine: Machine) -> bool:
+        """Whether we stopped it. A daemon that never saw it on takes a stoppable machine for stopped stock."""
+        if not machine.is_stoppable:
+            return False
+        stopped_at = self._stops.get(machine.provider_id)
+        if stopped_at is not None:
+            return stopped_at >= machine.last_start
+        return machine.is_off and machine.provider_id not in self._seen_on
+
+    def _gone(self, machine: Machine, losses: Mapping[str, Loss]) -> None:
+        """It is absent from a complete listing."""
+        provider_id = machine.provider_id
+        self._known.pop(provider_id, None)
+        if provider_id not in self._ended:
+            loss = losses.get(machine.numeric_id)
+            if loss is not None or provider_id in self._deleting:
+                self._end(machine.instance, loss, otherwise="deleted")
+        self._deleting.discard(provider_id)
+        self._seen_on.discard(provider_id)
+        self._stops.pop(provider_id, None)
+
+    def _end(
+        self, instance: CloudInstance, loss: Loss | None, *, otherwise: str, ended_by_itself: bool = False
+    ) -> CloudInstance:
+        ended = replace(
+            instance,
+            state=MachineState.TERMINATED,
+            end_detail=otherwise if loss is None else loss.kind,
+            ended_by_itself=ended_by_itself,
+            is_reclaimed=loss is not None and loss.is_reclaim,
+        )
+        self._ended[instance.provider_id] = self._clock.now(), ended
+        return ended
+
+    def _parse(self, item: Mapping[str, Any]) -> Machine | None:
+        """None for a machine that is not of this deployment, whatever its labels say."""
+        texts = {one["key"]: one.get("value", "") for one in item.get("metadata", {}).get("items", ())}
+        if texts.get(DEPLOYMENT) != self._deployment or POOL not in texts or BATCH not in texts:
+            return None
+        zone = item["zone"].rpartition("/")[2]
+        scheduling = item.get("scheduling", {})
+        is_spot = scheduling.get("provisioningModel") == "SPOT" or bool(scheduling.get("preemptible"))
+        capacity_pool = CapacityPool(
+            provider=self._settings.name,
+            region=region_of(zone),
+            zone=zone,
+            machine_type=item["machineType"].rpartition("/")[2],
+            capacity_type=CapacityType.SPOT if is_spot else CapacityType.ON_DEMAND,
+        )
+        price = self._settings.price(capacity_pool.region, capacity_pool.machine_type, capacity_pool.capacity_type)
+        created = moment(item["creationTimestamp"])
+        interfaces = item.get("networkInterfaces", ())
+        instance = CloudInstance(
+            provider=self._settings.name,
+            provider_id=Place(zone=zone, name=item["name"]).provider_id,
+            token=BatchToken(texts[BATCH]),
+            pool=PoolName(texts[POOL]),
+            state=_STATES.get(item["status"], MachineState.RUNNING),
+            capacity_pool=capacity_pool,
+            price_usd_hour=price or 0.0,
+            launched_at=created,
+            address=interfaces[0].get("networkIP", "") if interfaces else "",
+        )
+        return Machine(
+            instance=instance,
+            numeric_id=str(item["id"]),
+            status=item["status"],
+            is_stoppable=texts.get(STOPPABLE) == "true",
+            last_start=moment(item["lastStartTimestamp"]) if item.get("lastStartTimestamp") else created,
+        )
