@@ -201,6 +201,28 @@ class InstanceMove:
     cause: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interruption:
+    """That its cloud takes, or took, one machine. All evidence of one loss is merged into one record.
+
+    `sources` are who told of it, first one first: "agent", "queue", "operation", "listing", "heartbeat".
+    `is_announced`: it was told before the machine was gone. `reclaim_at` is when the cloud will take it, as far as it
+    said. From `cutoff_at` on its agent had ended the runner, or the machine was gone: a job that its forge failed or
+    cancelled since was lost with it. `ended_at` is when the row ended."""
+
+    instance: InstanceId
+    provider: ProviderName
+    pool: PoolName
+    capacity_pool: CapacityPool | None
+    noticed_at: datetime
+    sources: tuple[str, ...]
+    is_announced: bool
+    job: JobId | None = None
+    reclaim_at: datetime | None = None
+    cutoff_at: datetime | None = None
+    ended_at: datetime | None = None
+
+
 class Use(StrEnum):
     """What a machine's money bought."""
 

@@ -14,7 +14,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from autoscaler.model import CostLine, Instance, InstanceMove, Job, JobId, LedgerEntry, PoolControl, Use
+from autoscaler.model import (
+    CostLine,
+    Instance,
+    InstanceMove,
+    Interruption,
+    Job,
+    JobId,
+    LedgerEntry,
+    PoolControl,
+    Use,
+)
 from autoscaler.spi import CapacityType, ForgeName, InstanceId, PoolName, ProviderName, Webhook
 
 
@@ -75,7 +85,8 @@ class CostSum:
 class Changes:
     """One transaction. `jobs` and `instances` are inserted when their version is 1, else updated from version - 1.
     `consumed` are inbox seqs. `settings` are small texts by key (watermarks); an empty text deletes. `costs` are lines
-    of machines that ended; `job_uses` say, after them, of which machines the time with a job was lost or not."""
+    of machines that ended; `job_uses` say, after them, of which machines the time with a job was lost or not.
+    `interruptions` replace what is stored of their machines."""
 
     jobs: Sequence[Job] = ()
     instances: Sequence[Instance] = ()
@@ -87,6 +98,7 @@ class Changes:
     settings: Mapping[str, str] | None = None
     costs: Sequence[CostLine] = ()
     job_uses: Mapping[InstanceId, Use] | None = None
+    interruptions: Sequence[Interruption] = ()
 
     @property
     def is_empty(self) -> bool:
@@ -101,19 +113,22 @@ class Changes:
             or self.settings
             or self.costs
             or self.job_uses
+            or self.interruptions
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
     """What a starting daemon reads: live rows (job states queued, running, lost; instances not terminated),
-    unconsumed inbox rows in order, operator controls and settings. `is_new` when the store never held an instance."""
+    unconsumed inbox rows in order, operator controls and settings, interruptions of machines that have not ended.
+    `is_new` when the store never held an instance."""
 
     jobs: Sequence[Job]
     instances: Sequence[Instance]
     inbox: Sequence[InboxRow]
     controls: Mapping[PoolName, PoolControl]
     settings: Mapping[str, str]
+    interruptions: Sequence[Interruption]
     is_new: bool
 
 
@@ -180,6 +195,12 @@ class Store(Protocol):
         """The last moves of all instances, newest first, in the order they were committed."""
         ...
 
+    async def interruption(self, instance: InstanceId) -> Interruption | None: ...
+
+    async def recent_interruptions(self, *, limit: int) -> Sequence[Interruption]:
+        """Newest first by noticed_at."""
+        ...
+
     async def ledger(
         self, *, limit: int, subject: str = "", before: int | None = None
     ) -> Sequence[tuple[int, LedgerEntry]]:
@@ -195,10 +216,10 @@ class Store(Protocol):
         ...
 
     async def prune(self, *, before: datetime, deliveries_before: datetime, samples_before: datetime) -> int:
-        """Delete terminal jobs, terminated instances with their history, ledger entries, cost lines and consumed inbox
-        rows that are older; delivery ids and samples have their own ages. Bounded work per call (a few thousand rows);
-        returns how many rows went, so that the caller repeats while it is not 0. Keeps the SQLite file from growing
-        (incremental vacuum)."""
+        """Delete terminal jobs, terminated instances with their history, interruptions, ledger entries, cost lines and
+        consumed inbox rows that are older; delivery ids and samples have their own ages. Bounded work per call (a few
+        thousand rows); returns how many rows went, so that the caller repeats while it is not 0. Keeps the SQLite file
+        from growing (incremental vacuum)."""
         ...
 
     async def aclose(self) -> None: ...

@@ -15,7 +15,18 @@ from itertools import chain, islice
 from operator import itemgetter
 from typing import Any, TypeVar
 
-from autoscaler.model import CostLine, Instance, InstanceMove, InstanceState, Job, JobId, LedgerEntry, PoolControl, Use
+from autoscaler.model import (
+    CostLine,
+    Instance,
+    InstanceMove,
+    InstanceState,
+    Interruption,
+    Job,
+    JobId,
+    LedgerEntry,
+    PoolControl,
+    Use,
+)
 from autoscaler.spi import ForgeName, InstanceId, PoolName, Webhook
 from autoscaler.states import is_live, is_live_job
 from autoscaler.store import Changes, Conflict, CostSum, InboxRow, LeaseLost, Sample, Stored, StoreError, StoreStats
@@ -37,6 +48,7 @@ class MemoryDisk:
     deliveries: dict[tuple[ForgeName, str], tuple[int, datetime]] = field(default_factory=dict)
     samples: dict[tuple[datetime, PoolName], Sample] = field(default_factory=dict)
     costs: dict[tuple[InstanceId, Use], CostLine] = field(default_factory=dict)
+    interruptions: dict[InstanceId, Interruption] = field(default_factory=dict)
     controls: dict[PoolName, PoolControl] = field(default_factory=dict)
     settings: dict[str, str] = field(default_factory=dict)
     last_seq: int = 0
@@ -102,6 +114,7 @@ class MemoryStore:
             inbox=[disk.inbox[seq] for seq in sorted(disk.inbox)],
             controls=dict(disk.controls),
             settings=dict(disk.settings),
+            interruptions=[one for one in _by_notice(disk.interruptions.values()) if one.ended_at is None],
             is_new=not disk.held_instances,
         )
 
@@ -143,6 +156,7 @@ class MemoryStore:
                 disk.settings[name] = value
             else:
                 disk.settings.pop(name, None)
+        disk.interruptions.update({one.instance: one for one in changes.interruptions})
         for line in changes.costs:
             disk.costs[line.instance, line.use] = line
         for instance, use in (changes.job_uses or {}).items():
@@ -188,6 +202,14 @@ class MemoryStore:
         numbered = chain.from_iterable(self.disk.moves.values())
         return [move for _, move in nlargest(limit, numbered, key=itemgetter(0))]
 
+    async def interruption(self, instance: InstanceId) -> Interruption | None:
+        await self._step()
+        return self.disk.interruptions.get(instance)
+
+    async def recent_interruptions(self, *, limit: int) -> Sequence[Interruption]:
+        await self._step()
+        return _by_notice(self.disk.interruptions.values())[: -limit - 1 : -1]
+
     async def ledger(
         self, *, limit: int, subject: str = "", before: int | None = None
     ) -> Sequence[tuple[int, LedgerEntry]]:
@@ -230,6 +252,9 @@ class MemoryStore:
         ]
         samples = [key for key in disk.samples if key[0] < samples_before]
         costs = [key for key, line in disk.costs.items() if line.ended_at < before]
+        interruptions = [
+            id_ for id_, one in disk.interruptions.items() if one.ended_at is not None and one.noticed_at < before
+        ]
         for instance in instances[:_PRUNE_ROWS]:
             disk.moves.pop(instance, None)
         gone = sum(
@@ -240,6 +265,7 @@ class MemoryStore:
                 _drop(disk.deliveries, deliveries),
                 _drop(disk.samples, samples),
                 _drop(disk.costs, costs),
+                _drop(disk.interruptions, interruptions),
             )
         )
         await asyncio.sleep(0)
@@ -267,8 +293,12 @@ def _checked(rows: Sequence[Versioned], table: Mapping[Any, Versioned]) -> dict[
 
 def _other_rows(changes: Changes) -> int:
     history = len(changes.moves) + len(changes.ledger) + len(changes.consumed) + len(changes.samples)
-    history += len(changes.costs) + len(changes.job_uses or {})
+    history += len(changes.costs) + len(changes.job_uses or {}) + len(changes.interruptions)
     return history + len(changes.controls or {}) + len(changes.settings or {})
+
+
+def _by_notice(found: Iterable[Interruption]) -> list[Interruption]:
+    return sorted(found, key=lambda one: (one.noticed_at, one.instance))
 
 
 def _added_up(day: str, lines: Sequence[CostLine]) -> CostSum:

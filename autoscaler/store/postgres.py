@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import asyncpg  # type: ignore[import-untyped]  # it ships no types
 
-from autoscaler.model import Instance, InstanceMove, Job, JobId, LedgerEntry, PoolControl
+from autoscaler.model import Instance, InstanceMove, Interruption, Job, JobId, LedgerEntry, PoolControl
 from autoscaler.spi import ForgeName, InstanceId, PoolName, Webhook
 from autoscaler.store import Changes, Conflict, CostSum, LeaseLost, Sample, Stored, StoreError, StoreStats
 from autoscaler.store import rows as encoding
@@ -270,6 +270,7 @@ class PostgresStore:
                 await connection.execute(sql[query], *_transposed(rows))
         few: tuple[tuple[str, Sequence[Columns]], ...] = (
             ("turn_cost", writes.job_uses),
+            ("put_interruption", writes.interruptions),
             ("put_sample", writes.samples),
             ("put_control", writes.controls),
             ("put_setting", writes.settings),
@@ -289,6 +290,7 @@ class PostgresStore:
                     ("prune_jobs", before),
                     ("prune_ledger", before),
                     ("prune_costs", before),
+                    ("prune_interruptions", before),
                     ("prune_inbox", deliveries_before),
                     ("prune_samples", samples_before),
                 ):
@@ -307,16 +309,17 @@ class PostgresStore:
         sql = self._sql
 
         async def everything(connection: Any) -> Stored:
+            async def values(kind: type[T], query: str) -> list[T]:
+                return [read(kind, row[0]) for row in await connection.fetch(sql[query])]
+
             async with connection.transaction(isolation="repeatable_read", readonly=True):
                 return Stored(
-                    jobs=[read(Job, row[0]) for row in await connection.fetch(sql["live_jobs"])],
-                    instances=[read(Instance, row[0]) for row in await connection.fetch(sql["live_instances"])],
+                    jobs=await values(Job, "live_jobs"),
+                    instances=await values(Instance, "live_instances"),
                     inbox=[inbox_row(*row) for row in await connection.fetch(sql["waiting_inbox"])],
-                    controls={
-                        PoolName(pool): PoolControl(control)
-                        for pool, control in await connection.fetch(sql["controls"])
-                    },
+                    controls={PoolName(p): PoolControl(c) for p, c in await connection.fetch(sql["controls"])},
                     settings=dict(await connection.fetch(sql["settings"])),
+                    interruptions=await values(Interruption, "live_interruptions"),
                     is_new=await connection.fetchval(sql["held_instances"]) == 0,
                 )
 
@@ -352,6 +355,13 @@ class PostgresStore:
     async def recent_moves(self, *, limit: int) -> Sequence[InstanceMove]:
         return await self._values(InstanceMove, "recent_moves", limit)
 
+    async def interruption(self, instance: InstanceId) -> Interruption | None:
+        found = await self._values(Interruption, "interruption", key(instance))
+        return found[0] if found else None
+
+    async def recent_interruptions(self, *, limit: int) -> Sequence[Interruption]:
+        return await self._values(Interruption, "recent_interruptions", limit)
+
     async def ledger(
         self, *, limit: int, subject: str = "", before: int | None = None
     ) -> Sequence[tuple[int, LedgerEntry]]:
@@ -371,11 +381,11 @@ class PostgresStore:
         return [read(kind, row[0]) for row in await self._fetch(query, *parameters)]
 
     async def _fetch(self, query: str, *parameters: object) -> Sequence[Sequence[Any]]:
-        async def fetch(connection: Any) -> Sequence[Sequence[Any]]:
-            found: Sequence[Sequence[Any]] = await connection.fetch(self._sql[query], *parameters)
-            return found
+        async def fetch(connection: Any) -> Any:
+            return await connection.fetch(self._sql[query], *parameters)
 
-        return await self._with_connection(fetch)
+        found: Sequence[Sequence[Any]] = await self._with_connection(fetch)
+        return found
 
     async def _with_connection(self, run: Callable[[Any], Awaitable[T]]) -> T:
         if self._pool is None:

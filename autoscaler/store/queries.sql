@@ -260,6 +260,32 @@ ORDER BY day, provider, pool, capacity_type, repo, workflow, use
 DELETE FROM costs WHERE instance IN (SELECT instance FROM costs WHERE ended_us < $1 ORDER BY ended_us LIMIT $2)
 RETURNING instance
 
+-- ------------------------------------------------------------------------- interruptions
+
+-- name: put_interruption
+-- What is known of the loss of machine $1; $2: the machine has not ended.
+INSERT INTO interruptions (instance, live, noticed_us, body) VALUES ($1, $2, $3, $4)
+ON CONFLICT (instance) DO UPDATE SET live = excluded.live, noticed_us = excluded.noticed_us, body = excluded.body
+
+-- name: live_interruptions
+-- Those of machines that have not ended, oldest first.
+SELECT body FROM interruptions WHERE live = 1 ORDER BY noticed_us, instance
+
+-- name: interruption
+-- The one of machine $1.
+SELECT body FROM interruptions WHERE instance = $1
+
+-- name: recent_interruptions
+-- The last $1, newest first.
+SELECT body FROM interruptions ORDER BY noticed_us DESC, instance DESC LIMIT $1
+
+-- name: prune_interruptions
+-- At most $2 of ended machines, noticed before $1.
+DELETE FROM interruptions WHERE instance IN (
+    SELECT instance FROM interruptions WHERE live = 0 AND noticed_us < $1 ORDER BY noticed_us LIMIT $2
+)
+RETURNING instance
+
 -- ------------------------------------------------------------------------- inbox
 
 -- name: accept

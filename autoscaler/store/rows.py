@@ -15,7 +15,7 @@ from hashlib import sha256
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from autoscaler.model import CostLine, Instance, Job, LedgerEntry, Use
+from autoscaler.model import CostLine, Instance, Interruption, Job, LedgerEntry, Use
 from autoscaler.spi import CapacityType, ForgeName, PoolName, ProviderName, Webhook
 from autoscaler.states import is_live, is_live_job
 from autoscaler.store import Changes, Conflict, CostSum, InboxRow, StoreError
@@ -205,6 +205,7 @@ class Writes:
     dropped_settings: Sequence[str]
     costs: Sequence[Columns]
     job_uses: Sequence[Columns]
+    interruptions: Sequence[Columns]
 
     @property
     def rows(self) -> int:
@@ -212,7 +213,7 @@ class Writes:
         instances = len(self.instance_inserts) + len(self.instance_updates)
         history = len(self.moves) + len(self.ledger) + len(self.consumed) + len(self.samples)
         small = len(self.controls) + len(self.settings) + len(self.dropped_settings) + len(self.job_uses)
-        return jobs + instances + history + len(self.costs) + small
+        return jobs + instances + history + len(self.costs) + len(self.interruptions) + small
 
 
 def writes(changes: Changes) -> Writes:
@@ -236,6 +237,7 @@ def writes(changes: Changes) -> Writes:
         dropped_settings=[key(name) for name, value in settings if not value],
         costs=[cost_columns(line) for line in changes.costs],
         job_uses=[(key(instance), str(use)) for instance, use in sorted((changes.job_uses or {}).items())],
+        interruptions=[interruption_columns(one) for one in changes.interruptions],
     )
 
 
@@ -263,6 +265,10 @@ def cost_sum(row: Sequence[Any]) -> CostSum:
         usd_nano=usd,
         on_demand_usd_nano=on_demand,
     )
+
+
+def interruption_columns(one: Interruption) -> Columns:
+    return (key(one.instance), int(one.ended_at is None), micros(one.noticed_at), body(one))
 
 
 def ledger_columns(entry: LedgerEntry) -> Columns:
@@ -302,6 +308,7 @@ __all__ = [
     "inbox_row",
     "instance_columns",
     "instant",
+    "interruption_columns",
     "job_columns",
     "key",
     "last_versions",

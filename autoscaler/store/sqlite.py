@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
-from autoscaler.model import Instance, InstanceMove, Job, JobId, LedgerEntry, PoolControl
+from autoscaler.model import Instance, InstanceMove, Interruption, Job, JobId, LedgerEntry, PoolControl
 from autoscaler.spi import ForgeName, InstanceId, PoolName, Webhook
 from autoscaler.store import Changes, Conflict, CostSum, LeaseLost, Sample, Stored, StoreError, StoreStats
 from autoscaler.store import rows as encoding
@@ -146,6 +146,7 @@ class SqliteStore:
             ("insert_ledger", writes.ledger),
             ("insert_cost", writes.costs),
             ("turn_cost", writes.job_uses),
+            ("put_interruption", writes.interruptions),
             ("consume", [(seq,) for seq in writes.consumed]),
             ("put_sample", writes.samples),
             ("put_control", writes.controls),
@@ -164,6 +165,7 @@ class SqliteStore:
                 ("prune_jobs", before),
                 ("prune_ledger", before),
                 ("prune_costs", before),
+                ("prune_interruptions", before),
                 ("prune_inbox", deliveries_before),
                 ("prune_samples", samples_before),
             ):
@@ -192,6 +194,7 @@ class SqliteStore:
                         for pool, control in connection.execute(self._sql["controls"])
                     },
                     settings=dict(connection.execute(self._sql["settings"]).fetchall()),
+                    interruptions=self._values(connection, Interruption, "live_interruptions"),
                     is_new=self._number(connection, "held_instances") == 0,
                 )
             finally:
@@ -228,6 +231,13 @@ class SqliteStore:
 
     async def recent_moves(self, *, limit: int) -> Sequence[InstanceMove]:
         return await self._read(lambda at: self._values(at, InstanceMove, "recent_moves", limit))
+
+    async def interruption(self, instance: InstanceId) -> Interruption | None:
+        found = await self._read(lambda at: self._values(at, Interruption, "interruption", key(instance)))
+        return found[0] if found else None
+
+    async def recent_interruptions(self, *, limit: int) -> Sequence[Interruption]:
+        return await self._read(lambda at: self._values(at, Interruption, "recent_interruptions", limit))
 
     async def ledger(
         self, *, limit: int, subject: str = "", before: int | None = None

@@ -9,6 +9,7 @@ from autoscaler.model import (
     Instance,
     InstanceMove,
     InstanceState,
+    Interruption,
     Job,
     JobState,
     LedgerEntry,
@@ -119,6 +120,24 @@ def a_cost(
         milliseconds=61_000,
         usd_nano=usd_nano,
         on_demand_usd_nano=3 * usd_nano,
+    )
+
+
+def an_interruption(instance: str, *, minute: int = 1, ended_at: datetime | None = None) -> Interruption:
+    """Every field set; `ended_at` once its machine has ended."""
+    at = T0 + timedelta(minutes=minute)
+    return Interruption(
+        instance=InstanceId(instance),
+        provider=ProviderName("cloud"),
+        pool=LINUX,
+        capacity_pool=an_instance().capacity_pool,
+        noticed_at=at,
+        sources=("agent", "queue"),
+        is_announced=True,
+        job=job_id(HUB, "1"),
+        reclaim_at=at + timedelta(minutes=2),
+        cutoff_at=at + timedelta(seconds=90),
+        ended_at=ended_at,
     )
 
 

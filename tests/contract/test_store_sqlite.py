@@ -114,7 +114,7 @@ async def test_a_thousand_jobs_fit_into_a_tenth_of_a_second(tmp_path: Path) -> N
     assert min(taken) < 0.1
 
 
-HISTORY = ("jobs", "instances", "instance_moves", "ledger", "inbox", "samples", "costs")
+HISTORY = ("jobs", "instances", "instance_moves", "ledger", "inbox", "samples", "costs", "interruptions")
 
 
 async def test_no_query_reads_a_whole_history_table(tmp_path: Path) -> None:
@@ -134,8 +134,8 @@ async def test_no_query_reads_a_whole_history_table(tmp_path: Path) -> None:
     sorting = {name for name, plan in plans.items() for step in plan if "TEMP B-TREE" in step}
     assert sorting == {"costs"}, "it adds up the asked period only"
     walking = {name for name, plan in plans.items() for step in plan if step.startswith("SCAN ")}
-    bounded_by_limit = {"recent_jobs", "ended_jobs", "recent_instances"}
-    live_rows_only = {"live_jobs", "live_instances", "waiting_inbox"}
+    bounded_by_limit = {"recent_jobs", "ended_jobs", "recent_instances", "recent_interruptions"}
+    live_rows_only = {"live_jobs", "live_instances", "live_interruptions", "waiting_inbox"}
     one_row_per_pool_or_key = {"controls", "settings", "schema_version"}
     assert walking <= bounded_by_limit | live_rows_only | one_row_per_pool_or_key | {"prune_samples"}
 
