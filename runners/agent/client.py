@@ -1,4 +1,4 @@
-"""A small HTTP/1.1 client for the daemon: one POST per connection, JSON in and out.
+"""A small HTTP/1.1 client: one request per connection; `Client` posts JSON to the daemon.
 
 Owns sockets and TLS; knows nothing of the protocol's meaning. It stands in for `http.client`, which imports `ssl` and
 `email` always: together they would double the memory of an agent that talks plain HTTP on loopback.
@@ -13,8 +13,16 @@ from typing import Any, NamedTuple
 _MAX_ANSWER = 1 << 20
 
 
+class Reply(NamedTuple):
+    """One HTTP answer as it came; header names are lower case."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
 class Answer(NamedTuple):
-    """One HTTP answer. `body` is empty where the answer carries no JSON object."""
+    """The daemon's answer. `body` is empty where the answer carries no JSON object."""
 
     status: int
     body: dict[str, Any]
@@ -53,7 +61,7 @@ class Client:
             lines.append(f"Authorization: Bearer {bearer}")
         request = "\r\n".join(lines).encode() + b"\r\n\r\n" + payload
         try:
-            return _parse(self._exchange(request, timeout_s))
+            return _answer(_parse(self._exchange(request, timeout_s)))
         except (OSError, ValueError) as error:
             # The text of the error only: the request carries the key.
             raise Unreachable(f"{type(error).__name__}: {error}") from None
@@ -65,6 +73,19 @@ class Client:
                 return _talk(raw, request)
             with self._tls.wrap_socket(raw, server_hostname=self._host) as wrapped:
                 return _talk(wrapped, request)
+
+
+def fetch(authority: str, path: str, *, method: str = "GET", headers: dict[str, str], timeout_s: float) -> Reply:
+    """One request without a body over plain HTTP: what metadata services speak. Raises Unreachable."""
+    host, port = _host_and_port(authority, 80)
+    lines = [f"{method} {path} HTTP/1.1", f"Host: {authority}", "Accept: */*", "Connection: close"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    lines += ["Content-Length: 0"] if method != "GET" else []
+    try:
+        with socket.create_connection((host, port), timeout=timeout_s) as connection:
+            return _parse(_talk(connection, "\r\n".join(lines).encode() + b"\r\n\r\n"))
+    except (OSError, ValueError) as error:
+        raise Unreachable(f"{type(error).__name__}: {error}") from None
 
 
 def _talk(connection: Any, request: bytes) -> bytes:
@@ -93,7 +114,7 @@ def _headers(head: bytes) -> dict[str, str]:
     return {name.strip().lower(): value.strip() for name, _, value in pairs}
 
 
-def _parse(answer: bytes) -> Answer:
+def _parse(answer: bytes) -> Reply:
     head, separator, body = answer.partition(b"\r\n\r\n")
     status_line = head.split(b"\r\n", 1)[0].split(b" ")
     if not separator or len(status_line) < 2 or not status_line[0].startswith(b"HTTP/1."):
@@ -103,10 +124,14 @@ def _parse(answer: bytes) -> Answer:
         body = _unchunk(body)
     elif len(body) < int(headers.get("content-length") or 0):
         raise ValueError("answer broken off")
-    parsed = json.loads(body) if body and "json" in headers.get("content-type", "") else {}
-    retry_after = headers.get("retry-after", "")
+    return Reply(int(status_line[1]), headers, body)
+
+
+def _answer(reply: Reply) -> Answer:
+    parsed = json.loads(reply.body) if reply.body and "json" in reply.headers.get("content-type", "") else {}
+    retry_after = reply.headers.get("retry-after", "")
     return Answer(
-        int(status_line[1]),
+        reply.status,
         parsed if isinstance(parsed, dict) else {},
         float(retry_after) if retry_after.replace(".", "", 1).isdigit() else 0.0,
     )

@@ -1,7 +1,7 @@
 """What a machine sends to prove which one it is: one source per provider kind.
 
 A source is called for every hello, with the hex SHA-256 of the claim key, so that evidence the cloud can sign is bound
-to the claim. Clouds add their source here and name it in the agent's command line.
+to the claim. It raises Unreachable where the machine's metadata service does not answer: the hello is repeated.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ import hmac
 import os
 import time
 from collections.abc import Callable
+
+from runners.agent.client import Unreachable
+from runners.agent.metadata import AwsMetadata, GceMetadata
 
 EvidenceSource = Callable[[str], "dict[str, str]"]
 
@@ -30,3 +33,27 @@ def local_source(provider_id: str, key_fd: int) -> EvidenceSource:
     os.close(key_fd)
     key = bytes.fromhex(received.decode("ascii"))
     return lambda claim: local_evidence(provider_id, key, claim, time.time())
+
+
+def aws_source(metadata: AwsMetadata) -> EvidenceSource:
+    """The identity document that AWS signed for this machine with the region's RSA-2048 key, as PKCS #7 in base64."""
+
+    def evidence(_: str) -> dict[str, str]:
+        signed = metadata.get("/latest/dynamic/instance-identity/rsa2048")
+        if not signed:
+            raise Unreachable("the metadata service has no identity document")
+        return {"rsa2048": signed}
+
+    return evidence
+
+
+def gce_source(metadata: GceMetadata, daemon_url: str) -> EvidenceSource:
+    """A token that Google signs for the audience "daemon_url#claim": of no use with any other claim key."""
+
+    def evidence(claim: str) -> dict[str, str]:
+        token = metadata.identity(f"{daemon_url.rstrip('/')}#{claim}")
+        if not token:
+            raise Unreachable("the metadata service has no identity token: the machine has no service account")
+        return {"token": token.strip()}
+
+    return evidence

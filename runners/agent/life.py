@@ -10,11 +10,10 @@ reasons only: the cloud is taking the machine, or the job passed its maximum run
 """
 
 # pathlib alone would take a megabyte for every machine:
-# ruff: noqa: PTH103, PTH118, PTH120, PTH123
+# ruff: noqa: PTH103, PTH118, PTH120
 
 from __future__ import annotations
 
-import json
 import os
 import queue
 import sys
@@ -23,28 +22,37 @@ import time
 from typing import Any
 
 from runners.agent.client import Client, Unreachable
-from runners.agent.evidence import EvidenceSource
 from runners.agent.hooks import HookListener, write_hooks
+from runners.agent.host import Host
+from runners.agent.notices import Notice
+from runners.agent.notices import start as start_watches
 from runners.agent.reporter import Reporter
 from runners.agent.runner import CannotStart, Command, Runner, github_command, gitlab_command
 from runners.agent.session import Backoff, Later, Refused, Session
+from runners.agent.user import User, choose_user
 
 _HOLD_S = 25.0
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Life:
-    """Runs in `folder` (its current folder). `boot` is the parsed boot document, `notice` the file in which the host
-    of this machine announces its reclaim; empty: nothing does."""
+    """Runs in `folder` (its current folder). `boot` is the parsed boot document."""
 
-    def __init__(self, boot: dict[str, Any], *, folder: str, evidence: EvidenceSource, notice: str = "") -> None:
+    def __init__(self, boot: dict[str, Any], *, folder: str, host: Host) -> None:
         self._boot = boot
         self._folder = folder
-        self._notice = notice
+        self._host = host
         self._born = time.monotonic()
+        self._user = User("")
         self._inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         client = Client(boot["daemon_url"], boot.get("ca_pem", ""))
-        self._session = Session(client, provider=boot["provider"], batch=boot["batch"], evidence=evidence)
+        self._session = Session(
+            client,
+            provider=boot["provider"],
+            batch=boot.get("batch", ""),
+            evidence=host.evidence,
+            find_batch=host.find_batch,
+        )
         self._reporter = Reporter(
             self._session,
             on_command=lambda command: self._inbox.put(("command", command)),
@@ -61,9 +69,11 @@ class Life:
 
     def run(self) -> None:
         """Returns when the machine has nothing left to do; the caller powers it off."""
+        start_watches(self._host.watches, lambda notice: self._inbox.put(("notice", notice)))
+        self._user = choose_user(self._boot.get("image", {}), folder=self._folder, metadata=self._host.metadata)
+        if self._user.remark:
+            log(self._user.remark)
         threading.Thread(target=self._ask, name="asker", daemon=True).start()
-        if self._notice:
-            threading.Thread(target=self._watch_notice, name="notice", daemon=True).start()
         while True:
             try:
                 kind, value = self._inbox.get(timeout=self._tick_s())
@@ -110,12 +120,18 @@ class Life:
             self._is_job_completed = True
             self._reporter.report("job_completed")
 
-    def _take_notice(self, reclaim_at: float) -> str:
-        self._reporter.report("notice", reclaim_at=f"{reclaim_at:.3f}")
-        left_s = max(0.0, reclaim_at - time.time())
-        self._reclaim_at = time.monotonic() + left_s
-        self._stop_at = self._reclaim_at - min(float(self._boot.get("stop_grace_s", 30.0)), left_s / 2)
-        return "" if self._runs_job else "reclaimed"
+    def _take_notice(self, notice: Notice) -> str:
+        """Every notice is told; a final one leaves the job until shortly before. A reclaim ends a machine without a
+        job at once; maintenance may be days away."""
+        at = notice.reclaim_at
+        self._reporter.report("notice", reclaim_at=f"{at:.3f}", kind=notice.kind, source=notice.source)
+        if not notice.is_final:
+            return ""
+        left_s = max(0.0, at - time.time())
+        self._reclaim_at = min(self._reclaim_at, time.monotonic() + left_s)
+        grace_s = min(float(self._boot.get("stop_grace_s", 30.0)), left_s / 2)
+        self._stop_at = min(self._stop_at, time.monotonic() + left_s - grace_s)
+        return "reclaimed" if notice.kind == "reclaim" and not self._runs_job else ""
 
     def _finish(self, code: int) -> str:
         self._report_exit(code)
@@ -142,6 +158,7 @@ class Life:
             self._runner = Runner(
                 self._command(str(assignment.get("kind", "")), secret, assignment.get("parameters") or {}),
                 secret=secret,
+                user=self._user,
                 log_path="runner.log",
                 on_line_kind=lambda kind: self._inbox.put((kind, None)),
                 on_exit=lambda code: self._inbox.put(("runner_exited", code)),
@@ -156,25 +173,36 @@ class Life:
     def _command(self, kind: str, secret: str, parameters: dict[str, str]) -> Command:
         image = self._boot.get("image", {})
         program = image.get(f"{kind}_runner", "")
+        if self._user.problem:
+            raise CannotStart(self._user.problem)
         if kind not in ("github", "gitlab") or not program:
             raise CannotStart(f"the image has no {kind} runner")
-        home = os.path.join(self._folder, "home")
-        os.makedirs(home, exist_ok=True)
-        env = {
-            "PATH": f"{_PATH}:{os.path.dirname(sys.executable)}",
-            "HOME": home,
-            "LANG": "C.UTF-8",
-            "USER": "runner",
-            "TMPDIR": os.environ.get("TMPDIR", "/tmp"),  # noqa: S108 - the machine's own
-        }
-        if os.getuid() == 0:
-            env["RUNNER_ALLOW_RUNASROOT"] = "1"
+        env = self._environment()
         if kind == "gitlab":
             return gitlab_command(program, secret, parameters, env)
         chained = {name: image[f"hook_{name}"] for name in ("job_started", "job_completed") if f"hook_{name}" in image}
         hooks = write_hooks(self._folder, chained)
-        HookListener(lambda heard: self._inbox.put((heard, None)))
+        HookListener(lambda heard: self._inbox.put((heard, None)), uid=self._user.uid)
         return github_command(program, secret, hooks, env)
+
+    def _environment(self) -> dict[str, str]:
+        """All that the runner gets of ours: nothing is inherited."""
+        home = self._user.home or os.path.join(self._folder, "home")
+        os.makedirs(home, exist_ok=True)
+        if self._user.uid is not None and not self._user.home:
+            os.chown(home, self._user.uid, self._user.gid or 0)
+        env = {
+            "PATH": f"{_PATH}:{os.path.dirname(sys.executable)}",
+            "HOME": home,
+            "LANG": "C.UTF-8",
+            "USER": "runner" if self._user.uid is None else self._user.name,
+            "TMPDIR": os.environ.get("TMPDIR", "/tmp"),  # noqa: S108 - the machine's own
+        }
+        if self._user.uid is not None:
+            env["LOGNAME"] = self._user.name
+        elif os.getuid() == 0:
+            env["RUNNER_ALLOW_RUNASROOT"] = "1"
+        return env
 
     # ------------------------------------------------------------------ the end
 
@@ -218,6 +246,7 @@ class Life:
         while True:
             try:
                 if not self._session.is_accepted:
+                    self._session.about.update(self._user.about())
                     self._session.hello()
                     log("hello accepted")
                 answer = self._session.call("/agent/v1/assignment", {}, timeout_s=_HOLD_S + 10.0)
@@ -238,18 +267,6 @@ class Life:
             except Unreachable as error:
                 log(f"daemon not reached: {error}")
                 time.sleep(backoff.next_s())
-
-    def _watch_notice(self) -> None:
-        """Looks for the notice each half second."""
-        while True:
-            try:
-                with open(self._notice, encoding="utf-8") as file:
-                    reclaim_at = float(json.load(file)["reclaim_at"])
-            except (OSError, ValueError, KeyError):
-                time.sleep(0.5)
-                continue
-            self._inbox.put(("notice", reclaim_at))
-            return
 
 
 def log(text: str) -> None:

@@ -1,5 +1,5 @@
-"""The agent's command line: `python -I -S agent.pyz --folder F --boot FILE --evidence local --instance ID --key-fd N
-[--notice FILE]`.
+"""The agent's command line: `python -I -S agent.pyz --folder F --boot FILE --evidence local|aws|gce`, and for local
+`--instance ID --key-fd N [--notice FILE]`.
 
 Everything here may be seen in the process list, so it carries no secret: the key comes through the pipe `--key-fd`.
 """
@@ -14,8 +14,9 @@ import os
 import signal
 import sys
 import threading
+from typing import Any
 
-from runners.agent.evidence import EvidenceSource, local_source
+from runners.agent.host import Host, aws_host, gce_host, local_host
 from runners.agent.life import Life, log
 
 _OPTIONS = ("--folder", "--boot", "--evidence", "--instance", "--key-fd", "--notice")
@@ -41,7 +42,7 @@ def main(argv: list[str]) -> int:
         with open(options["--boot"], encoding="utf-8") as file:
             boot = json.load(file)
         os.chdir(folder)
-        life = Life(boot, folder=folder, evidence=_evidence(options), notice=options.get("--notice", ""))
+        life = Life(boot, folder=folder, host=_host(options, boot))
     except (KeyError, ValueError, OSError) as error:
         log(f"cannot start: {type(error).__name__}: {error}")
         return 2
@@ -49,10 +50,14 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _evidence(options: dict[str, str]) -> EvidenceSource:
+def _host(options: dict[str, str], boot: dict[str, Any]) -> Host:
     kind = options["--evidence"]
     if kind == "local":
-        return local_source(options["--instance"], int(options["--key-fd"]))
+        return local_host(options["--instance"], int(options["--key-fd"]), options.get("--notice", ""))
+    if kind == "aws":
+        return aws_host()
+    if kind == "gce":
+        return gce_host(boot["daemon_url"])
     raise ValueError(f"unknown evidence {kind!r}")
 
 

@@ -30,7 +30,7 @@ class Reporter:
         self._is_refused = False
         threading.Thread(target=self._run, name="reporter", daemon=True).start()
 
-    def report(self, kind: str, **detail: str) -> None:
+    def report(self, kind: str, /, **detail: str) -> None:
         with self._changed:
             self._append(kind, detail)
             self._changed.notify_all()

@@ -18,6 +18,8 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from runners.agent.user import User
+
 _LOG_LIMIT = 4 << 20
 _TAIL = 2048
 
@@ -98,12 +100,14 @@ class Runner:
         command: Command,
         *,
         secret: str,
+        user: User,
         log_path: str,
         on_line_kind: Callable[[str], None],
         on_exit: Callable[[int], None],
     ) -> None:
         self._command = command
         self._secret = secret.encode()
+        self._user = user
         self._log_path = log_path
         self._on_line_kind = on_line_kind
         self._on_exit = on_exit
@@ -118,6 +122,9 @@ class Runner:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                user=user.uid,
+                group=user.gid,
+                extra_groups=user.groups,
             )
         except OSError as error:
             self._forget_secret()
@@ -179,6 +186,8 @@ class Runner:
         if self._command.secret_file:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
             with open(os.open(self._command.secret_file, flags, 0o600), "w", encoding="utf-8") as file:
+                if self._user.uid is not None:
+                    os.fchown(file.fileno(), self._user.uid, self._user.gid or 0)
                 file.write(self._command.secret_text)
 
     def _forget_secret(self) -> None:

@@ -11,6 +11,7 @@ import os
 import random
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from runners.agent.client import Answer, Client, Unreachable
@@ -51,13 +52,23 @@ class Backoff:
 
 
 class Session:
-    """Says hello and makes calls with the claim key. Used from several threads."""
+    """Says hello and makes calls with the claim key. Used from several threads. A `batch` that the boot document
+    lacks is looked for with `find_batch` before each hello until it is there."""
 
-    def __init__(self, client: Client, *, provider: str, batch: str, evidence: EvidenceSource) -> None:
+    def __init__(
+        self,
+        client: Client,
+        *,
+        provider: str,
+        batch: str,
+        evidence: EvidenceSource,
+        find_batch: Callable[[], str | None],
+    ) -> None:
         self._client = client
         self._provider = provider
         self._batch = batch
         self._evidence = evidence
+        self._find_batch = find_batch
         key = os.urandom(32)
         self._key = key.hex()
         self._claim = hashlib.sha256(key).hexdigest()
@@ -66,6 +77,7 @@ class Session:
         self.instance = ""
         self.heartbeat_s = 5.0
         self.runner: dict[str, str] | None = None
+        self.about: dict[str, str] = {"version": VERSION}
         self.last_contact = time.monotonic()
 
     @property
@@ -74,12 +86,16 @@ class Session:
 
     def hello(self) -> None:
         """One hello. Raises Refused, Later, Unreachable."""
+        if not self._batch:
+            self._batch = self._find_batch() or ""  # tags arrive after the machine
+        if not self._batch:
+            raise Unreachable("the machine's tags do not name its batch yet")
         body = {
             "provider": self._provider,
             "batch": self._batch,
             "claim": self._claim,
             "evidence": self._evidence(self._claim),
-            "agent": {"version": VERSION},
+            "agent": self.about,
             "runner": self.runner,
         }
         answer = self._client.post("/agent/v1/hello", body)
