@@ -114,7 +114,8 @@ class GceIdentity:
         token = evidence.document.get("token", "")
         claims = await self._verified(token, self._audiences(evidence.claim))
         self._check_times(claims)
-        engine = claims.get("google", {}).get("compute_engine", {})
+        google_says = claims.get("google")
+        engine = google_says.get("compute_engine") if isinstance(google_says, Mapping) else None
         if not isinstance(engine, Mapping) or not engine:
             raise IdentityRefused('the token says nothing of a machine: ask for "format=full"', reason="signature")
         if engine.get("project_id") != self._settings.project:
