@@ -34,6 +34,12 @@ _SUBNETWORK = re.compile(r"(?:projects/[a-z0-9.:-]+/regions/[a-z0-9-]+/subnetwor
 _ACCOUNT = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 _NAME = re.compile(r"[a-z](?:[a-z0-9-]*[a-z0-9])?")
 _PRICED = re.compile(r"(?:[a-z]+(?:-[a-z]+)+[0-9]+/)?[a-z][a-z0-9-]*")
+_KEYS = frozenset(
+    (
+        *("project", "service_account", "zones", "networks", "credentials", "disk_type", "prices"),
+        *("interruption_frequencies", "preemption_notice", "trust_anchors", "trust_peer_address"),
+    )
+)
 _NETWORK_KEYS = frozenset(("subnetwork", "tags", "external_ip"))
 
 
@@ -93,8 +99,10 @@ def region_of(zone: str) -> str:
 
 
 def parse(settings: ProviderSettings) -> GceSettings:
-    """Raises SettingsError. Options that nobody reads are reported by the caller."""
+    """Raises SettingsError."""
     options = settings.options
+    if unknown := sorted(set(options) - _KEYS):
+        raise SettingsError(f"unknown option; allowed are {', '.join(sorted(_KEYS))}", key=unknown[0])
     project = _text(options, "project")
     if not _PROJECT.fullmatch(project):
         raise SettingsError('must be the id of a project, as in "my-project-123"', key="project")

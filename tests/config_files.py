@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 EXAMPLE = Path(__file__).parents[1] / "config.example.toml"
 ENVIRON = {
     "AUTOSCALER_ADMIN_TOKEN": "admin-token-for-tests",
+    "GCE_CREDENTIALS": "access-token-for-tests",
     "GITHUB_WEBHOOK_SECRET": "webhook-secret-for-tests",
     "GITLAB_TOKEN": "glpat-token-for-tests",
     "GITLAB_WEBHOOK_SECRET": "other-secret-for-tests",
