@@ -16,7 +16,8 @@ from typing import assert_never
 import structlog
 
 from autoscaler.apply_forge import Answer, Call, ForgeCalls
-from autoscaler.facts import Fact, InstancesListed, LaunchAnswered
+from autoscaler.apply_launch import LaunchCalls, Launcher
+from autoscaler.facts import Fact, InstancesListed
 from autoscaler.http.agents import AgentDesk
 from autoscaler.live import LiveRows
 from autoscaler.metrics import Metrics
@@ -42,54 +43,27 @@ from autoscaler.model import (
     Terminate,
     Withdraw,
 )
-from autoscaler.placement import choose_offerings
 from autoscaler.sightings import Sightings
 from autoscaler.spi import (
     BatchToken,
     Clock,
     InstanceId,
-    InvalidRequest,
-    LaunchBatch,
-    LaunchResult,
-    Offering,
-    OutcomeUnknown,
     PoolName,
     Provider,
-    ProviderError,
     ProviderId,
     ProviderName,
-    Throttled,
-    Unauthorized,
 )
 from autoscaler.states import is_live
 from autoscaler.store import Conflict, LeaseLost, StoreError
 
 log = structlog.get_logger()
 
-LAUNCH_S = 60.0
-LAUNCH_AGAIN_S = 5.0
 TERMINATE_S = 30.0
 AFTER_FAILURE = timedelta(seconds=5)
-AFTER_MISCONFIGURED = timedelta(seconds=60)
 RELEASE_AGAIN = timedelta(seconds=10)
 SWEEP_AGAIN = timedelta(seconds=30)
 
 _S = InstanceState
-
-
-class Launcher:
-    """What `Applier` needs to make machines of a pool: image references, user data, fresh ids."""
-
-    def __init__(
-        self,
-        *,
-        image_of: Callable[[Pool, ProviderName], Mapping[str, str]],
-        user_data_of: Callable[[Pool, ProviderName], str],
-        new_id: Callable[[str], str],
-    ) -> None:
-        self.image_of = image_of
-        self.user_data_of = user_data_of
-        self.new_id = new_id
 
 
 class Applier:
@@ -117,7 +91,6 @@ class Applier:
         self._providers = providers
         self._forge_calls = forge_calls
         self._desk = desk
-        self._launcher = launcher
         self._clock = clock
         self._metrics = metrics
         self._report = report
@@ -129,6 +102,16 @@ class Applier:
         self._direction: dict[PoolName, int] = {}
         self._intended: list[tuple[str, Call]] = []
         self._gates: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(16))
+        self._launch_calls = LaunchCalls(
+            rows=rows,
+            sightings=sightings,
+            providers=providers,
+            launcher=launcher,
+            clock=clock,
+            metrics=metrics,
+            report=report,
+            gates=self._gates,
+        )
 
     def intend(self, plan: Plan, now: datetime) -> int:
         """Change the rows for a plan's actions, synchronously; `carry_out` makes that durable and starts the calls.
@@ -160,12 +143,9 @@ class Applier:
             pool, provider = self._pools().get(rows[0].pool), rows[0].provider
             if pool is None or provider not in self._providers:
                 continue  # its deadline ends it
-            offered = [
-                o for o in self._seen.offerings.get(pool.name, ()) if o.capacity_pool.provider == rows[0].provider
-            ]
-            choice = choose_offerings(pool, offered, cooldowns=self._seen.cooldowns, now=now)
-            if choice.offerings:
-                call = partial(self._launch_rows, pool, provider, token, rows, choice.offerings)
+            offerings = self._launch_calls.offerings_again(pool, rows[0])
+            if offerings:
+                call = partial(self._launch_calls.launch, pool, provider, token, rows, offerings)
                 self._start(f"relaunch/{token}", call)
 
     def _start(self, key: str, call: Call) -> None:
@@ -235,11 +215,11 @@ class Applier:
         offerings, first = action.offerings, action.offerings[0].capacity_pool
         dearest = max(offerings, key=lambda offering: offering.price_usd_hour)
         self._note_direction(pool.name, 1)
-        token = BatchToken(self._launcher.new_id("b"))
+        token = BatchToken(self._launch_calls.new_id("b"))
         rows = []
         for _ in range(action.count):
             row = Instance(
-                id=InstanceId(self._launcher.new_id("i")),
+                id=InstanceId(self._launch_calls.new_id("i")),
                 pool=pool.name,
                 provider=first.provider,
                 token=token,
@@ -252,7 +232,9 @@ class Applier:
             )
             rows.append(self._rows.add_instance(row, cause=action.reason))
         self._note(now, "launch", token, pool.name, action.reason, f"{action.count} asked of {first.key}")
-        return partial(self._launch_rows, pool, first.provider, token, rows, offerings)
+        if action.spill:
+            self._metrics.spills_total.labels(pool=pool.name, reason=action.spill).inc(action.count)
+        return partial(self._launch_calls.launch, pool, first.provider, token, rows, offerings)
 
     def _intend_terminate(self, action: Terminate, now: datetime) -> Call | None:
         going: dict[ProviderName, list[ProviderId]] = defaultdict(list)
@@ -292,81 +274,6 @@ class Applier:
         return partial(self._release, row, action)
 
     # ------------------------------------------------------------------ calls
-
-    async def _launch_rows(
-        self,
-        pool: Pool,
-        provider_name: ProviderName,
-        token: BatchToken,
-        rows: list[Instance],
-        offerings: tuple[Offering, ...],
-    ) -> None:
-        """Ask for the rows' machines until the answer is known: the token makes a repeat harmless."""
-        try:
-            batch = LaunchBatch(
-                token=token,
-                pool=pool.name,
-                count=len(rows),
-                offerings=offerings,
-                image=self._launcher.image_of(pool, provider_name),
-                user_data=self._launcher.user_data_of(pool, provider_name),
-                max_lifetime=pool.boot_timeout + pool.idle_timeout + pool.max_job_runtime,
-                disk_gib=pool.shape.disk_gib,
-            )
-        except InvalidRequest as error:
-            self._launch_failed(pool, token, error)
-            return
-        while not await self._launch(pool, provider_name, batch):
-            await self._clock.sleep(LAUNCH_AGAIN_S)
-            if not any(row.state is _S.REQUESTED for row in self._rows.of_token(token)):
-                return  # a listing settled it, or its deadline passed
-
-    async def _launch(self, pool: Pool, provider_name: ProviderName, batch: LaunchBatch) -> bool:
-        """One call; False when it may have taken effect and nobody knows."""
-        started = self._clock.monotonic()
-        try:
-            async with self._gates[provider_name], asyncio.timeout(LAUNCH_S):
-                result = await self._providers[provider_name].launch(batch)
-        except ProviderError as error:
-            if isinstance(error, OutcomeUnknown):
-                return self._unsettled(batch.token, error)
-            self._launch_failed(pool, batch.token, error)
-        except Exception as error:
-            return self._unsettled(batch.token, error)
-        else:
-            self._seen.held_back.pop(pool.name, None)
-            self._count_launches(provider_name, result, batch.offerings)
-            self._metrics.launch_seconds.labels(phase="launch").observe(self._clock.monotonic() - started)
-            self._report(LaunchAnswered(token=batch.token, result=result))
-        return True
-
-    def _unsettled(self, token: BatchToken, error: Exception) -> bool:
-        log.warning("launch_unsettled", token=token, kind=type(error).__name__, error=_one_line(error))
-        self._report(LaunchAnswered(token=token, result=None, error=_one_line(error), is_unknown=True))
-        return False
-
-    def _launch_failed(self, pool: Pool, token: BatchToken, error: ProviderError) -> None:
-        now, key = self._clock.now(), f"launch/{pool.name}"
-        match error:
-            case Throttled():
-                self._seen.retry_after[key] = now + timedelta(seconds=error.retry_after_s)
-            case InvalidRequest() | Unauthorized():
-                self._seen.held_back[pool.name] = f"launching fails: {_one_line(error)}"
-                self._seen.retry_after[key] = now + AFTER_MISCONFIGURED
-            case _:
-                self._seen.retry_after[key] = now + AFTER_FAILURE
-        log.warning("launch_failed", pool=pool.name, error=_one_line(error), kind=type(error).__name__)
-        self._note(now, "launch", key, pool.name, _one_line(error), "failed")
-        self._report(LaunchAnswered(token=token, result=None, error=_one_line(error)))
-
-    def _count_launches(self, provider: ProviderName, result: LaunchResult, offerings: tuple[Offering, ...]) -> None:
-        capacity_type = offerings[0].capacity_pool.capacity_type
-        outcomes = {"launched": len(result.instances), "refused": len(result.refusals)}
-        for outcome, count in outcomes.items():
-            if count:
-                self._metrics.launches_total.labels(
-                    provider=provider, capacity_type=capacity_type, outcome=outcome
-                ).inc(count)
 
     async def _terminate_all(self, going: Mapping[ProviderName, list[ProviderId]], key: str) -> None:
         for provider, ids in going.items():

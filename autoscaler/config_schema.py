@@ -84,6 +84,7 @@ class AutoscalerSection(Section):
     )
     admin_tokens: Secrets = Field(_AUTOSCALER.admin_tokens, description=f"{BY_REFERENCE}. Give one, or a list of them")
     retention: Duration = Field(_AUTOSCALER.retention, description=DURATION)
+    evidence_half_life: Duration = Field(_AUTOSCALER.evidence_half_life, description=DURATION)
     caps: CapsSection = Field(
         CapsSection(), description="Write a table of usd_per_hour, usd_per_day and instances, each if wanted"
     )

@@ -66,6 +66,7 @@ class AutoscalerConfig:
     store: str = "sqlite:///autoscaler.db"
     admin_tokens: tuple[Secret, ...] = ()
     retention: timedelta = timedelta(days=30)
+    evidence_half_life: timedelta = timedelta(hours=24)
     caps: Caps = Caps()
     chaos: bool = False
     tick: timedelta = timedelta(seconds=10)

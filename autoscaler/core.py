@@ -11,8 +11,9 @@ from typing import Protocol, TypeVar
 
 import structlog
 
-from autoscaler.apply import Applier, Launcher
+from autoscaler.apply import Applier
 from autoscaler.apply_forge import ForgeCalls
+from autoscaler.apply_launch import Launcher
 from autoscaler.config import Config
 from autoscaler.facts import Fact, WebhookArrived
 from autoscaler.health import Health
@@ -100,6 +101,7 @@ class Core:
         jobs = self.jobs = JobObserver(rows, sightings, self._forges, metrics, heard_at=self.desk.last_contact)
         jobs.load(clock.now())
         observer = Observer(rows, sightings, jobs, runner_prefix=prefix, providers=self._providers.keys())
+        self._experience = observer.experience
         loop = self.loop = Loop(
             rows=rows,
             store=self._store,
@@ -179,6 +181,7 @@ class Core:
         """Let running calls end, make what they changed durable."""
         self.desk.close()
         await self.applier.aclose(grace_s)
+        self._experience.keep(self._clock.now(), half_life=self._rules.evidence_half_life, is_last=True)
 
     def accepted(self, seq: int, forge: ForgeName, webhook: Webhook) -> None:
         """A webhook is durable: look at it with the next tick."""

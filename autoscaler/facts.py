@@ -18,6 +18,8 @@ from autoscaler.spi import (
     InstanceId,
     JobListing,
     LaunchResult,
+    Offering,
+    ProviderError,
     ProviderName,
     Webhook,
 )
@@ -78,12 +80,15 @@ class ListingFailed:
 class LaunchAnswered:
     """A launch came back: with machines, or with an error (then `result` is None).
 
-    `is_unknown`: it may have taken effect, so the rows stay until a listing settles them."""
+    `is_unknown`: it may have taken effect, so the rows stay until a listing settles them. `offerings` are what was
+    asked for; `failure` is what the call raised, an OutcomeUnknown once nobody waits for its outcome any more."""
 
     token: BatchToken
     result: LaunchResult | None
     error: str = ""
     is_unknown: bool = False
+    offerings: tuple[Offering, ...] = ()
+    failure: ProviderError | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

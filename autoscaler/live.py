@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from autoscaler.model import (
+    CapacityEvidence,
     CostLine,
     EndReason,
     Instance,
@@ -27,7 +28,16 @@ from autoscaler.model import (
     Use,
 )
 from autoscaler.money import accrued, cost_lines
-from autoscaler.spi import BatchToken, InstanceId, PoolName, ProviderId, ProviderName, ProviderTraits
+from autoscaler.spi import (
+    BatchToken,
+    CapacityPool,
+    CapacityType,
+    InstanceId,
+    PoolName,
+    ProviderId,
+    ProviderName,
+    ProviderTraits,
+)
 from autoscaler.states import is_live, is_live_job, move_instance, move_job
 from autoscaler.store import Changes, Sample, Store, Stored
 
@@ -50,6 +60,7 @@ class LiveRows:
         self.instances: dict[InstanceId, Instance] = {}
         self.controls: dict[PoolName, PoolControl] = {}
         self.settings: dict[str, str] = {}
+        self.evidence: dict[CapacityPool, CapacityEvidence] = {}
         self.is_new_store = False
         self.lost: set[JobId] = set()
         self.ended_jobs: OrderedDict[JobId, JobState] = OrderedDict()
@@ -74,6 +85,7 @@ class LiveRows:
         self.is_new_store = stored.is_new
         self.controls = dict(stored.controls)
         self.settings = dict(stored.settings)
+        self.evidence = {one.capacity_pool: one for one in stored.evidence}
         for job in stored.jobs:
             self.jobs[job.id] = job
             self._saved[job.id] = job.version
@@ -176,24 +188,40 @@ class LiveRows:
     def consume(self, seq: int) -> None:
         self._buffer.consumed.append(seq)
 
-    def spend(self, provider: ProviderName, usd: float, *, now: datetime) -> None:
-        """An ended machine's cost, on the account of the UTC day of its end. Yesterday's account is closed."""
-        today = f"spent/{now:%Y-%m-%d}/"
-        for key in [key for key in self.settings if key.startswith("spent/") and not key.startswith(today)]:
-            self.set_setting(key, "")
-        key = today + provider
-        self.set_setting(key, repr(float(self.settings.get(key) or 0.0) + usd))
+    def spend(self, ended: Instance, usd: float, *, now: datetime) -> None:
+        """An ended machine's cost, on the accounts of the UTC day of its end: its provider's, and for on_demand its
+        pool's. Yesterday's accounts are closed."""
+        self._book("spent", ended.provider, usd, now)
+        place = ended.capacity_pool
+        if place is not None and place.capacity_type is CapacityType.ON_DEMAND:
+            self._book("on_demand", ended.pool, usd, now)
 
     def spent_today(self, now: datetime) -> dict[ProviderName, float]:
-        today = f"spent/{now:%Y-%m-%d}/"
-        return {
-            ProviderName(key.removeprefix(today)): float(value)
-            for key, value in self.settings.items()
-            if key.startswith(today)
-        }
+        return {ProviderName(name): usd for name, usd in self._booked("spent", now)}
+
+    def on_demand_today(self, now: datetime) -> dict[PoolName, float]:
+        return {PoolName(name): usd for name, usd in self._booked("on_demand", now)}
+
+    def _book(self, account: str, name: str, usd: float, now: datetime) -> None:
+        today = f"{account}/{now:%Y-%m-%d}/"
+        for key in [key for key in self.settings if key.startswith(f"{account}/") and not key.startswith(today)]:
+            self.set_setting(key, "")
+        key = today + name
+        self.set_setting(key, repr(float(self.settings.get(key) or 0.0) + usd))
+
+    def _booked(self, account: str, now: datetime) -> list[tuple[str, float]]:
+        today = f"{account}/{now:%Y-%m-%d}/"
+        return [
+            (key.removeprefix(today), float(value)) for key, value in self.settings.items() if key.startswith(today)
+        ]
 
     def sample(self, samples: Iterable[Sample]) -> None:
         self._buffer.samples.extend(samples)
+
+    def keep_evidence(self, evidence: CapacityEvidence) -> None:
+        """What is known of a capacity pool from now on, durable with the next flush."""
+        self.evidence[evidence.capacity_pool] = evidence
+        self._buffer.evidence[evidence.capacity_pool] = evidence
 
     def set_control(self, pool: PoolName, control: PoolControl) -> None:
         self.controls[pool] = control
@@ -316,6 +344,7 @@ class _Buffer:
         self.samples: list[Sample] = []
         self.controls: dict[PoolName, PoolControl] = {}
         self.settings: dict[str, str] = {}
+        self.evidence: dict[CapacityPool, CapacityEvidence] = {}
         self.costs: list[CostLine] = []
         self.job_uses: dict[InstanceId, Use] = {}
 
@@ -333,6 +362,7 @@ class _Buffer:
             samples=tuple(self.samples),
             controls=dict(self.controls),
             settings=dict(self.settings),
+            evidence=tuple(self.evidence.values()),
             costs=tuple(self.costs),
             job_uses=dict(self.job_uses),
         )

@@ -11,6 +11,7 @@ from typing import Any, assert_never
 
 import structlog
 
+from autoscaler.experience import Experience
 from autoscaler.facts import (
     AgentReported,
     AgentSaidHello,
@@ -39,10 +40,8 @@ from autoscaler.model import (
     Snapshot,
 )
 from autoscaler.observe_jobs import JobObserver
-from autoscaler.placement import cooled
 from autoscaler.sightings import Sightings
 from autoscaler.spi import (
-    CapacityUnavailable,
     CloudInstance,
     Forge,
     ForgeName,
@@ -51,8 +50,6 @@ from autoscaler.spi import (
     MachineState,
     ProviderId,
     ProviderName,
-    QuotaExceeded,
-    Refusal,
     RunnerId,
 )
 from autoscaler.states import REGISTERED_STATES
@@ -93,6 +90,7 @@ class Observer:
         self._rows = rows
         self._seen = sightings
         self._jobs = jobs
+        self.experience = Experience(rows, sightings)
         self._runner_prefix = runner_prefix
         if rows.is_new_store:
             for provider in providers:
@@ -108,6 +106,7 @@ class Observer:
         """Take facts in. One that breaks a rule of ours is a bug, but never a reason to forget the others: it is
         logged and counted, and the next listing shows what it would have said."""
         self._began_at = self._began_at or now
+        self.experience.keep(now, half_life=rules.evidence_half_life)
         for fact in facts:
             try:
                 self._consume(fact, rules, now)
@@ -153,6 +152,7 @@ class Observer:
     # ------------------------------------------------------------------ launches and listings of clouds
 
     def _launch_answered(self, fact: LaunchAnswered, now: datetime) -> None:
+        self.experience.launch_answered(fact, now)
         if fact.is_unknown:
             return
         waiting = [row for row in self._rows.of_token(fact.token) if row.provider_id is None]
@@ -160,19 +160,10 @@ class Observer:
         fresh = [m for m in made if self._rows.by_provider_id(m.provider, m.provider_id) is None]
         for row, machine in zip(waiting, fresh, strict=False):
             self._bind(row, machine, now, cause="the cloud launched it")
-        for refusal in fact.result.refusals if fact.result is not None else ():
-            self._cool(refusal, now)
         refused = fact.error or "the cloud launched fewer machines than asked"
         for row in waiting[len(fresh) :]:
             if row.state is _S.REQUESTED:
                 self._end(row, now, cause=refused, ending=EndReason.REFUSED)
-
-    def _cool(self, refusal: Refusal, now: datetime) -> None:
-        if not isinstance(refusal.error, CapacityUnavailable | QuotaExceeded):
-            return
-        pool = refusal.offering.capacity_pool
-        before = self._seen.cooldowns.get(pool)
-        self._seen.cooldowns[pool] = cooled(pool, before=before, now=now, reason=str(refusal.error))
 
     def _bind(self, row: Instance, machine: CloudInstance, now: datetime, *, cause: str) -> None:
         """A row learns which machine it is; one that is going already learns it too, so that it can be ended."""
@@ -268,7 +259,8 @@ class Observer:
         ended = self._rows.move(row, _S.TERMINATED, now=now, cause=cause, ending=ending)
         hours = (now - row.created_at).total_seconds() / 3600
         if row.provider_id is not None and row.price_usd_hour:
-            self._rows.spend(row.provider, hours * row.price_usd_hour, now=now)
+            self._rows.spend(row, hours * row.price_usd_hour, now=now)
+        self.experience.machine_ended(ended, now)
         self._jobs.machine_ended(ended, now, ran_to_end=said == "job_done")
         self._seen.forget(row.id)
 
@@ -391,8 +383,11 @@ class Observer:
             offerings=seen.offerings,
             complete=frozenset(seen.complete),
             cooldowns=seen.cooldowns,
+            scope_cooldowns=tuple(seen.scope_cooldowns.values()),
+            evidence=self.experience.evidence(now),
+            expected_life_h=self.experience.expected_life_h(),
             controls=self._rows.controls,
-            held_back=seen.held_back,
+            held_back=dict(seen.held_back),
             spoilage=dict(seen.spoilage),
             orphan_instances=tuple(seen.orphan_instances.values()),
             orphan_runners=tuple(seen.orphan_runners.values()),
@@ -405,6 +400,7 @@ class Observer:
             doubtful=self._jobs.doubtful(now),
             retry_after=seen.retry_after,
             spent_today_usd=self._rows.spent_today(now),
+            on_demand_today_usd=self._rows.on_demand_today(now),
         )
 
     def _forge_view(self, name: ForgeName, forge: Forge, is_healthy: bool, now: datetime) -> ForgeView:

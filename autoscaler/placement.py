@@ -1,72 +1,269 @@
 """Choose where a pool's next machines may be launched.
 
-Pure: a filter chain over offerings (allowed -> not cooling -> cheapest). Each filter keeps the order; an empty
-result is an answer with a reason, never an exception.
+Pure. A filter chain over offerings, each filter with an answer for what it leaves out:
+
+    allowed        the pool's providers, its capacity types, its price limit      (`exclusion`)
+    fits           the shape                                                      (`exclusion`)
+    not cooling    no refusal, quota or failing provider closes it                (`cooling.Closures`)
+    not dear       spot above the cheapest on_demand that the pool may use        (`walk`)
+    within caps    the dearest offering of a batch is what each machine may cost  (`affordable`)
+    diversified    no capacity pool holds too large a share of the pool's spot    (`shared_out`)
+    ranked         cheapest expected cost first: price and learned risk           (`ranking_of`)
+
+A batch holds offerings of one provider and one capacity type whose expected cost is near the best one's: the cloud
+chooses among them by what it knows of its capacity.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from operator import attrgetter
 
-from autoscaler.model import Cooldown, Pool
-from autoscaler.spi import CapacityPool, CapacityType, Offering
+from autoscaler.cooling import Closures, Outage, Place, place_of
+from autoscaler.model import CapacityEvidence, Pool
+from autoscaler.risk import USUAL_LIFE_H, expected_cost_usd, risk_per_hour
+from autoscaler.spi import CapacityPool, CapacityType, Offering, PoolName, ProviderName, Shape
 
-FIRST_COOLDOWN = timedelta(seconds=15)
-LONGEST_COOLDOWN = timedelta(seconds=120)
+NEAR = 1.5
+"""A batch's offerings cost at most so many times what the best one is expected to cost. One machine type's price
+differs between the zones of a region by 1.1 to 1.6 times, so a batch keeps its zones and sheds the silly sizes."""
+BATCH_TYPES = 60
+BATCH_OFFERINGS = 240
+"""What one launch may name: clouds bound the overrides of one call to a few hundred."""
+FAR = 2.0
+"""To keep the spread, offerings at up to so many times the best one's expected cost are used."""
+FEW = 4
+"""So many machines may share a capacity pool whatever the spread: nothing is gained by splitting a handful."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ranked:
+    """An offering as one pool sees it. `cost_usd` is what one job there is expected to cost."""
+
+    offering: Offering
+    place: Place
+    risk: float
+    cost_usd: float
+    order: tuple[float, float, float, Place]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """Ranked offerings, or none and the reason; `again_at` is when the first cooling one may be tried."""
+class Ranking:
+    """What a pool may ever use, best first."""
 
-    offerings: tuple[Offering, ...]
-    reason: str = ""
-    again_at: datetime | None = None
+    spot: tuple[Ranked, ...]
+    on_demand: tuple[Ranked, ...]
 
 
-def is_allowed(pool: Pool, offering: Offering) -> bool:
-    """Whether configuration lets a pool use an offering: on_demand is the fall-back of pools without spot."""
-    if offering.capacity_pool.provider not in pool.providers:
-        return False
-    if offering.capacity_pool.capacity_type is CapacityType.ON_DEMAND:
-        return not pool.spot_enabled
+# --------------------------------------------------------------------------- allowed, fits, ranked
+
+
+def exclusion(pool: Pool, offering: Offering) -> str:
+    """Why a pool never uses an offering, whatever cools; empty when it may."""
+    where = offering.capacity_pool
+    if where.provider not in pool.providers:
+        return f"{where.provider} is no provider of the pool"
+    unfit = _misfit(pool.shape, offering)
+    if unfit:
+        return unfit
+    if where.capacity_type is CapacityType.ON_DEMAND:
+        is_usable = not pool.spot_enabled or pool.spill_enabled or pool.on_demand_from <= pool.requeue_attempts
+        return "" if is_usable else "spill is off: on_demand is not used"
+    if not pool.spot_enabled:
+        return "spot is off"
     limit = pool.max_spot_price_usd_hour
-    return pool.spot_enabled and (limit is None or offering.price_usd_hour <= limit)
+    if limit is not None and offering.price_usd_hour > limit:
+        return f"it costs more than spot.max_price ({limit:g} USD/h)"
+    return ""
 
 
-def choose_offerings(
-    pool: Pool, offerings: Sequence[Offering], *, cooldowns: Mapping[CapacityPool, Cooldown], now: datetime
-) -> Choice:
-    """The offerings a launch of this pool may use now, cheapest first."""
-    allowed = [offering for offering in offerings if is_allowed(pool, offering)]
-    if not allowed:
-        return Choice(offerings=(), reason="no machine type of its providers fits the shape and the price limit")
-    cooling = [cooldowns[o.capacity_pool] for o in allowed if o.capacity_pool in cooldowns]
-    cooling = [cooldown for cooldown in cooling if cooldown.until > now]
-    closed = {cooldown.capacity_pool for cooldown in cooling}
-    choices = [offering for offering in allowed if offering.capacity_pool not in closed]
-    if not choices:
-        first = min(cooling, key=lambda cooldown: cooldown.until)
-        wait_s = (first.until - now).total_seconds()
-        return Choice(
-            offerings=(),
-            reason=f"every capacity pool refuses; the next try is in {wait_s:.0f} s ({first.reason})",
-            again_at=first.until,
-        )
-    choices.sort(key=lambda offering: (offering.price_usd_hour, offering.capacity_pool))
-    return Choice(offerings=tuple(choices))
+def _misfit(shape: Shape, offering: Offering) -> str:
+    """Why a machine type is not of a shape. Providers offer what fits; after a reload their last answer is older."""
+    name = offering.capacity_pool.machine_type
+    if offering.arch != shape.arch:
+        return f"its arch is {offering.arch}"
+    if not shape.cpus.admits(offering.cpus):
+        return f"{offering.cpus:g} cpus are not within the shape"
+    if not shape.memory_gib.admits(offering.memory_gib):
+        return f"{offering.memory_gib:g} GiB of memory are not within the shape"
+    if offering.gpus < shape.gpus:
+        return f"it has {offering.gpus} of {shape.gpus} gpus"
+    if shape.types and not any(fnmatchcase(name, glob) for glob in shape.types):
+        return "its machine type is not listed"
+    if any(fnmatchcase(name, glob) for glob in shape.exclude):
+        return "its machine type is excluded"
+    return ""
 
 
-def cooled(capacity_pool: CapacityPool, *, before: Cooldown | None, now: datetime, reason: str) -> Cooldown:
-    """The cooldown after one more refusal: 15 s, doubling to 120 s while refusals follow each other.
+def ranking_of(
+    pool: Pool,
+    offerings: tuple[Offering, ...],
+    *,
+    evidence: Mapping[CapacityPool, CapacityEvidence],
+    life_h: float | None = None,
+) -> Ranking:
+    """Everything that a pool may use, best first.
 
-    Refusals are in a row when the next one comes within twice the last cooldown of its end."""
-    failures = 1
-    if before is not None and now <= before.until + 2 * _length(before.failures):
-        failures = before.failures + 1
-    return Cooldown(capacity_pool=capacity_pool, until=now + _length(failures), failures=failures, reason=reason)
+    Remembered until pool, offerings or evidence are other objects: with thousands of offerings it is too dear for every
+    tick. Most capacity pools have no evidence, so that only the others are judged anew when evidence changes."""
+    known = _remembered.get(pool.name)
+    is_same = known is not None and known.pool is pool and known.offerings is offerings and known.life_h == life_h
+    if known is not None and is_same and known.evidence is evidence:
+        return known.ranking
+    if known is None or not is_same:
+        known = _Known(pool=pool, offerings=offerings, life_h=life_h, plain=_rank(pool, offerings, life_h))
+    if len(_remembered) >= _REMEMBERED:
+        _remembered.clear()
+    known.evidence, known.ranking = evidence, _judged(known.plain, evidence, life_h)
+    _remembered[pool.name] = known
+    return known.ranking
 
 
-def _length(failures: int) -> timedelta:
-    doublings: int = min(failures - 1, 8)
-    return min(FIRST_COOLDOWN * (1 << doublings), LONGEST_COOLDOWN)
+@dataclass(slots=True, kw_only=True)
+class _Known:
+    """A ranking and what it was made of; `plain` is the one without any evidence."""
+
+    pool: Pool
+    offerings: tuple[Offering, ...]
+    life_h: float | None
+    plain: Ranking
+    evidence: Mapping[CapacityPool, CapacityEvidence] = field(default_factory=dict)
+    ranking: Ranking = Ranking(spot=(), on_demand=())
+
+
+_remembered: dict[PoolName, _Known] = {}
+"""By identity of what is never changed: a cache, not a state."""
+_REMEMBERED = 1000
+
+
+def _rank(pool: Pool, offerings: Sequence[Offering], life_h: float | None) -> Ranking:
+    found: dict[CapacityType, list[Ranked]] = {CapacityType.SPOT: [], CapacityType.ON_DEMAND: []}
+    for offering in offerings:
+        if not exclusion(pool, offering):
+            where = offering.capacity_pool
+            found[where.capacity_type].append(_ranked(offering, place_of(where), None, life_h))
+    for ranked in found.values():
+        ranked.sort(key=_ORDER)
+    return Ranking(spot=tuple(found[CapacityType.SPOT]), on_demand=tuple(found[CapacityType.ON_DEMAND]))
+
+
+def _judged(plain: Ranking, evidence: Mapping[CapacityPool, CapacityEvidence], life_h: float | None) -> Ranking:
+    known = {place_of(capacity_pool): one for capacity_pool, one in evidence.items()}
+    if not known:
+        return plain
+    spot = [
+        one if one.place not in known else _ranked(one.offering, one.place, known[one.place], life_h)
+        for one in plain.spot
+    ]
+    spot.sort(key=_ORDER)
+    return replace(plain, spot=tuple(spot))
+
+
+def _ranked(offering: Offering, place: Place, evidence: CapacityEvidence | None, life_h: float | None) -> Ranked:
+    risk = risk_per_hour(offering, evidence)
+    cost_usd = expected_cost_usd(offering, risk=risk, life_h=USUAL_LIFE_H if life_h is None else life_h)
+    order = cost_usd, offering.price_usd_hour, risk, place
+    return Ranked(offering=offering, place=place, risk=risk, cost_usd=cost_usd, order=order)
+
+
+_ORDER = attrgetter("order")
+
+
+def batch_again(pool: Pool, offerings: tuple[Offering, ...]) -> tuple[Offering, ...]:
+    """What a launch that was decided before a restart may use: at most one call's worth, the best first."""
+    ranking = _rank(pool, offerings, None)
+    return tuple(one.offering for one in (ranking.spot or ranking.on_demand)[:BATCH_TYPES])
+
+
+# --------------------------------------------------------------------------- not cooling, not dear
+
+
+@dataclass(slots=True, kw_only=True)
+class Openings:
+    """The offerings of one capacity type that a pool may use now. `ceiling` is the price above which they are no use:
+    what the same pool would pay on demand."""
+
+    pool: Pool
+    ranked: tuple[Ranked, ...]
+    closures: Closures
+    word: CapacityType
+    ceiling: float | None = None
+
+    def walk(self, without: Collection[ProviderName] = (), full: Collection[Place] = ()) -> Iterator[Ranked]:
+        """Open offerings, best first, of all providers but some and all capacity pools but some."""
+        closed = {name: self.closures.provider(self.pool, name) is not None for name in self.pool.providers}
+        for one in self.ranked:
+            where = one.offering.capacity_pool
+            if closed[where.provider] or where.provider in without or one.place in full or self._is_dear(one):
+                continue
+            if self.closures.of(one.place, where) is None:
+                yield one
+
+    def _is_dear(self, one: Ranked) -> bool:
+        return self.ceiling is not None and one.offering.price_usd_hour > self.ceiling
+
+    def batch(self, without: Collection[ProviderName] = (), full: Collection[Place] = ()) -> list[Ranked]:
+        """The best offering and all of its provider that are near it."""
+        found: list[Ranked] = []
+        types: set[str] = set()
+        for one in self.walk(without, full):
+            where = one.offering.capacity_pool
+            if not found:
+                provider, limit = where.provider, one.cost_usd * NEAR
+            elif one.cost_usd > limit or len(found) >= BATCH_OFFERINGS:
+                break
+            if where.provider == provider and (where.machine_type in types or len(types) < BATCH_TYPES):
+                types.add(where.machine_type)
+                found.append(one)
+        return found
+
+    def outage(self) -> Outage:
+        """Why nothing is open."""
+        closures, dear = [], 0
+        for one in self.ranked:
+            where = one.offering.capacity_pool
+            closure = self.closures.of(one.place, where) or self.closures.provider(self.pool, where.provider)
+            if self._is_dear(one):
+                dear += 1
+            elif closure is not None:
+                closures.append(closure)
+        return Outage(word=self.word.value, total=len(self.ranked), closures=closures, dear=dear)
+
+
+# --------------------------------------------------------------------------- within caps, diversified
+
+
+def affordable(batch: Sequence[Ranked], wanted: int, fits: Callable[[float], float]) -> tuple[list[Ranked], int]:
+    """The offerings that a batch may use and how many machines it may have, when `fits(price)` machines of a price fit:
+    each may turn out to be the dearest. Dear offerings are left out where that lets more machines fit."""
+    prices = sorted({one.offering.price_usd_hour for one in batch})
+    counts = {price: max(0, math.floor(min(wanted, fits(price)) + 1e-9)) for price in prices}
+    most = counts[prices[0]]
+    limit = max(price for price in prices if counts[price] == most)
+    return [one for one in batch if one.offering.price_usd_hour <= limit], most
+
+
+def most_in_one(total: int, spread: float) -> int:
+    """How many of a pool's spot machines one capacity pool may hold."""
+    return max(FEW, math.ceil(spread * total - 1e-9))
+
+
+def shared_out(
+    batch: Sequence[Ranked], count: int, *, held: Mapping[Place, int], most: int
+) -> tuple[list[tuple[tuple[Ranked, ...], int]], int]:
+    """A batch in parts that share no capacity pool, so that none comes to hold more than `most` wherever the cloud puts
+    each part; and how many machines have no place so. `held` are machines by capacity pool, in flight or up. Capacity
+    pools that are nearly full are left out: a part for the last machine of each would be a call for each."""
+    left = [(one, most - held.get(one.place, 0)) for one in batch]
+    left = [(one, room) for one, room in left if room >= min(count, max(FEW, most / 4))]
+    parts: list[tuple[tuple[Ranked, ...], int]] = []
+    missing = count
+    while missing > 0 and left:
+        size = min(missing, left[0][1])
+        part = [one for one, room in left if room >= size][:: math.ceil(missing / size)]
+        parts.append((tuple(part), size))
+        taken = {one.place for one in part}
+        left = [(one, room) for one, room in left if one.place not in taken]
+        missing -= size
+    return parts, missing

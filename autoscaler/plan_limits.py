@@ -5,11 +5,12 @@ Pure. Everything is counted anew from the snapshot; `plan_supply` draws on it, p
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from autoscaler.model import Caps, InstanceState, Pool, Rules, Snapshot
-from autoscaler.spi import ForgeName, ProviderName
+from autoscaler.model import Caps, Instance, InstanceState, Pool, Rules, Snapshot
+from autoscaler.spi import CapacityType, ForgeName, PoolName, ProviderName
 
 REGISTRATION_HORIZON = timedelta(seconds=60)
 """Machines are launched ahead of the registration budget by what it refills in about one boot."""
@@ -46,25 +47,46 @@ class Limits:
 
     deployment: Room
     providers: dict[ProviderName, Room]
+    spills: dict[PoolName, Room]
+    """What a pool with spot may still spend on on_demand."""
     mint_now: dict[ForgeName, float]
     mint_soon: dict[ForgeName, float]
 
-    def rooms(self, provider: ProviderName) -> list[Room]:
-        own = self.providers.get(provider)
-        return [self.deployment] if own is None else [self.deployment, own]
+    def rooms(self, provider: ProviderName, *, spill_of: PoolName | None = None) -> list[Room]:
+        """Every set of caps that a machine of a provider draws on; `spill_of`: an on_demand one in a pool with spot."""
+        rooms = [self.deployment]
+        if (own := self.providers.get(provider)) is not None:
+            rooms.append(own)
+        if spill_of is not None and (spill := self.spills.get(spill_of)) is not None:
+            rooms.append(spill)
+        return rooms
 
 
 def limits_of(snapshot: Snapshot, rules: Rules, now: datetime) -> Limits:
     """All of it at the beginning of a tick."""
     horizon_s = REGISTRATION_HORIZON.total_seconds()
+    rows, spent = list(snapshot.instances.values()), snapshot.spent_today_usd
     capped = {
-        name: _room(f"provider {name}", caps, snapshot, rules, now, name) for name, caps in rules.provider_caps.items()
+        name: _room(
+            f"provider {name}",
+            caps,
+            [row for row in rows if row.provider == name] if caps != _NO_CAPS else (),
+            spent.get(name, 0.0),
+            rules,
+            now,
+        )
+        for name, caps in rules.provider_caps.items()
     }
     minting = _minting(snapshot)
     left = {name: forge.registrations_left - minting[name] for name, forge in snapshot.forges.items()}
     return Limits(
-        deployment=_room("the deployment", rules.caps, snapshot, rules, now, None),
+        deployment=_room("the deployment", rules.caps, rows, math.fsum(spent.values()), rules, now),
         providers=capped,
+        spills={
+            pool.name: _spill_room(pool, snapshot, rules, now)
+            for pool in rules.pools.values()
+            if pool.spot_enabled and pool.spill_caps != _NO_CAPS
+        },
         mint_now={name: float(math.floor(count)) for name, count in left.items()},
         mint_soon={name: left[name] + forge.registrations_per_s * horizon_s for name, forge in snapshot.forges.items()},
     )
@@ -79,15 +101,11 @@ def _minting(snapshot: Snapshot) -> Counter[ForgeName]:
     )
 
 
-def _room(
-    owner: str, caps: Caps, snapshot: Snapshot, rules: Rules, now: datetime, provider: ProviderName | None
-) -> Room:
+def _room(owner: str, caps: Caps, rows: Sequence[Instance], spent_usd: float, rules: Rules, now: datetime) -> Room:
     """Money is capped at commitment: an hour by the prices of what lives, a day by what was spent, what live machines
     have cost so far, and the longest that they may still run."""
     if caps == _NO_CAPS:
         return Room(owner=owner, machines=math.inf, usd_per_hour=math.inf, usd_today=math.inf)
-    rows = [row for row in snapshot.instances.values() if provider is None or row.provider == provider]
-    spent = [usd for name, usd in snapshot.spent_today_usd.items() if provider is None or name == provider]
     committed = math.fsum(
         row.price_usd_hour * ((now - row.created_at).total_seconds() / 3600 + runtime_h_of(rules.pools.get(row.pool)))
         for row in rows
@@ -97,8 +115,20 @@ def _room(
         owner=owner,
         machines=math.inf if caps.instances is None else caps.instances - len(rows),
         usd_per_hour=math.inf if caps.usd_per_hour is None else caps.usd_per_hour - hourly,
-        usd_today=math.inf if caps.usd_per_day is None else caps.usd_per_day - math.fsum(spent) - committed,
+        usd_today=math.inf if caps.usd_per_day is None else caps.usd_per_day - spent_usd - committed,
     )
+
+
+def _spill_room(pool: Pool, snapshot: Snapshot, rules: Rules, now: datetime) -> Room:
+    rows = [
+        row
+        for row in snapshot.instances.values()
+        if row.pool == pool.name
+        and row.capacity_pool is not None
+        and row.capacity_pool.capacity_type is CapacityType.ON_DEMAND
+    ]
+    spent_usd = snapshot.on_demand_today_usd.get(pool.name, 0.0)
+    return _room(f"the spill of pool {pool.name}", pool.spill_caps, rows, spent_usd, rules, now)
 
 
 def runtime_h_of(pool: Pool | None) -> float:

@@ -3,17 +3,13 @@
 Pure. Per pool, oldest job first, each queued job is covered by at most one machine and each machine covers at most
 one job: a registered runner that may take it, then a ready machine (which gets a registration for exactly this
 demand), then a machine that is still coming, then a new launch, as far as the caps and the forge's registration
-budget go. Jobs left over are explained in `blocked`.
+budget go (`plan_launch`). Jobs left over are explained in `blocked`.
 """
 
-import math
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from autoscaler.model import (
-    Action,
     Blocked,
     Demand,
     EndReason,
@@ -22,7 +18,6 @@ from autoscaler.model import (
     Job,
     JobId,
     JobState,
-    Launch,
     Pool,
     PoolControl,
     Register,
@@ -31,36 +26,15 @@ from autoscaler.model import (
     Snapshot,
     Terminate,
 )
-from autoscaler.placement import choose_offerings
-from autoscaler.plan_limits import Limits, limits_of, runtime_h_of
-from autoscaler.spi import ForgeName, InstanceId, Labels, Offering, PoolName, ProviderName, Scope
+from autoscaler.plan_launch import Fleet, Launching, Supply
+from autoscaler.plan_limits import Limits, limits_of
+from autoscaler.plan_words import seconds
+from autoscaler.spi import ForgeName, InstanceId, Labels, PoolName, Scope
 
 UNTOLD = timedelta(minutes=2)
 """A runner may be seen busy before its job is seen running: so long it stands for one queued job of its labels."""
 
 _Key = tuple[ForgeName, Scope, Labels]
-
-
-@dataclass(slots=True)
-class Supply:
-    actions: list[Action] = field(default_factory=list)
-    blocked: list[Blocked] = field(default_factory=list)
-    wake_at: datetime | None = None
-
-    def wake(self, at: datetime | None) -> None:
-        if at is not None and (self.wake_at is None or at < self.wake_at):
-            self.wake_at = at
-
-
-@dataclass(slots=True)
-class _Fleet:
-    """One pool's machines that can still serve a job, by how far they are."""
-
-    registered: list[Instance] = field(default_factory=list)
-    untold: list[Instance] = field(default_factory=list)
-    ready: list[Instance] = field(default_factory=list)
-    coming: int = 0
-    live: int = 0
 
 
 def plan_supply(snapshot: Snapshot, rules: Rules, now: datetime, *, leaving: set[InstanceId]) -> Supply:
@@ -69,14 +43,15 @@ def plan_supply(snapshot: Snapshot, rules: Rules, now: datetime, *, leaving: set
     for job in snapshot.jobs.values():
         if job.state is JobState.QUEUED and job.pool is not None and job.forge in snapshot.forges:
             queued[job.pool].append(job)
-    fleets: dict[PoolName, _Fleet] = defaultdict(_Fleet)
+    fleets: dict[PoolName, Fleet] = defaultdict(Fleet)
     for instance in snapshot.instances.values():
         _count(fleets[instance.pool], instance, leaving, now)
     limits = limits_of(snapshot, rules, now)
     supply = Supply()
+    launching = Launching(snapshot, rules, now, limits, supply)
     for pool in sorted(rules.pools.values(), key=lambda pool: (-pool.priority, pool.name)):
         jobs = sorted(queued.get(pool.name, ()), key=lambda job: (job.queued_at, job.id))
-        _supply_pool(pool, jobs, fleets[pool.name], limits, snapshot, rules, now, supply)
+        _supply_pool(pool, jobs, fleets[pool.name], launching)
     for name, fleet in fleets.items():
         everything = {f"{forge}/jobs" for forge in snapshot.forges}
         if name not in rules.pools and snapshot.complete.issuperset(everything):
@@ -84,7 +59,8 @@ def plan_supply(snapshot: Snapshot, rules: Rules, now: datetime, *, leaving: set
     return supply
 
 
-def _count(fleet: _Fleet, instance: Instance, leaving: set[InstanceId], now: datetime) -> None:
+def _count(fleet: Fleet, instance: Instance, leaving: set[InstanceId], now: datetime) -> None:
+    fleet.rows.append(instance)
     fleet.live += 1
     if instance.id in leaving:
         return
@@ -101,16 +77,8 @@ def _count(fleet: _Fleet, instance: Instance, leaving: set[InstanceId], now: dat
             pass
 
 
-def _supply_pool(
-    pool: Pool,
-    jobs: list[Job],
-    fleet: _Fleet,
-    limits: Limits,
-    snapshot: Snapshot,
-    rules: Rules,
-    now: datetime,
-    supply: Supply,
-) -> None:
+def _supply_pool(pool: Pool, jobs: list[Job], fleet: Fleet, tick: Launching) -> None:
+    snapshot, rules, now, limits, supply = tick.snapshot, tick.rules, tick.now, tick.limits, tick.supply
     takers = _takers(fleet.registered, jobs, snapshot, rules, now, supply)
     uncovered, spare_runners = _cover(_cover(jobs, fleet.untold)[0], takers)
     control = snapshot.controls.get(pool.name, PoolControl.ACTIVE)
@@ -120,7 +88,7 @@ def _supply_pool(
     spare_coming = max(0, fleet.coming - len(waiting))
     standing = len(takers) + len(ready) + fleet.coming
     if control is PoolControl.ACTIVE:
-        _launch(pool, unserved, standing, fleet, limits, snapshot, rules, now, supply)
+        tick.launch(pool, unserved, standing, fleet)
     elif unserved:
         word = "paused" if control is PoolControl.PAUSED else "draining"
         supply.blocked.append(
@@ -274,7 +242,7 @@ def _explain_held(
         again_at = max(snapshot.retry_after.get(key, now) for key in (demand.forge_key, demand.key))
         if again_at > now:
             supply.wake(again_at)
-            held[f"{job.forge} registered no runner for {job.scope}; tried again in {_seconds(again_at, now)}"] += 1
+            held[f"{job.forge} registered no runner for {job.scope}; tried again in {seconds(again_at, now)}"] += 1
         else:
             supply.wake(now + timedelta(seconds=1))
             held[f"the registration budget of {job.forge} is used up; it refills by the second"] += 1
@@ -287,109 +255,6 @@ def _can_register(demand: Demand, limits: Limits, snapshot: Snapshot, now: datet
         return False
     keys = (demand.forge_key, demand.key)
     return all(snapshot.retry_after.get(key, now) <= now for key in keys)
-
-
-def _launch(
-    pool: Pool,
-    unserved: list[Job],
-    standing: int,
-    fleet: _Fleet,
-    limits: Limits,
-    snapshot: Snapshot,
-    rules: Rules,
-    now: datetime,
-    supply: Supply,
-) -> None:
-    """Launch for the jobs that no machine covers, and until `min` machines stand free of a job, within every cap."""
-    within_budget = []
-    for job in unserved:
-        if limits.mint_soon.get(job.forge, 0.0) >= 1:
-            limits.mint_soon[job.forge] -= 1
-            within_budget.append(job)
-    if len(within_budget) < len(unserved):
-        supply.wake(now + timedelta(seconds=1))
-        forges = sorted({job.forge for job in unserved})
-        supply.blocked.append(
-            Blocked(
-                pool=pool.name,
-                jobs=len(unserved) - len(within_budget),
-                reason=f"the registration budget of {', '.join(forges)} is used up; it refills by the second",
-            )
-        )
-    for_min = max(0, pool.min - standing - len(within_budget))
-    asked = len(within_budget) + for_min
-    if asked == 0:
-        return
-    asked, held = _within_hold(pool, asked, standing, snapshot, now, supply)
-    if held:
-        supply.blocked.append(Blocked(pool=pool.name, jobs=max(0, len(within_budget) - asked), reason=held))
-    if asked == 0:
-        return
-    choice = choose_offerings(pool, snapshot.offerings.get(pool.name, ()), cooldowns=snapshot.cooldowns, now=now)
-    if not choice.offerings:
-        supply.wake(choice.again_at)
-        supply.blocked.append(Blocked(pool=pool.name, jobs=len(within_budget), reason=choice.reason))
-        return
-    runtime_h = runtime_h_of(pool)
-    reason = _without_machine(len(within_budget)) if within_budget else f"min = {pool.min}"
-    missing, cap = asked, ""
-    for provider, offerings in _by_provider(choice.offerings).items():
-        dearest = max(offering.price_usd_hour for offering in offerings)
-        rooms = limits.rooms(provider)
-        bounds = [(float(pool.max - fleet.live), f"pool {pool.name} is at its max of {pool.max} instances")]
-        bounds += [bound for room in rooms for bound in room.bounds(dearest, runtime_h)]
-        fits, tightest = min(bounds, key=lambda bound: bound[0])
-        cap = cap or tightest
-        count = missing if fits >= missing else max(0, math.floor(fits))
-        for room in rooms:
-            room.charge(count, dearest, runtime_h)
-        fleet.live += count
-        missing -= count
-        for size in _batches(count, rules.batch_limit):
-            supply.actions.append(Launch(pool=pool.name, count=size, offerings=offerings, reason=reason))
-    if missing:
-        supply.blocked.append(Blocked(pool=pool.name, jobs=min(missing, len(within_budget)), reason=cap))
-
-
-def _within_hold(
-    pool: Pool, asked: int, standing: int, snapshot: Snapshot, now: datetime, supply: Supply
-) -> tuple[int, str]:
-    """How many launches a pool's recent failures leave, and why not all."""
-    again_at = snapshot.retry_after.get(f"launch/{pool.name}", now)
-    if again_at > now:
-        supply.wake(again_at)
-        what = snapshot.held_back.get(pool.name, "the last launch failed")
-        return 0, f"{what}; tried again in {_seconds(again_at, now)}"
-    spoilage = snapshot.spoilage.get(pool.name)
-    if spoilage is None or spoilage.count < 2:
-        return asked, ""
-    what = f"the last {spoilage.count} machines of pool {pool.name} were of no use ({spoilage.reason})"
-    if spoilage.until > now:
-        supply.wake(spoilage.until)
-        return 0, f"{what}; the next one is tried in {_seconds(spoilage.until, now)}"
-    return min(asked, max(0, 1 - standing)), f"{what}; one machine at a time is tried until one takes a job"
-
-
-def _seconds(at: datetime, now: datetime) -> str:
-    return f"{max(1, math.ceil((at - now).total_seconds()))} s"
-
-
-def _without_machine(jobs: int) -> str:
-    return "1 queued job has no machine" if jobs == 1 else f"{jobs} queued jobs have no machine"
-
-
-def _by_provider(offerings: tuple[Offering, ...]) -> dict[ProviderName, tuple[Offering, ...]]:
-    """Ranked offerings by provider, the provider of the best one first: a batch is asked of one provider."""
-    found: dict[ProviderName, list[Offering]] = defaultdict(list)
-    for offering in offerings:
-        found[offering.capacity_pool.provider].append(offering)
-    return {provider: tuple(ranked) for provider, ranked in found.items()}
-
-
-def _batches(count: int, limit: int) -> Iterable[int]:
-    while count > 0:
-        yield min(count, limit)
-        count -= limit
 
 
 def _release_surplus(

@@ -14,6 +14,7 @@ def rules_of(config: Config) -> Rules:
         caps=_caps(config.autoscaler.caps),
         provider_caps={name: _caps(caps) for name, caps in config.provider_caps.items()},
         terminate_again_after=max(timedelta(seconds=5), config.autoscaler.list_instances),
+        evidence_half_life=config.autoscaler.evidence_half_life,
     )
 
 
@@ -40,6 +41,10 @@ def _pool(pool: PoolConfig) -> Pool:
         target=pool.wait.target,
         spot_enabled=pool.spot.enabled,
         max_spot_price_usd_hour=pool.spot.max_price,
+        spot_spread=pool.spot.spread,
+        spill_enabled=pool.spill.enabled,
+        spill_caps=Caps(usd_per_hour=pool.spill.max_usd_per_hour, usd_per_day=pool.spill.max_usd_per_day),
+        on_demand_from=pool.requeue.on_demand_from,
         requeue_enabled=pool.requeue.enabled,
         requeue_attempts=pool.requeue.attempts,
         opt_out_labels=pool.requeue.opt_out_labels,

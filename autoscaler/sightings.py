@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from autoscaler.model import Cooldown, EndReason, OrphanInstance, OrphanRunner, Spoilage
+from autoscaler.model import Cooldown, EndReason, OrphanInstance, OrphanRunner, ScopeCooldown, Spoilage
 from autoscaler.spi import (
     CapacityPool,
+    CapacityScope,
     CapacityType,
     ForgeName,
     InstanceId,
@@ -43,10 +44,11 @@ class Sightings:
     orphan_instances: dict[tuple[ProviderName, ProviderId], OrphanInstance] = field(default_factory=dict)
     orphan_runners: dict[tuple[ForgeName, RunnerId], OrphanRunner] = field(default_factory=dict)
     cooldowns: dict[CapacityPool, Cooldown] = field(default_factory=dict)
+    scope_cooldowns: dict[tuple[ProviderName, CapacityScope], ScopeCooldown] = field(default_factory=dict)
     offerings: dict[PoolName, tuple[Offering, ...]] = field(default_factory=dict)
     on_demand_usd_hour: dict[tuple[ProviderName, str, str], float] = field(default_factory=dict)
     """What machine types cost on demand, by provider, region and type."""
-    held_back: dict[PoolName, str] = field(default_factory=dict)
+    held_back: dict[tuple[PoolName, ProviderName], str] = field(default_factory=dict)
     spoilage: dict[PoolName, Spoilage] = field(default_factory=dict)
     sealed: set[InstanceId] = field(default_factory=set)
     started: set[InstanceId] = field(default_factory=set)

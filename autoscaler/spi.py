@@ -415,7 +415,12 @@ class ProviderError(Exception):
 
 
 class CapacityUnavailable(ProviderError):
-    """This offering has no machine now: cool that capacity pool and plan again."""
+    """This offering has no machine now: cool that capacity pool and plan again. `is_lasting`: its cloud does not have
+    it there at all (machine type not offered in the zone), so that hours pass before the next try."""
+
+    def __init__(self, message: str = "", *, is_lasting: bool = False) -> None:
+        super().__init__(message)
+        self.is_lasting = is_lasting
 
 
 class QuotaExceeded(ProviderError):

@@ -240,9 +240,9 @@ def _why_coming(job: Job, machine: Instance, pool: Pool, now: datetime) -> str:
 def _why_no_machine(
     job: Job, pool: Pool, snapshot: Snapshot, rules: Rules, blocked: Sequence[Blocked], now: datetime
 ) -> str:
-    held = snapshot.held_back.get(pool.name)
-    if held:
-        return f"Pool {pool.name} cannot launch now: {held.rstrip('.')}."
+    held = [snapshot.held_back.get((pool.name, provider), "") for provider in pool.providers]
+    if all(held):
+        return f"Pool {pool.name} cannot launch now: {'; '.join(text.rstrip('.') for text in held)}."
     planned = next((entry.reason for entry in blocked if entry.pool == pool.name), "")
     if planned:
         return sentence(planned)

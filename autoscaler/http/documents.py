@@ -191,7 +191,7 @@ def pool_documents(view: DaemonView) -> list[Document]:
             oldest_wait_s=max(0.0, (now - oldest[pool.name]).total_seconds()) if pool.name in oldest else 0.0,
             instances=fleet.get(pool.name, {}),
             blocked=reasons.get(pool.name, ()),
-            held_back=snapshot.held_back.get(pool.name, ""),
+            held_back="; ".join(text for (name, _), text in sorted(snapshot.held_back.items()) if name == pool.name),
         )
         for pool in sorted(view.rules().pools.values(), key=lambda pool: pool.name)
     ]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
-from autoscaler.apply import Launcher
+from autoscaler.apply_launch import Launcher
 from autoscaler.config import Config
 from autoscaler.core import Core
 from autoscaler.health import Health

@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from autoscaler.apply import Launcher
+from autoscaler.apply_launch import Launcher
 from autoscaler.config import Config
 from autoscaler.core import make_launcher, runner_prefix
 from autoscaler.sandbox.github_model import GitHubError, WorldPolicy

@@ -15,6 +15,7 @@ from datetime import datetime
 from typing import Protocol
 
 from autoscaler.model import (
+    CapacityEvidence,
     CostLine,
     Instance,
     InstanceMove,
@@ -86,7 +87,7 @@ class Changes:
     """One transaction. `jobs` and `instances` are inserted when their version is 1, else updated from version - 1.
     `consumed` are inbox seqs. `settings` are small texts by key (watermarks); an empty text deletes. `costs` are lines
     of machines that ended; `job_uses` say, after them, of which machines the time with a job was lost or not.
-    `interruptions` replace what is stored of their machines."""
+    `interruptions` replace what is stored of their machines, `evidence` what was known of its capacity pools."""
 
     jobs: Sequence[Job] = ()
     instances: Sequence[Instance] = ()
@@ -99,6 +100,7 @@ class Changes:
     costs: Sequence[CostLine] = ()
     job_uses: Mapping[InstanceId, Use] | None = None
     interruptions: Sequence[Interruption] = ()
+    evidence: Sequence[CapacityEvidence] = ()
 
     @property
     def is_empty(self) -> bool:
@@ -114,14 +116,15 @@ class Changes:
             or self.costs
             or self.job_uses
             or self.interruptions
+            or self.evidence
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
     """What a starting daemon reads: live rows (job states queued, running, lost; instances not terminated),
-    unconsumed inbox rows in order, operator controls and settings, interruptions of machines that have not ended.
-    `is_new` when the store never held an instance."""
+    unconsumed inbox rows in order, operator controls and settings, interruptions of machines that have not ended, the
+    evidence of each capacity pool. `is_new` when the store never held an instance."""
 
     jobs: Sequence[Job]
     instances: Sequence[Instance]
@@ -130,6 +133,7 @@ class Stored:
     settings: Mapping[str, str]
     interruptions: Sequence[Interruption]
     is_new: bool
+    evidence: Sequence[CapacityEvidence] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,10 +220,10 @@ class Store(Protocol):
         ...
 
     async def prune(self, *, before: datetime, deliveries_before: datetime, samples_before: datetime) -> int:
-        """Delete terminal jobs, terminated instances with their history, interruptions, ledger entries, cost lines and
-        consumed inbox rows that are older; delivery ids and samples have their own ages. Bounded work per call (a few
-        thousand rows); returns how many rows went, so that the caller repeats while it is not 0. Keeps the SQLite file
-        from growing (incremental vacuum)."""
+        """Delete terminal jobs, terminated instances with their history, interruptions, evidence, ledger entries, cost
+        lines and consumed inbox rows that are older; delivery ids and samples have their own ages. Bounded work per
+        call (a few thousand rows); returns how many rows went, so that the caller repeats while it is not 0. Keeps the
+        SQLite file from growing (incremental vacuum)."""
         ...
 
     async def aclose(self) -> None: ...

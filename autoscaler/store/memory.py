@@ -16,6 +16,7 @@ from operator import itemgetter
 from typing import Any, TypeVar
 
 from autoscaler.model import (
+    CapacityEvidence,
     CostLine,
     Instance,
     InstanceMove,
@@ -27,7 +28,7 @@ from autoscaler.model import (
     PoolControl,
     Use,
 )
-from autoscaler.spi import ForgeName, InstanceId, PoolName, Webhook
+from autoscaler.spi import CapacityPool, ForgeName, InstanceId, PoolName, Webhook
 from autoscaler.states import is_live, is_live_job
 from autoscaler.store import Changes, Conflict, CostSum, InboxRow, LeaseLost, Sample, Stored, StoreError, StoreStats
 from autoscaler.store.rows import Versioned, ended_at, last_versions
@@ -49,6 +50,7 @@ class MemoryDisk:
     samples: dict[tuple[datetime, PoolName], Sample] = field(default_factory=dict)
     costs: dict[tuple[InstanceId, Use], CostLine] = field(default_factory=dict)
     interruptions: dict[InstanceId, Interruption] = field(default_factory=dict)
+    evidence: dict[CapacityPool, CapacityEvidence] = field(default_factory=dict)
     controls: dict[PoolName, PoolControl] = field(default_factory=dict)
     settings: dict[str, str] = field(default_factory=dict)
     last_seq: int = 0
@@ -116,6 +118,7 @@ class MemoryStore:
             settings=dict(disk.settings),
             interruptions=[one for one in _by_notice(disk.interruptions.values()) if one.ended_at is None],
             is_new=not disk.held_instances,
+            evidence=[disk.evidence[pool] for pool in sorted(disk.evidence, key=lambda pool: pool.key)],
         )
 
     async def accept(self, forge: ForgeName, webhook: Webhook, received_at: datetime) -> int | None:
@@ -157,6 +160,7 @@ class MemoryStore:
             else:
                 disk.settings.pop(name, None)
         disk.interruptions.update({one.instance: one for one in changes.interruptions})
+        disk.evidence.update({one.capacity_pool: one for one in changes.evidence})
         for line in changes.costs:
             disk.costs[line.instance, line.use] = line
         for instance, use in (changes.job_uses or {}).items():
@@ -251,6 +255,7 @@ class MemoryStore:
             if received_at < deliveries_before and seq not in disk.inbox
         ]
         samples = [key for key in disk.samples if key[0] < samples_before]
+        evidence = [key for key, one in disk.evidence.items() if one.at < before]
         costs = [key for key, line in disk.costs.items() if line.ended_at < before]
         interruptions = [
             id_ for id_, one in disk.interruptions.items() if one.ended_at is not None and one.noticed_at < before
@@ -266,6 +271,7 @@ class MemoryStore:
                 _drop(disk.samples, samples),
                 _drop(disk.costs, costs),
                 _drop(disk.interruptions, interruptions),
+                _drop(disk.evidence, evidence),
             )
         )
         await asyncio.sleep(0)
@@ -293,7 +299,7 @@ def _checked(rows: Sequence[Versioned], table: Mapping[Any, Versioned]) -> dict[
 
 def _other_rows(changes: Changes) -> int:
     history = len(changes.moves) + len(changes.ledger) + len(changes.consumed) + len(changes.samples)
-    history += len(changes.costs) + len(changes.job_uses or {}) + len(changes.interruptions)
+    history += len(changes.costs) + len(changes.job_uses or {}) + len(changes.interruptions) + len(changes.evidence)
     return history + len(changes.controls or {}) + len(changes.settings or {})
 
 

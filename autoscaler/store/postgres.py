@@ -16,7 +16,16 @@ from typing import Any, TypeVar
 
 import asyncpg  # type: ignore[import-untyped]  # it ships no types
 
-from autoscaler.model import Instance, InstanceMove, Interruption, Job, JobId, LedgerEntry, PoolControl
+from autoscaler.model import (
+    CapacityEvidence,
+    Instance,
+    InstanceMove,
+    Interruption,
+    Job,
+    JobId,
+    LedgerEntry,
+    PoolControl,
+)
 from autoscaler.spi import ForgeName, InstanceId, PoolName, Webhook
 from autoscaler.store import Changes, Conflict, CostSum, LeaseLost, Sample, Stored, StoreError, StoreStats
 from autoscaler.store import rows as encoding
@@ -272,6 +281,7 @@ class PostgresStore:
             ("turn_cost", writes.job_uses),
             ("put_interruption", writes.interruptions),
             ("put_sample", writes.samples),
+            ("put_evidence", writes.evidence),
             ("put_control", writes.controls),
             ("put_setting", writes.settings),
             ("delete_setting", [(name,) for name in writes.dropped_settings]),
@@ -291,6 +301,7 @@ class PostgresStore:
                     ("prune_ledger", before),
                     ("prune_costs", before),
                     ("prune_interruptions", before),
+                    ("prune_evidence", before),
                     ("prune_inbox", deliveries_before),
                     ("prune_samples", samples_before),
                 ):
@@ -320,6 +331,7 @@ class PostgresStore:
                     controls={PoolName(p): PoolControl(c) for p, c in await connection.fetch(sql["controls"])},
                     settings=dict(await connection.fetch(sql["settings"])),
                     interruptions=await values(Interruption, "live_interruptions"),
+                    evidence=[read(CapacityEvidence, row[0]) for row in await connection.fetch(sql["evidence"])],
                     is_new=await connection.fetchval(sql["held_instances"]) == 0,
                 )
 

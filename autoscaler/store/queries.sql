@@ -323,7 +323,7 @@ DELETE FROM inbox WHERE seq IN (
 )
 RETURNING seq
 
--- ------------------------------------------------------------------------- samples, controls, settings
+-- ------------------------------------------------------------------------- samples, evidence, controls, settings
 
 -- name: put_sample
 -- One pool at one instant.
@@ -339,6 +339,21 @@ SELECT body FROM samples WHERE at_us >= $1 ORDER BY at_us, pool
 DELETE FROM samples
 WHERE at_us <= (SELECT max(at_us) FROM (SELECT at_us FROM samples WHERE at_us < $1 ORDER BY at_us LIMIT $2) AS oldest)
 RETURNING at_us
+
+-- name: put_evidence
+-- What our machines taught us of one capacity pool.
+INSERT INTO capacity_evidence (capacity_pool, at_us, body) VALUES ($1, $2, $3)
+ON CONFLICT (capacity_pool) DO UPDATE SET at_us = excluded.at_us, body = excluded.body
+
+-- name: evidence
+-- What is known of every capacity pool.
+SELECT body FROM capacity_evidence ORDER BY capacity_pool
+
+-- name: prune_evidence
+-- At most $2 capacity pools of which nothing was learned since $1.
+DELETE FROM capacity_evidence
+WHERE capacity_pool IN (SELECT capacity_pool FROM capacity_evidence WHERE at_us < $1 ORDER BY at_us LIMIT $2)
+RETURNING capacity_pool
 
 -- name: put_control
 -- An operator's hand on a pool.

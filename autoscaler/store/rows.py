@@ -206,6 +206,7 @@ class Writes:
     costs: Sequence[Columns]
     job_uses: Sequence[Columns]
     interruptions: Sequence[Columns]
+    evidence: Sequence[Columns]
 
     @property
     def rows(self) -> int:
@@ -213,7 +214,8 @@ class Writes:
         instances = len(self.instance_inserts) + len(self.instance_updates)
         history = len(self.moves) + len(self.ledger) + len(self.consumed) + len(self.samples)
         small = len(self.controls) + len(self.settings) + len(self.dropped_settings) + len(self.job_uses)
-        return jobs + instances + history + len(self.costs) + len(self.interruptions) + small
+        kept = len(self.costs) + len(self.interruptions) + len(self.evidence)
+        return jobs + instances + history + kept + small
 
 
 def writes(changes: Changes) -> Writes:
@@ -236,6 +238,7 @@ def writes(changes: Changes) -> Writes:
         settings=[(key(name), text(value)) for name, value in settings if value],
         dropped_settings=[key(name) for name, value in settings if not value],
         costs=[cost_columns(line) for line in changes.costs],
+        evidence=[(key(one.capacity_pool.key), micros(one.at), body(one)) for one in changes.evidence],
         job_uses=[(key(instance), str(use)) for instance, use in sorted((changes.job_uses or {}).items())],
         interruptions=[interruption_columns(one) for one in changes.interruptions],
     )

@@ -13,7 +13,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
-from autoscaler.model import Instance, InstanceMove, Interruption, Job, JobId, LedgerEntry, PoolControl
+from autoscaler.model import (
+    CapacityEvidence,
+    Instance,
+    InstanceMove,
+    Interruption,
+    Job,
+    JobId,
+    LedgerEntry,
+    PoolControl,
+)
 from autoscaler.spi import ForgeName, InstanceId, PoolName, Webhook
 from autoscaler.store import Changes, Conflict, CostSum, LeaseLost, Sample, Stored, StoreError, StoreStats
 from autoscaler.store import rows as encoding
@@ -149,6 +158,7 @@ class SqliteStore:
             ("put_interruption", writes.interruptions),
             ("consume", [(seq,) for seq in writes.consumed]),
             ("put_sample", writes.samples),
+            ("put_evidence", writes.evidence),
             ("put_control", writes.controls),
             ("put_setting", writes.settings),
             ("delete_setting", [(name,) for name in writes.dropped_settings]),
@@ -166,6 +176,7 @@ class SqliteStore:
                 ("prune_ledger", before),
                 ("prune_costs", before),
                 ("prune_interruptions", before),
+                ("prune_evidence", before),
                 ("prune_inbox", deliveries_before),
                 ("prune_samples", samples_before),
             ):
@@ -195,6 +206,7 @@ class SqliteStore:
                     },
                     settings=dict(connection.execute(self._sql["settings"]).fetchall()),
                     interruptions=self._values(connection, Interruption, "live_interruptions"),
+                    evidence=self._values(connection, CapacityEvidence, "evidence"),
                     is_new=self._number(connection, "held_instances") == 0,
                 )
             finally:

@@ -23,6 +23,7 @@ from tests.contract.store_builders import (
     an_instance,
 )
 from tests.contract.store_costs import StoreCostsContract
+from tests.contract.store_evidence import StoreEvidenceContract
 from tests.contract.store_interruptions import StoreInterruptionsContract
 from tests.contract.store_newest import StoreNewestContract
 
@@ -37,7 +38,7 @@ async def outcome(call: Awaitable[object]) -> object:
         return type(error)
 
 
-class StoreContract(StoreNewestContract, StoreCostsContract, StoreInterruptionsContract):
+class StoreContract(StoreNewestContract, StoreCostsContract, StoreInterruptionsContract, StoreEvidenceContract):
     """One suite for sqlite, postgres and memory."""
 
     groups_writes = True

@@ -71,8 +71,8 @@ async def test_machines_of_a_provider_that_was_taken_out_are_named(core: Core) -
 
 async def test_a_launch_of_what_a_reload_took_out_fails_and_ends_nothing_else(core: Core) -> None:
     row = core.rows.add_instance(instance(2, NOW, InstanceState.REQUESTED, version=0, provider_id=None), cause="test")
-    await core.applier._launch_rows(pool(LINUX, "linux"), row.provider, row.token, [row], (OFFERING,))
-    assert "aws" in core.sightings.held_back[LINUX]
+    await core.applier._launch_calls.launch(pool(LINUX, "linux"), row.provider, row.token, [row], (OFFERING,))
+    assert "aws" in core.sightings.held_back[LINUX, ProviderName("aws")]
     await core.loop.tick()
     assert row.id not in core.rows.instances, "refused, so that another machine is asked for"
     await core.aclose(grace_s=0)

@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import pytest
 
+from autoscaler.cooling import cooled
 from autoscaler.model import (
     Caps,
     EndReason,
@@ -15,9 +16,9 @@ from autoscaler.model import (
     Register,
     Release,
     Terminate,
+    launch_key,
 )
-from autoscaler.placement import cooled
-from autoscaler.spi import PoolName
+from autoscaler.spi import PoolName, ProviderName
 from tests.admin_world import GITHUB, GPU, LINUX, OFFERING, SPOT, pool, rules_of
 from tests.unit.plan_world import (
     COMPLETE,
@@ -33,6 +34,8 @@ from tests.unit.plan_world import (
     runner,
     world,
 )
+
+AWS = ProviderName("aws")
 
 
 def launched(made: Plan) -> int:
@@ -181,9 +184,9 @@ def test_the_pool_of_higher_priority_draws_on_the_caps_first() -> None:
 
 
 def test_a_large_launch_is_split_into_batches() -> None:
-    jobs = [queued(number) for number in range(1, 91)]
-    made = planned(world(jobs), replace(POOL, max=100))
-    assert [action.count for action in actions_of(made, Launch)] == [50, 40]
+    jobs = [queued(number) for number in range(1, 231)]
+    made = planned(world(jobs, forges={GITHUB: forge(registrations_left=1000)}), replace(POOL, max=300))
+    assert [action.count for action in actions_of(made, Launch)] == [100, 100, 30]
 
 
 # ---------------------------------------------------------------------- what keeps machines from being launched
@@ -199,8 +202,8 @@ def test_every_capacity_pool_cooling_is_said_with_the_next_try() -> None:
 
 def test_a_pool_that_cannot_launch_says_why_and_is_tried_again() -> None:
     again_at = NOW + timedelta(seconds=30)
-    held = {LINUX: "launching fails: image gone"}
-    made = planned(world([queued(1)], held_back=held, retry_after={"launch/linux": again_at}))
+    held = {(LINUX, AWS): "launching fails: image gone"}
+    made = planned(world([queued(1)], held_back=held, retry_after={launch_key(LINUX, AWS): again_at}))
     assert made.actions == ()
     assert made.blocked[0].reason == "launching fails: image gone; tried again in 30 s"
     assert made.wake_at == again_at
@@ -264,10 +267,10 @@ def test_registrations_on_their_way_have_their_share_of_the_budget() -> None:
 
 def test_an_action_that_failed_lately_waits_for_its_time() -> None:
     again_at = NOW + timedelta(seconds=5)
-    made = planned(world([queued(1)], retry_after={"launch/linux": again_at}))
+    made = planned(world([queued(1)], retry_after={launch_key(LINUX, AWS): again_at}))
     assert made.actions == ()
     assert made.wake_at == again_at
-    assert launched(planned(world([queued(1)], retry_after={"launch/linux": NOW}))) == 1
+    assert launched(planned(world([queued(1)], retry_after={launch_key(LINUX, AWS): NOW}))) == 1
 
 
 # ---------------------------------------------------------------------- min and surplus

@@ -153,7 +153,7 @@ def test_a_draining_pools_idle_runner_is_not_promised() -> None:
 
 
 def test_a_provider_that_is_held_back_gives_its_reason() -> None:
-    said = ask(snapshot=offered(WAITING, held_back={LINUX: "aws: credentials have expired"}))
+    said = ask(snapshot=offered(WAITING, held_back={(LINUX, SPOT.provider): "aws: credentials have expired"}))
     assert said == "Pool linux cannot launch now: aws: credentials have expired."
 
 
