@@ -1,0 +1,122 @@
+"""What CreateFleet and RunInstances share: from a specification and a place to a machine, or to why not."""
+
+import secrets
+from collections.abc import Sequence
+
+from autoscaler.sandbox.aws_access import Caller, tag_context
+from autoscaler.sandbox.aws_ec2_render import Launched
+from autoscaler.sandbox.aws_ec2_specification import Specification
+from autoscaler.sandbox.aws_ec2_spot import SpotRequests
+from autoscaler.sandbox.aws_limits import AwsMeter, limit_exceeded
+from autoscaler.sandbox.aws_query import AwsError
+from autoscaler.sandbox.aws_setup import aws_pool
+from autoscaler.sandbox.aws_sts import Iam, role_arn
+from autoscaler.sandbox.aws_world import AwsWorld, Made, Place, Refused
+from autoscaler.spi import CapacityType
+
+
+class Launcher:
+    """Makes machines in the world and remembers how EC2 describes them, in `launched` by machine id."""
+
+    def __init__(self, world: AwsWorld, meter: AwsMeter, iam: Iam) -> None:
+        self.launched: dict[str, Launched] = {}
+        self.spot_requests = SpotRequests()
+        self.world = world
+        self._meter = meter
+        self._iam = iam
+
+    def place(self, caller: Caller, specification: Specification, *, capacity_type: CapacityType) -> Place:
+        """Where a specification would launch. Raises AwsError in EC2's words: what it names must exist."""
+        setup, region = self.world.setup, caller.region
+        if specification.subnet_id:
+            subnet = setup.subnet(region, specification.subnet_id)
+        elif specification.zone:
+            subnet = setup.subnet_in(region, specification.zone)
+        else:
+            raise AwsError("MissingInput", "No subnets found for the default VPC. Please specify a subnet.")
+        if specification.zone not in ("", subnet.zone):
+            message = f"The subnet {subnet.id} is not in the Availability Zone {specification.zone}"
+            raise AwsError("InvalidParameterCombination", message)
+        setup.image(region, specification.image_id)
+        for group in specification.groups:
+            setup.check_group(region, group)
+        self._check_profile(specification.instance_profile)
+        capacity_pool = aws_pool(region, subnet.zone, specification.machine_type, capacity_type)
+        setup.type_of(capacity_pool)
+        return Place(capacity_pool=capacity_pool, subnet=subnet, specification=specification)
+
+    def need_launch(
+        self, caller: Caller, specification: Specification, *, create_action: str, is_dry_run: bool = False
+    ) -> None:
+        """The permissions of making instances: RunInstances, tags at creation, the role of the profile."""
+        kinds = ("instance", "volume", "network-interface", "spot-instances-request")
+        for kind in kinds:
+            tags = specification.tags.get(kind, {})
+            arn = f"arn:aws:ec2:{caller.region}:{caller.account}:{kind}/*"
+            context = tag_context(tags, kind="RequestTag")
+            caller.need("ec2:RunInstances", resource=arn, context=context, is_dry_run=is_dry_run)
+            if tags:
+                context = {**context, "ec2:CreateAction": create_action}
+                caller.need("ec2:CreateTags", resource=arn, context=context, is_dry_run=is_dry_run)
+        if role := self._iam.instance_profiles.get(specification.instance_profile.rpartition("/")[2]):
+            context = {"iam:PassedToService": "ec2.amazonaws.com"}
+            arn = role_arn(caller.account, role)
+            caller.need("iam:PassRole", resource=arn, context=context, is_dry_run=is_dry_run)
+
+    def launch(
+        self,
+        caller: Caller,
+        places: Sequence[Place],
+        *,
+        count: int,
+        at_least: int = 0,
+        client_token: str = "",
+        spread: bool = False,
+    ) -> tuple[Made, Refused]:
+        """Up to `count` machines over the places in their order, or `spread` evenly over them, and the places that
+        refused; below `at_least`, none are made."""
+        bucket = self._meter.limits.launched_machines
+        allowed = min(count, self._meter.whole_tokens(caller.region, "launched machines", bucket))
+        if places and allowed < max(1, at_least):
+            return [], [(place, limit_exceeded()) for place in places]
+        made, refused = self.world.launch(places, count=allowed, at_least=at_least, spread=spread, now=caller.now)
+        self._meter.take(caller.region, "launched machines", bucket, len(made))
+        if allowed < count and len(made) == allowed:
+            refused += [(place, limit_exceeded()) for place in places]
+        self._remember(made, client_token=client_token)
+        for _, machine in made:
+            if machine.spot_request_id:
+                self.spot_requests.open(machine, now=caller.now)
+        return made, refused
+
+    def _remember(self, made: Made, *, client_token: str = "") -> None:
+        reservation = f"r-{secrets.token_hex(9)[:17]}"
+        for index, (_, machine) in enumerate(made):
+            self.launched[machine.id] = Launched(reservation=reservation, index=index, client_token=client_token)
+
+    def fulfil(self, now: float) -> None:
+        """Persistent requests that nobody cancelled launch again for an instance that is gone."""
+        for request in self.spot_requests.persistent.values():
+            if not request.wants_another:
+                continue
+            gone = request.machine
+            place = Place(capacity_pool=gone.capacity_pool, subnet=gone.subnet, specification=gone.specification)
+            made, _ = self.world.launch([place], count=1, now=now, spot_request_id=request.id)
+            self._remember(made)
+            for _, machine in made:
+                request.machine = machine
+
+    def forget_gone(self) -> list[str]:
+        """Ids that the world no longer knows, and now we neither."""
+        gone = [id_ for id_ in self.launched if id_ not in self.world.all_machines]
+        for id_ in gone:
+            del self.launched[id_]
+        if gone:
+            self.spot_requests.forget(set(gone))
+        return gone
+
+    def _check_profile(self, profile: str) -> None:
+        name = profile.rpartition("/")[2]
+        if name and name not in self._iam.instance_profiles:
+            message = f"Value ({name}) for parameter iamInstanceProfile.name is invalid. "
+            raise AwsError("InvalidParameterValue", message + "Invalid IAM Instance Profile name")
