@@ -74,7 +74,7 @@ class GceCatalog:
             now, last = self._clock.now(), self._catalogue
             if last is not None and (now - last.loaded_at < _FRESH or (self._not_before or now) > now):
                 return last
-            context = Context(doing="list machine types", permission="compute.machineTypes.list")
+            context = Context(doing="list machine types", permission="compute.machineTypes.list", family="lists")
             try:
                 zones, types = await self._clients.read(self._read, context, timeout_s=_LOAD_S)
             except ProviderError as error:

@@ -130,6 +130,8 @@ class Context:
     is_write: bool = False
     region: str | None = None
     capacity_type: CapacityType | None = None
+    family: str = "reads"
+    """The rate budget that it draws on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

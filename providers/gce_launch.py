@@ -150,6 +150,7 @@ class GceLauncher:
             is_write=True,
             region=part.region,
             capacity_type=part.capacity_type,
+            family="launches",
         )
         before = {one.provider_id for one in state.found}
         try:

@@ -26,7 +26,7 @@ from autoscaler.spi import (
     ProviderError,
     ProviderId,
 )
-from providers.gce_clients import GceClients, Sdk
+from providers.gce_clients import PAGE, GceClients, Sdk
 from providers.gce_errors import Context, NotFound
 from providers.gce_names import BATCH, DEPLOYMENT, POOL, STOPPABLE, Place, label, place_of
 from providers.gce_operations import Loss, Operations, failed_items, moment
@@ -36,7 +36,7 @@ _FEW = 10
 """So many machines are asked for one by one; for more a whole listing is cheaper."""
 _KEEP_ENDED = timedelta(minutes=10)
 _LISTING_S = 110.0
-_LISTING = Context(doing="list instances", permission="compute.instances.list")
+_LISTING = Context(doing="list instances", permission="compute.instances.list", family="lists")
 _OFF = frozenset({"TERMINATED", "STOPPED", "SUSPENDED"})
 _STATES: Mapping[str, MachineState] = {
     **dict.fromkeys(("PROVISIONING", "STAGING", "PENDING"), MachineState.PENDING),
@@ -181,7 +181,7 @@ class GceMachines:
                     found += [one for item in scope.get("instances", ()) if (one := self._parse(item)) is not None]
             return found
 
-        return await self._clients.read(read, _LISTING, timeout_s=_LISTING_S)
+        return await self._clients.read(read, _LISTING, timeout_s=_LISTING_S, pages=1 + len(self._known) // PAGE)
 
     async def _losses(self, present: Iterable[Machine], absent: Collection[Machine]) -> dict[str, Loss]:
         """Why machines are off or gone, by numeric id; nothing is asked where we know it ourselves."""

@@ -25,8 +25,8 @@ _SLOWEST_POLL_S = 4.0
 _OLD = timedelta(minutes=15)
 """Operations stay listed for two weeks: reading stops at a page that is older than this."""
 
-_READING = Context(doing="read an operation", permission="compute.regionOperations.get")
-_LISTING = Context(doing="list operations", permission="compute.globalOperations.list")
+_READING = Context(doing="read an operation", permission="compute.regionOperations.get", family="operations")
+_LISTING = Context(doing="list operations", permission="compute.globalOperations.list", family="lists")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

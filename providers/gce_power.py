@@ -86,6 +86,7 @@ class GcePower:
                 doing=f"reclaim {provider_id}",
                 permission="compute.instances.simulateMaintenanceEvent",
                 is_write=True,
+                family="changes",
             )
             await self._send(machine, context, lambda sdk: sdk.instances.simulate_maintenance_event_unary)
 
@@ -104,14 +105,18 @@ class GcePower:
         machine = await self._ours(provider_id)
         if machine is None:
             return
-        context = Context(doing=f"delete {provider_id}", permission="compute.instances.delete", is_write=True)
+        context = Context(
+            doing=f"delete {provider_id}", permission="compute.instances.delete", is_write=True, family="changes"
+        )
         await self._send(machine, context, lambda sdk: sdk.instances.delete_unary)
         self._machines.deleting(provider_id)
 
     async def _stop(self, machine: Machine) -> None:
         if machine.instance.state in (MachineState.STOPPING, MachineState.STOPPED):
             return
-        context = Context(doing=f"stop {machine.provider_id}", permission="compute.instances.stop", is_write=True)
+        context = Context(
+            doing=f"stop {machine.provider_id}", permission="compute.instances.stop", is_write=True, family="changes"
+        )
         operation = await self._send(machine, context, lambda sdk: sdk.instances.stop_unary)
         if operation is not None:
             asked_at = operation.insert_time or operation.start_time
@@ -123,6 +128,7 @@ class GcePower:
             doing=f"start {machine.provider_id}",
             permission="compute.instances.start",
             is_write=True,
+            family="changes",
             region=machine.instance.capacity_pool.region,
             capacity_type=machine.instance.capacity_pool.capacity_type,
         )
