@@ -1,0 +1,90 @@
+"""One machine of the sandbox's clouds, and what can happen to it. Mutable rows, changed by `cloud_account` alone.
+
+PENDING --boot--> RUNNING --terminate--> TERMINATING --> TERMINATED --kept_s--> forgotten
+   |                 +-- stop --> STOPPING --> STOPPED --start--> PENDING
+   +-- stillborn     +-- powers itself off, is taken --> TERMINATED (or STOPPED, where it stops on a reclaim)
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from autoscaler.spi import CapacityPool, MachineState
+
+TAKEN = "Server.SpotInstanceTermination"
+TAKEN_AND_STOPPED = "Server.SpotInstanceShutdown"
+BY_ITSELF = "Client.InstanceInitiatedShutdown"
+BY_USER = "Client.UserInitiatedShutdown"
+NO_CAPACITY = "Server.InsufficientInstanceCapacity"
+
+
+class Happening(StrEnum):
+    """What a cloud tells, or what must happen outside of it."""
+
+    BOOTED = "booted"
+    """Power is on: its user data runs."""
+    POWER_LOST = "power_lost"
+    """Whatever runs on it is gone."""
+    WARNED = "warned"
+    """It will be taken at `reclaim_at`."""
+    REBALANCE = "rebalance"
+    STATE = "state"
+    """Its state is another one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something happened to a machine at a time; `state` is what it was in then."""
+
+    kind: Happening
+    machine: "Machine"
+    at: float
+    state: MachineState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What is asked of a new machine. `stops_when_taken`: it keeps its disk when the cloud takes it."""
+
+    image: str
+    user_data: str
+    tags: dict[str, str] = field(default_factory=dict)
+    stops_when_taken: bool = False
+    powers_off_to_stop: bool = False
+    """Its own shutdown stops it instead of ending it."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Machine:
+    """See the module docstring. Times are epoch seconds; `number` counts an account's machines."""
+
+    id: str
+    number: int
+    capacity_pool: CapacityPool
+    wish: Wish
+    price_usd_hour: float
+    launched_at: float
+    started_at: float
+    shown_at: float
+    address: str
+    tags: dict[str, str]
+    state: MachineState = MachineState.PENDING
+    changed_at: float = 0.0
+    reason: str = ""
+    """Why it is in its state, where somebody or something caused it: "Client.UserInitiatedShutdown"."""
+    noticed_at: float | None = None
+    reclaim_at: float | None = None
+    rebalanced_at: float | None = None
+    was_taken: bool = False
+    ended_at: float | None = None
+    stopped_at: float | None = None
+    spot_request_id: str = ""
+    life: int = 0
+    """Counts its power-ons, so that what was planned for an earlier one does not happen to a later one."""
+
+    @property
+    def is_up(self) -> bool:
+        return self.state in (MachineState.PENDING, MachineState.RUNNING)
+
+    @property
+    def has_ended(self) -> bool:
+        return self.state is MachineState.TERMINATED
