@@ -90,7 +90,7 @@ class CloudAccount:
             return shortage
         number = next(self._numbers)
         machine = Machine(
-            id=f"i-{self.faults.dice('ids').getrandbits(36) << 32 | number:017x}",
+            id=wish.id or f"i-{self.faults.dice('ids').getrandbits(36) << 32 | number:017x}",
             number=number,
             capacity_pool=pool,
             wish=wish,

@@ -43,11 +43,16 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
-    """What is asked of a new machine. `stops_when_taken`: it keeps its disk when the cloud takes it."""
+    """What is asked of a new machine. `stops_when_taken`: it keeps its disk when the cloud takes it. `tags` are what
+    its metadata service tells: EC2's tags, Google's metadata items (but the start-up script, which is `user_data`)."""
 
     image: str
     user_data: str
     tags: dict[str, str] = field(default_factory=dict)
+    id: str = ""
+    """Google's number for it, which its face gives; elsewhere the account makes one."""
+    name: str = ""
+    """Google's name for it."""
     stops_when_taken: bool = False
     powers_off_to_stop: bool = False
     """Its own shutdown stops it instead of ending it."""
