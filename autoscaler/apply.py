@@ -53,7 +53,7 @@ from autoscaler.spi import (
     ProviderId,
     ProviderName,
 )
-from autoscaler.states import is_live
+from autoscaler.states import WORKING_STATES, is_live
 from autoscaler.store import Conflict, LeaseLost, StoreError
 
 log = structlog.get_logger()
@@ -268,7 +268,7 @@ class Applier:
             return None
         if action.is_spoiled and row.id not in self._seen.releasing:
             self._seen.note_spoiled(row.pool, now, action.reason)
-        if action.end_reason is EndReason.JOB_DONE:
+        if row.state in WORKING_STATES:
             self._make_terminating(row, action.end_reason, action.reason, now)
             return partial(self._end_after_job, row, action)
         return partial(self._release, row, action)

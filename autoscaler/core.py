@@ -15,17 +15,20 @@ from autoscaler.apply import Applier
 from autoscaler.apply_forge import ForgeCalls
 from autoscaler.apply_launch import Launcher
 from autoscaler.config import Config
+from autoscaler.experience import Experience
 from autoscaler.facts import Fact, WebhookArrived
 from autoscaler.health import Health
 from autoscaler.http.agents import AgentDesk
 from autoscaler.http.limits import Refusals
-from autoscaler.http.view import Condition, TickView
+from autoscaler.http.view import Condition, TickView, Trouble
 from autoscaler.live import LiveRows
 from autoscaler.loop import Loop
 from autoscaler.metrics import Metrics
 from autoscaler.model import Blocked, LedgerEntry, Pool, PoolControl, Rules, Snapshot
+from autoscaler.notices import NoticeWatch
 from autoscaler.observe import Observer
 from autoscaler.observe_jobs import JobObserver
+from autoscaler.observe_losses import LossObserver
 from autoscaler.polls import Polls
 from autoscaler.rules import rules_of
 from autoscaler.sightings import Sightings
@@ -100,8 +103,17 @@ class Core:
         )
         jobs = self.jobs = JobObserver(rows, sightings, self._forges, metrics, heard_at=self.desk.last_contact)
         jobs.load(clock.now())
-        observer = Observer(rows, sightings, jobs, runner_prefix=prefix, providers=self._providers.keys())
-        self._experience = observer.experience
+        experience = self._experience = Experience(rows, sightings)
+        losses = LossObserver(rows, sightings, metrics, experience=experience, heard_at=self.desk.last_contact)
+        observer = Observer(
+            rows,
+            sightings,
+            jobs,
+            losses,
+            experience=experience,
+            runner_prefix=prefix,
+            providers=self._providers.keys(),
+        )
         loop = self.loop = Loop(
             rows=rows,
             store=self._store,
@@ -152,6 +164,9 @@ class Core:
             health=health,
             metrics=metrics,
         )
+        self.notices = NoticeWatch(
+            loop=loop, rows=rows, providers=self._providers, heard_at=self.desk.last_contact, clock=clock
+        )
         for row in stored.inbox:
             loop.report(WebhookArrived(seq=row.seq, forge=row.forge, webhook=row.webhook))
         loop.replace_rules(self._rules)
@@ -167,6 +182,7 @@ class Core:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.loop.run())
                 group.create_task(self._tell_changes())
+                self.notices.start(group)
                 self.polls.start(
                     group,
                     poll={forge.name: forge.poll for forge in self._config.forges},
@@ -267,6 +283,9 @@ class Core:
 
     def conditions(self) -> Sequence[Condition]:
         return self.health.conditions()
+
+    def troubles(self) -> Sequence[Trouble]:
+        return self.notices.troubles()
 
     def last_tick(self) -> TickView | None:
         return self.loop.last_tick

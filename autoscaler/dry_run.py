@@ -20,12 +20,14 @@ from autoscaler.clock import SystemClock
 from autoscaler.config import Config, load
 from autoscaler.core import runner_prefix
 from autoscaler.dry_run_report import Findings, ReadFailure, document, text
+from autoscaler.experience import Experience
 from autoscaler.facts import Fact, InstancesListed, JobRead, JobsListed, ListingFailed, RunnersListed, WebhookArrived
 from autoscaler.live import LiveRows
 from autoscaler.metrics import Metrics
 from autoscaler.model import job_id
 from autoscaler.observe import Observer
 from autoscaler.observe_jobs import JobObserver
+from autoscaler.observe_losses import LossObserver
 from autoscaler.plan import plan
 from autoscaler.plugins import make_forges, make_providers
 from autoscaler.reloading import config_secrets
@@ -125,10 +127,13 @@ class _Look:
         known = frozenset(self._rows.instances)
         self._jobs.load(self._clock.now())
         self._jobs.rematch(self._rules)
+        experience = Experience(self._rows, self._seen)
         observer = Observer(
             self._rows,
             self._seen,
             self._jobs,
+            LossObserver(self._rows, self._seen, Metrics(), experience=experience, heard_at=lambda _: None),
+            experience=experience,
             runner_prefix=runner_prefix(self._config.autoscaler.name),
             providers=self._providers.keys(),
         )

@@ -18,8 +18,11 @@ from autoscaler.spi import (
     InstanceId,
     JobListing,
     LaunchResult,
+    Notice,
+    NoticeKind,
     Offering,
     ProviderError,
+    ProviderId,
     ProviderName,
     Webhook,
 )
@@ -115,12 +118,43 @@ class AssignmentAsked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentReported:
-    """One event of an agent: a hint, except where it speaks of itself (`runner_started`, `ending`)."""
+    """One event of an agent: a hint, except where it speaks of itself (`runner_started`, `ending`). `at` is the
+    machine's own time of it."""
 
     instance: InstanceId
     kind: str
     cause: str = ""
     ran_job: bool = False
+    at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentNoticed:
+    """An agent saw its cloud's warning about its machine."""
+
+    instance: InstanceId
+    kind: NoticeKind
+    reclaim_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoticeArrived:
+    """What a cloud said unasked about one machine, ours or not."""
+
+    provider: ProviderName
+    notice: Notice
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachinesDescribed:
+    """A cloud's answer about machines that were asked for by id; those of `asked` that `instances` lacks were left
+    out by it. `silent` are those whose agents are not heard any more."""
+
+    provider: ProviderName
+    asked: frozenset[ProviderId]
+    silent: frozenset[ProviderId]
+    instances: Sequence[CloudInstance]
+    started_at: datetime
 
 
 Fact = (
@@ -135,4 +169,7 @@ Fact = (
     | ClaimDisputed
     | AssignmentAsked
     | AgentReported
+    | AgentNoticed
+    | NoticeArrived
+    | MachinesDescribed
 )

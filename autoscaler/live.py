@@ -10,7 +10,7 @@ import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from autoscaler.model import (
@@ -20,6 +20,7 @@ from autoscaler.model import (
     Instance,
     InstanceMove,
     InstanceState,
+    Interruption,
     Job,
     JobId,
     JobState,
@@ -54,6 +55,9 @@ class LiveRows:
 
     def __init__(self, store: Store, traits: Mapping[ProviderName, ProviderTraits] | None = None) -> None:
         self._traits = traits or {}
+        self.reclaimed_free = {
+            name: timedelta(seconds=billing.reclaimed_free_s) for name, billing in self._traits.items()
+        }
         self.billed: list[CostLine] = []
         """What machines cost that ended since the last tick looked, for the metrics."""
         self.jobs: dict[JobId, Job] = {}
@@ -67,6 +71,9 @@ class LiveRows:
         self.ended_claims: OrderedDict[str, InstanceId] = OrderedDict()
         self.ended_runners: OrderedDict[str, Instance | None] = OrderedDict()
         """Ended machines by the name of their runner; None: looked up in the store, and no ended machine's."""
+        self.ended_machines: OrderedDict[tuple[ProviderName, ProviderId], Instance] = OrderedDict()
+        self.interruptions: dict[InstanceId, Interruption] = {}
+        """Those of live rows: their clouds take them."""
         self.changed = 0
         """Counts visible changes, for live views."""
         self._store = store
@@ -75,6 +82,7 @@ class LiveRows:
         self._by_claim: dict[str, InstanceId] = {}
         self._by_token: dict[BatchToken, set[InstanceId]] = {}
         self._saved: dict[str, int] = {}
+        self._ended_interruptions: OrderedDict[InstanceId, Interruption] = OrderedDict()
         self._buffer = _Buffer()
         self._pending: deque[Changes] = deque()
         self._flushing = asyncio.Lock()
@@ -94,6 +102,7 @@ class LiveRows:
         for instance in stored.instances:
             self._saved[instance.id] = instance.version
             self._index(instance)
+        self.interruptions = {one.instance: one for one in stored.interruptions}
 
     # ------------------------------------------------------------------ look-ups
 
@@ -120,6 +129,14 @@ class LiveRows:
     def remember_runner(self, name: str, ended: Instance | None) -> None:
         """What the store holds about the machine of a runner name."""
         _remember(self.ended_runners, name, ended)
+
+    def remember_interruption(self, ended: Interruption) -> None:
+        """What the store holds about the loss of a machine that ended."""
+        _remember(self._ended_interruptions, ended.instance, ended)
+
+    def interruption_of(self, instance: InstanceId) -> Interruption | None:
+        """What is known of the loss of a machine, live or ended."""
+        return self.interruptions.get(instance) or self._ended_interruptions.get(instance)
 
     # ------------------------------------------------------------------ writes
 
@@ -180,6 +197,16 @@ class LiveRows:
         if is_lost:
             self._buffer.job_uses[ended.id] = Use.LOST
         self.billed.extend(replace(line, use=Use.LOST) if is_lost and line.use is Use.JOB else line for line in lines)
+
+    def record(self, interruption: Interruption) -> None:
+        """What is known by now of one loss."""
+        self._buffer.interruptions[interruption.instance] = interruption
+        if interruption.ended_at is None:
+            self.interruptions[interruption.instance] = interruption
+        else:
+            self.interruptions.pop(interruption.instance, None)
+            self.remember_interruption(interruption)
+        self.changed += 1
 
     def note(self, entry: LedgerEntry) -> None:
         self._buffer.ledger.append(entry)
@@ -264,6 +291,8 @@ class LiveRows:
                 _remember(self.ended_claims, instance.claim, instance.id)
             if instance.runner_name:
                 self.remember_runner(instance.runner_name, instance)
+            if instance.provider_id is not None:
+                _remember(self.ended_machines, (instance.provider, instance.provider_id), instance)
         self.changed += 1
         return instance
 
@@ -347,6 +376,7 @@ class _Buffer:
         self.evidence: dict[CapacityPool, CapacityEvidence] = {}
         self.costs: list[CostLine] = []
         self.job_uses: dict[InstanceId, Use] = {}
+        self.interruptions: dict[InstanceId, Interruption] = {}
 
     @property
     def is_empty(self) -> bool:
@@ -365,6 +395,7 @@ class _Buffer:
             evidence=tuple(self.evidence.values()),
             costs=tuple(self.costs),
             job_uses=dict(self.job_uses),
+            interruptions=tuple(self.interruptions.values()),
         )
 
 

@@ -203,6 +203,8 @@ class Loop:
             row = await self._store.instance(instance)
             if name not in self._rows.ended_runners:
                 is_its_end = row is not None and not is_live(row) and row.runner_name == name
+                if is_its_end and (interruption := await self._store.interruption(instance)) is not None:
+                    self._rows.remember_interruption(interruption)
                 self._rows.remember_runner(name, row if is_its_end else None)
         unknown = self._jobs.unknown_ids(facts)
         for job in await self._store.jobs_by_ids(unknown) if unknown else ():

@@ -79,6 +79,9 @@ class Metrics:
         self.interruptions_total = self._counter(
             "interruptions_total", "Reclaimed instances", "provider", "zone", "machine_type", "announced"
         )
+        self.notices_dropped_total = self._counter(
+            "notices_dropped_total", "Notices that changed nothing, by why", "provider", "reason"
+        )
         self.notice_lead_seconds = self._histogram("notice_lead_seconds", "From notice to reclaim", _LEADS)
         self.replace_seconds = self._histogram("replace_seconds", "From notice to a replacement being ready", _WAITS)
         self.requeues_total = self._counter("requeues_total", "Lost jobs asked to run again", "pool", "outcome")

@@ -233,6 +233,15 @@ class Interruption:
     cutoff_at: datetime | None = None
     ended_at: datetime | None = None
 
+    @property
+    def taken_by(self) -> datetime:
+        """When the machine is gone if its cloud does what it said; the longest notice where it did not say when."""
+        return self.reclaim_at or self.noticed_at + timedelta(minutes=2)
+
+    @property
+    def told_by(self) -> str:
+        return f"told by {', '.join(self.sources)}"
+
 
 class Use(StrEnum):
     """What a machine's money bought."""
@@ -467,6 +476,10 @@ class Snapshot:
     """What ended machines cost since midnight UTC, by provider; live ones are counted by their rows."""
     on_demand_today_usd: Mapping[PoolName, float] = field(default_factory=dict)
     """Of that, what on_demand machines cost, by pool."""
+    interruptions: Mapping[InstanceId, Interruption] = field(default_factory=dict)
+    """Machines that their clouds are taking."""
+    reclaimed_free: Mapping[ProviderName, timedelta] = field(default_factory=dict)
+    """The first time in which a machine costs nothing if its cloud, and nobody else, ends it."""
 
 
 # --------------------------------------------------------------------------- actions

@@ -13,6 +13,7 @@ import structlog
 
 from autoscaler.experience import Experience
 from autoscaler.facts import (
+    AgentNoticed,
     AgentReported,
     AgentSaidHello,
     AssignmentAsked,
@@ -23,6 +24,8 @@ from autoscaler.facts import (
     JobsListed,
     LaunchAnswered,
     ListingFailed,
+    MachinesDescribed,
+    NoticeArrived,
     RunnersListed,
     WebhookArrived,
 )
@@ -39,7 +42,9 @@ from autoscaler.model import (
     Rules,
     Snapshot,
 )
+from autoscaler.observe_agents import RECLAIMED, AgentObserver
 from autoscaler.observe_jobs import JobObserver
+from autoscaler.observe_losses import LossObserver
 from autoscaler.sightings import Sightings
 from autoscaler.spi import (
     CloudInstance,
@@ -68,9 +73,6 @@ ADOPTION_AWAITED = timedelta(hours=1)
 """No runner is spared for longer after the start for machines that a cloud has not listed yet: a cloud that never
 lists must not keep dead runners at the forges for ever."""
 
-_AGENT_SAID = "agent: "
-"""How `Instance.detail` begins where it is what the agent said of its end."""
-
 _S = InstanceState
 
 
@@ -83,22 +85,23 @@ class Observer:
         rows: LiveRows,
         sightings: Sightings,
         jobs: JobObserver,
+        losses: LossObserver,
         *,
+        experience: Experience,
         runner_prefix: str,
         providers: Collection[ProviderName],
     ) -> None:
         self._rows = rows
         self._seen = sightings
         self._jobs = jobs
-        self.experience = Experience(rows, sightings)
+        self.experience = experience
+        self._losses = losses
         self._runner_prefix = runner_prefix
         if rows.is_new_store:
             for provider in providers:
                 rows.set_setting(f"adopting/{provider}", "yes")
         self._adopting = {provider for provider in providers if f"adopting/{provider}" in rows.settings}
-        for row in rows.instances.values():
-            if row.detail.startswith(_AGENT_SAID):
-                sightings.ending[row.id] = row.detail.removeprefix(_AGENT_SAID)
+        self._agents = AgentObserver(rows, sightings, jobs, losses)
         self._began_at: datetime | None = None
         self.refused = 0
 
@@ -113,6 +116,7 @@ class Observer:
             except Exception:
                 self.refused += 1
                 log.exception("fact_refused", fact=type(fact).__name__)
+        self._losses.settle(now)
 
     def _consume(self, fact: Fact, rules: Rules, now: datetime) -> None:
         match fact:
@@ -133,13 +137,19 @@ class Observer:
             case LaunchAnswered():
                 self._launch_answered(fact, now)
             case AgentSaidHello():
-                self._hello(fact, now)
+                self._agents.hello(fact, now)
             case ClaimDisputed():
                 self._seen.disputed.add(fact.instance)
             case AssignmentAsked():
-                self._assignment_asked(fact, now)
+                self._agents.assignment_asked(fact, now)
             case AgentReported():
-                self._agent_reported(fact, now)
+                self._agents.reported(fact, now)
+            case AgentNoticed():
+                self._losses.agent_noticed(fact, now)
+            case NoticeArrived():
+                self._losses.notice_arrived(fact, now)
+            case MachinesDescribed():
+                self._machines_described(fact, now)
             case _:
                 assert_never(fact)
 
@@ -186,12 +196,7 @@ class Observer:
             row = self._rows.by_provider_id(machine.provider, machine.provider_id) or self._adopt(machine, now)
             if row is not None:
                 listed.add(row.id)
-                if machine.state is MachineState.RUNNING:
-                    self._seen.shown_up[row.id] = fact.started_at
-                elif machine.state is MachineState.TERMINATED:
-                    cause = f"the cloud says it ended {machine.end_detail}".strip()
-                    ending = EndReason.SELF_ENDED if machine.ended_by_itself else None
-                    self._end(row, now, cause=cause, ending=ending)
+                self._machine_shown(row, machine, fact.started_at, now)
             elif fact.is_complete and machine.state in (MachineState.PENDING, MachineState.RUNNING):
                 key = (machine.provider, machine.provider_id)
                 before = self._seen.orphan_instances.get(key)
@@ -206,6 +211,41 @@ class Observer:
         if fact.provider in self._adopting:
             self._adopting.discard(fact.provider)
             self._rows.set_setting(f"adopting/{fact.provider}", "")
+
+    def _machine_shown(self, row: Instance, machine: CloudInstance, started_at: datetime, now: datetime) -> None:
+        self._losses.listed(row, machine, now)
+        self._seen.left_out.pop(row.id, None)
+        if machine.state is MachineState.RUNNING:
+            self._seen.shown_up[row.id] = started_at
+        elif machine.state is MachineState.TERMINATED:
+            cause = f"the cloud says it ended {machine.end_detail}".strip()
+            ending = EndReason.SELF_ENDED if machine.ended_by_itself else None
+            self._end(row, now, cause=cause, ending=ending)
+
+    def _machines_described(self, fact: MachinesDescribed, now: datetime) -> None:
+        """A machine whose agent is silent and that its cloud calls terminated, or leaves out twice, was taken."""
+        shown = {machine.provider_id: machine for machine in fact.instances}
+        for id_ in sorted(fact.asked):
+            row = self._rows.by_provider_id(fact.provider, id_)
+            if row is None:
+                continue
+            machine = shown.get(id_)
+            is_gone = machine is None or (machine.state is MachineState.TERMINATED and not machine.ended_by_itself)
+            if machine is None and not self._is_left_out_again(row, fact.started_at):
+                continue
+            if is_gone and id_ in fact.silent:
+                self._losses.found_gone(row, now)
+            if machine is None:
+                self._end(row, now, cause="its cloud, asked for it twice, does not know it")
+            else:
+                self._machine_shown(row, machine, fact.started_at, now)
+
+    def _is_left_out_again(self, row: Instance, started_at: datetime) -> bool:
+        """Whether an answer without a machine means that it is gone: clouds know young machines eventually."""
+        if self._seen.bound_at.get(row.id, row.created_at) > started_at - LISTING_GRACE:
+            return False
+        self._seen.left_out[row.id] = self._seen.left_out.get(row.id, 0) + 1
+        return self._seen.left_out[row.id] >= COMPLETE_SIGHTINGS
 
     def _adopt(self, machine: CloudInstance, now: datetime) -> Instance | None:
         """The row that waits for a machine of this token, or, into a new store, a row of its own."""
@@ -252,15 +292,19 @@ class Observer:
     def _end(self, row: Instance, now: datetime, *, cause: str, ending: EndReason | None = None) -> None:
         """The machine is gone. What it was doing is settled with the forge, never guessed."""
         said = self._seen.ending.get(row.id)
-        if ending is None:
-            ending = EndReason.SELF_ENDED if said is not None else EndReason.VANISHED
+        is_taken = row.id in self._rows.interruptions and said is None
         if said == "job_done":
             ending = EndReason.JOB_DONE
+        elif is_taken or said == RECLAIMED:
+            ending = EndReason.INTERRUPTED
+        elif ending is None:
+            ending = EndReason.SELF_ENDED if said is not None else EndReason.VANISHED
         ended = self._rows.move(row, _S.TERMINATED, now=now, cause=cause, ending=ending)
         hours = (now - row.created_at).total_seconds() / 3600
         if row.provider_id is not None and row.price_usd_hour:
             self._rows.spend(row, hours * row.price_usd_hour, now=now)
         self.experience.machine_ended(ended, now)
+        self._losses.machine_ended(ended, now)
         self._jobs.machine_ended(ended, now, ran_to_end=said == "job_done")
         self._seen.forget(row.id)
 
@@ -306,62 +350,6 @@ class Observer:
         elif runner.is_online and row.state is _S.REGISTERING:
             self._rows.move(row, _S.IDLE, now=now, cause="the forge lists its runner as online")
 
-    # ------------------------------------------------------------------ agents
-
-    def _hello(self, fact: AgentSaidHello, now: datetime) -> None:
-        row = self._rows.instances.get(fact.instance)
-        if row is None:
-            return
-        if row.state is _S.LAUNCHED:
-            row = self._rows.move(row, _S.READY, now=now, cause="its agent said hello")
-        if fact.runner_name and row.state is _S.READY and not row.runner_name:
-            self._rows.move(
-                row, _S.REGISTERING, now=now, cause="its agent runs a runner already", runner_name=fact.runner_name
-            )
-
-    def _assignment_asked(self, fact: AssignmentAsked, now: datetime) -> None:
-        """Its claim is durable before a hello is answered, the hello itself is not: after a kill -9 between the two the
-        agent never says it again, and its asking shows that it is up."""
-        self._seen.asking.add(fact.instance)
-        row = self._rows.instances.get(fact.instance)
-        if row is not None and row.state is _S.LAUNCHED:
-            self._rows.move(row, _S.READY, now=now, cause="its agent asks for its assignment")
-
-    def _agent_reported(self, fact: AgentReported, now: datetime) -> None:
-        row = self._rows.instances.get(fact.instance)
-        if row is None:
-            return
-        match fact.kind:
-            case "assignment_received" | "runner_started" if row.state is _S.REGISTERING:
-                if fact.kind == "runner_started":
-                    self._rows.move(row, _S.IDLE, now=now, cause="its agent started the runner")
-            case "runner_exited":
-                if fact.ran_job:
-                    row = self._had_job(row, now)
-                self._note_ending(row, "job_done" if fact.ran_job else f"runner_failed {fact.cause}".strip())
-            case "job_started":
-                self._seen.started.add(row.id)
-            case "ending":
-                if row.id not in self._seen.ending:
-                    self._note_ending(row, fact.cause)
-                row = self._rows.instances[row.id]
-                if row.state in (_S.BUSY, _S.DRAINING) and fact.cause == "max_runtime":
-                    self._jobs.passed_runtime(row)
-            case _:
-                pass
-
-    def _had_job(self, row: Instance, now: datetime) -> Instance:
-        """Its agent is ahead of the forge's word which job it was. If it ended as an idle machine does, that job would
-        seem to have none, and another would be launched for it."""
-        if row.state not in (_S.REGISTERING, _S.IDLE):
-            return row
-        return self._rows.move(row, _S.BUSY, now=now, cause="its agent says that it ran a job")
-
-    def _note_ending(self, row: Instance, said: str) -> None:
-        """What the agent said of its end stays on the row: the agent says it once, and may be gone after a restart."""
-        self._seen.ending[row.id] = said
-        self._rows.amend(row, detail=_AGENT_SAID + said)
-
     # ------------------------------------------------------------------ the snapshot
 
     def snapshot(
@@ -401,6 +389,8 @@ class Observer:
             retry_after=seen.retry_after,
             spent_today_usd=self._rows.spent_today(now),
             on_demand_today_usd=self._rows.on_demand_today(now),
+            interruptions=self._rows.interruptions,
+            reclaimed_free=self._rows.reclaimed_free,
         )
 
     def _forge_view(self, name: ForgeName, forge: Forge, is_healthy: bool, now: datetime) -> ForgeView:

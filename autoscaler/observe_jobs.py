@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+from autoscaler.cut_off import CutOffs
 from autoscaler.demand import match_pool
 from autoscaler.facts import Fact, JobRead, JobsListed, WebhookArrived
 from autoscaler.live import LiveRows
@@ -26,15 +27,8 @@ DONE_GRACE = timedelta(seconds=5)
 """How long after its machine ended well a job's completed webhook may take before the forge is asked."""
 LOST_AFTER_DONE = timedelta(seconds=60)
 """A runner that said it finished its job may be ahead of the forge by this much before the job counts as lost."""
-CUT_OFF_WINDOW = timedelta(hours=3)
-"""How long after its machine's end a forge may fail a job for it: GitHub's lease is minutes, GitLab's check hours."""
 CUT_OFF = "its machine ended before it did"
-INTERRUPTED = (EndReason.VANISHED, EndReason.INTERRUPTED)
-SILENCE = timedelta(seconds=20)
-"""Four heartbeats: an agent that was not heard for so long before its job failed may have been gone already."""
 UNSURE_AGAIN = timedelta(seconds=30)
-UNSURE_AT_MOST = timedelta(hours=1)
-UNSURE = "its forge gave it up, and its agent was silent before: its cloud tells whether the machine was gone"
 LATE_SUCCESS = "late_success: it counted as lost, then its forge said that it had succeeded"
 
 UNKNOWN_AGAIN = timedelta(seconds=60)
@@ -60,7 +54,7 @@ class JobObserver:
         self._seen = sightings
         self._forges = forges
         self._metrics = metrics
-        self._heard_at = heard_at
+        self._cut_offs = CutOffs(rows, sightings, heard_at=heard_at)
         self._doubts: dict[JobId, tuple[datetime, str]] = {}
         self._looked_at: datetime | None = None
         self._touched: dict[JobId, datetime] = {}
@@ -212,10 +206,11 @@ class JobObserver:
             self._rows.amend_job(job, reason="max_runtime: its machine was ended")
         if ran_to_end:
             self._ran_to_end[job.id] = now
-        if job.finished_at is not None and instance.ending in INTERRUPTED:
+        if job.finished_at is not None and self._cut_offs.ended_first(instance, job.finished_at):
             self._doubts.pop(job.id, None)
             self._rows.move_job(job, JobState.LOST, reason=CUT_OFF)
             return
+        self._doubts.pop(job.id, None)
         self._doubt(job.id, now + DONE_GRACE if ran_to_end else now, "its machine ended")
 
     def passed_runtime(self, instance: Instance) -> None:
@@ -223,6 +218,12 @@ class JobObserver:
         job = self._rows.jobs.get(instance.job) if instance.job is not None else None
         if job is not None:
             self._rows.amend_job(job, reason="max_runtime: its agent ended the runner")
+
+    def agent_told(self, instance: Instance, now: datetime) -> None:
+        """How its runner ended is known now: a job that its forge gave up before need not wait any longer."""
+        job = self._rows.jobs.get(instance.job) if instance.job is not None else None
+        if job is not None and job.state is JobState.RUNNING and job.finished_at is not None:
+            self._doubts[job.id] = now, "its agent told how its runner ended"
 
     def _machine_of(self, job: Job) -> Instance | None:
         return self._rows.instances.get(job.instance) if job.instance is not None else None
@@ -354,7 +355,7 @@ class JobObserver:
         self._seen.note_served(machine.pool)
         if machine.state in REGISTERED_STATES:
             self._rows.move(machine, InstanceState.BUSY, now=now, cause=cause, job=id_, **_known_of(machine, seen))
-        elif machine.state is InstanceState.BUSY and machine.job is None:
+        elif machine.state in WORKING_STATES and machine.job is None:
             self._rows.amend(machine, job=id_, **_known_of(machine, seen))
 
     def _concluded(self, job: Job, seen: ForgeJob, now: datetime) -> None:
@@ -369,42 +370,25 @@ class JobObserver:
                 job = self._rows.amend_job(job, instance=machine.id, runner_name=seen.runner_name)
         self._machine_done_with(seen, job.id, now)
         finished_at = min(seen.finished_at or now, now)
-        if conclusion is Conclusion.FAILURE and self._may_be_cut_off(job, finished_at, now):
-            self._wait_for_cloud(job, seen, finished_at, now)
+        is_ours = _passed_runtime(job)
+        if not is_ours and (word := self._cut_offs.awaited_word(job, conclusion, finished_at, now)):
+            self._wait_for(word, job, seen, finished_at, now)
             return
         started = job.started_at or seen.started_at
-        reason = LATE_SUCCESS if job.state is JobState.LOST else job.reason if _passed_runtime(job) else ""
-        is_lost = conclusion is Conclusion.FAILURE and self._was_cut_off(seen.runner_name, finished_at)
+        reason = LATE_SUCCESS if job.state is JobState.LOST else job.reason if is_ours else ""
+        is_lost = not is_ours and self._cut_offs.was_cut_off(seen.runner_name, conclusion, finished_at)
         done = self._finish(
             job, conclusion, now, reason=reason, counts=not is_lost, started_at=started, finished_at=finished_at
         )
         if is_lost:
             self._rows.move_job(done, JobState.LOST, conclusion=None, reason=CUT_OFF)
 
-    def _may_be_cut_off(self, job: Job, finished_at: datetime, now: datetime) -> bool:
-        """Whether its machine may have been gone before its forge gave it up, and nobody has told us yet: neither its
-        agent nor its cloud was heard of it since."""
-        machine = self._machine_of(job)
-        if machine is None or machine.state not in WORKING_STATES or machine.id in self._seen.ending:
-            return False
-        if _passed_runtime(job) or now > finished_at + UNSURE_AT_MOST:
-            return False
-        heard, shown = self._heard_at(machine.id), self._seen.shown_up.get(machine.id)
-        return (heard is None or heard + SILENCE < finished_at) and (shown is None or shown < finished_at)
-
-    def _wait_for_cloud(self, job: Job, seen: ForgeJob, finished_at: datetime, now: datetime) -> None:
+    def _wait_for(self, word: str, job: Job, seen: ForgeJob, finished_at: datetime, now: datetime) -> None:
         """It runs until that is known. That its forge gave it up is on the row, for the machine's end to find."""
         if job.state is JobState.QUEUED:
             self._started(job, seen, now)
-        self._rows.amend_job(self._rows.jobs[job.id], finished_at=finished_at, reason=UNSURE)
-        self._doubt(job.id, now + UNSURE_AGAIN, UNSURE)
-
-    def _was_cut_off(self, runner: str, finished_at: datetime) -> bool:
-        """Whether the machine was gone, by our own record, before the forge gave the job up."""
-        machine = self._rows.ended_runners.get(runner)
-        if machine is None or machine.ending not in INTERRUPTED:
-            return False
-        return machine.since <= finished_at <= machine.since + CUT_OFF_WINDOW
+        self._rows.amend_job(self._rows.jobs[job.id], finished_at=finished_at, reason=word)
+        self._doubt(job.id, now + UNSURE_AGAIN, word)
 
     def _machine_done_with(self, seen: ForgeJob, id_: JobId, now: datetime) -> None:
         """The machine whose runner ran a job that ended before we heard that it began."""

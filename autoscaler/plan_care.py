@@ -13,7 +13,6 @@ from autoscaler.model import (
     Abandon,
     Action,
     HoldQueue,
-    InstanceState,
     Job,
     JobState,
     Requeue,
@@ -26,7 +25,7 @@ from autoscaler.model import (
     Withdraw,
 )
 from autoscaler.spi import ForgeName, Labels, PoolName, ProviderId, ProviderName, Scope
-from autoscaler.states import REGISTERED_STATES
+from autoscaler.states import REGISTERED_STATES, WORKING_STATES
 
 HOLD_AFTER = timedelta(minutes=10)
 """GitLab fails a job after an hour without any matching runner in contact (specs: gitlab 3.4)."""
@@ -74,7 +73,7 @@ def _care_for_runners(snapshot: Snapshot, care: Care) -> None:
         for instance in snapshot.instances.values():
             is_said_busy = instance.id in snapshot.started and instance.state in REGISTERED_STATES
             if (
-                (instance.state is InstanceState.BUSY or is_said_busy)
+                (instance.state in WORKING_STATES or is_said_busy)
                 and instance.demand is not None
                 and instance.demand.forge in sealing
                 and instance.runner_id is not None

@@ -13,6 +13,7 @@ from autoscaler.model import (
     EndReason,
     Instance,
     InstanceState,
+    Interruption,
     Job,
     JobState,
     Pool,
@@ -26,6 +27,10 @@ from autoscaler.spi import InstanceId
 NO_POOL_BOOT = timedelta(minutes=10)
 NO_POOL_RUNTIME = timedelta(hours=6)
 """Deadlines of machines whose pool left the configuration: nothing new is asked of them, their job may finish."""
+
+
+RECLAIM_GRACE = timedelta(seconds=30)
+"""How much later than it said a cloud may take a machine before we end it ourselves."""
 
 
 @dataclass(slots=True)
@@ -88,6 +93,10 @@ def _due(
                 ends.wake(again_at)
                 return None
             return instance.ending or EndReason.SURPLUS, "not gone yet: asked again", False
+        case InstanceState.LAUNCHED | InstanceState.READY if instance.id in snapshot.interruptions:
+            return EndReason.INTERRUPTED, _taken(snapshot.interruptions[instance.id]), False
+        case InstanceState.REGISTERING | InstanceState.IDLE if instance.id in snapshot.interruptions:
+            return EndReason.INTERRUPTED, _taken(snapshot.interruptions[instance.id]), True
         case InstanceState.LAUNCHED | InstanceState.READY if instance.id in snapshot.disputed:
             return EndReason.DISPUTED, "two claims with valid evidence: replaced", False
         case InstanceState.REGISTERING if instance.id in snapshot.disputed:
@@ -119,12 +128,41 @@ def _working_due(
     job = snapshot.jobs.get(instance.job) if instance.job is not None else None
     if instance.job is not None and (job is None or _is_over(job)):
         forge = snapshot.forges.get(instance.demand.forge) if instance.demand is not None else None
-        must_deregister = forge is not None and not forge.traits.removes_finished_runners
-        return EndReason.JOB_DONE, "its job is done", must_deregister and instance.runner_id is not None
+        is_registered = forge is not None and not forge.traits.removes_finished_runners
+        must_deregister = is_registered and instance.runner_id is not None
+        if (interruption := snapshot.interruptions.get(instance.id)) is not None:
+            return _taken_due(instance, interruption, job, snapshot, now, ends, must_deregister=must_deregister)
+        return EndReason.JOB_DONE, "its job is done", must_deregister
     limit = pool.max_job_runtime if pool is not None else NO_POOL_RUNTIME
     if _passed(instance, limit, now, ends):
         return EndReason.MAX_RUNTIME, f"its job ran longer than max_job_runtime ({limit})", False
     return None
+
+
+def _taken_due(
+    instance: Instance,
+    interruption: Interruption,
+    job: Job | None,
+    snapshot: Snapshot,
+    now: datetime,
+    ends: Ends,
+    *,
+    must_deregister: bool,
+) -> tuple[EndReason, str, bool] | None:
+    """A machine that its cloud is taking, with nothing left to do. Where it costs nothing if its cloud ends it, it is
+    left to its cloud."""
+    left_to_cloud = interruption.taken_by + RECLAIM_GRACE
+    is_free = now < instance.created_at + snapshot.reclaimed_free.get(instance.provider, timedelta(0))
+    if is_free and now < left_to_cloud:
+        ends.wake(left_to_cloud)
+        return None
+    if job is None:
+        return EndReason.JOB_DONE, "its job is done", must_deregister
+    return EndReason.INTERRUPTED, _taken(interruption), must_deregister
+
+
+def _taken(interruption: Interruption) -> str:
+    return f"its cloud takes it back ({interruption.told_by})"
 
 
 def _is_over(job: Job) -> bool:

@@ -61,6 +61,12 @@ class Sightings:
     retry_after: dict[str, datetime] = field(default_factory=dict)
     releasing: dict[InstanceId, tuple[EndReason, str]] = field(default_factory=dict)
     """Machines whose runner was asked to be let go and may be sealed already: they serve nobody any more."""
+    rebalanced: set[InstanceId] = field(default_factory=set)
+    """Machines of which their cloud said that it may have to take them soon."""
+    maintenance: dict[InstanceId, tuple[datetime, str]] = field(default_factory=dict)
+    """Machines whose host will be maintained, when, and who told; not near yet."""
+    left_out: dict[InstanceId, int] = field(default_factory=dict)
+    """How often in a row a cloud that was asked for a machine by its id left it out."""
     requeued: dict[str, int] = field(default_factory=dict)
     """Attempts made by jobs whose requeue was accepted and whose successor has not been seen yet, by `work_key`.
     Kept in the store's settings too: attempts are limited over restarts."""
@@ -95,11 +101,13 @@ class Sightings:
         self.spoilage.pop(pool, None)
 
     def forget(self, instance: InstanceId) -> None:
-        for remembered in (self.sealed, self.started, self.asking, self.disputed):
+        for remembered in (self.sealed, self.started, self.asking, self.disputed, self.rebalanced):
             remembered.discard(instance)
         self.absences.pop(instance, None)
         self.bound_at.pop(instance, None)
         self.shown_up.pop(instance, None)
+        self.left_out.pop(instance, None)
+        self.maintenance.pop(instance, None)
         self.ending.pop(instance, None)
         self.releasing.pop(instance, None)
 

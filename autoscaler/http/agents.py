@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from time import monotonic
 from typing import Any
 
@@ -19,7 +19,7 @@ import structlog
 from aiohttp import web
 from pydantic import ValidationError
 
-from autoscaler.facts import AgentReported, AgentSaidHello, AssignmentAsked, ClaimDisputed, Fact
+from autoscaler.facts import AgentNoticed, AgentReported, AgentSaidHello, AssignmentAsked, ClaimDisputed, Fact
 from autoscaler.http.agent_bodies import AssignmentBody, EventBody, EventsBody, HelloBody
 from autoscaler.http.limits import (
     BodyBudget,
@@ -40,6 +40,7 @@ from autoscaler.spi import (
     Evidence,
     IdentityRefused,
     InstanceId,
+    NoticeKind,
     Provider,
     ProviderError,
     ProviderName,
@@ -63,6 +64,7 @@ RETRY_S = "0.2"
 """A hello may come before the launch's answer is on the row: that is settled within a tick."""
 
 _Call = Callable[[bytes, str], Awaitable[tuple[int, dict[str, Any]]]]
+_TOLD_KINDS = frozenset({NoticeKind.RECLAIM, NoticeKind.REBALANCE, NoticeKind.MAINTENANCE})
 _HELD = (InstanceState.REGISTERING, InstanceState.IDLE, InstanceState.BUSY, InstanceState.DRAINING)
 
 
@@ -316,10 +318,23 @@ class AgentDesk:
             case "assignment_received":
                 contact.has_assignment = True
                 self._registrations.pop(row.id, None)
+            case "notice":
+                self._take_notice(row, event)
+                return
         cause = event.detail.get("cause", event.detail.get("exit_code", ""))[:200]
         log.info("agent_reported", instance=row.id, kind=event.kind, cause=cause)
         ran_job = event.detail.get("ran_job") == "true"
-        self._report(AgentReported(instance=row.id, kind=event.kind, cause=cause, ran_job=ran_job))
+        at = _instant(event.at)
+        self._report(AgentReported(instance=row.id, kind=event.kind, cause=cause, ran_job=ran_job, at=at))
+
+    def _take_notice(self, row: Instance, event: EventBody) -> None:
+        """A warning that cannot be read is no reason to refuse the events beside it."""
+        kind, reclaim_at = event.detail.get("kind", NoticeKind.RECLAIM), _instant(event.detail.get("reclaim_at", ""))
+        if kind not in _TOLD_KINDS or reclaim_at is None:
+            self._refuse("events", "notice", instance=row.id)
+            return
+        log.info("agent_noticed", instance=row.id, kind=kind, reclaim_at=reclaim_at.isoformat())
+        self._report(AgentNoticed(instance=row.id, kind=NoticeKind(kind), reclaim_at=reclaim_at))
 
     # ------------------------------------------------------------------ claims
 
@@ -342,6 +357,15 @@ class AgentDesk:
             calls = Bucket.full(CALLS_PER_S, CALLS_BURST, self._clock.monotonic())
             contact = self._contacts[instance] = _Contact(last_at=self._clock.now(), calls=calls)
         return contact
+
+
+def _instant(seconds: str | float) -> datetime | None:
+    """Epoch seconds as a machine tells them; None for what is no time of this century."""
+    try:
+        at = float(seconds)
+    except ValueError:
+        return None
+    return datetime.fromtimestamp(at, UTC) if 1e9 < at < 4e9 else None
 
 
 def _claim_of(key: str) -> str:

@@ -29,6 +29,14 @@ class Condition:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Trouble:
+    """What the operator should know of a provider although the daemon is ready, with its remedy in the text."""
+
+    target: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TickView:
     """The last tick: its number, when, how long each part took (seconds) and how many actions it planned."""
 
@@ -67,6 +75,10 @@ class DaemonView(Protocol):
         ...
 
     def conditions(self) -> Sequence[Condition]: ...
+
+    def troubles(self) -> Sequence[Trouble]:
+        """What is not well and keeps nobody waiting, so that it is no condition of readiness."""
+        ...
 
     def last_tick(self) -> TickView | None: ...
 

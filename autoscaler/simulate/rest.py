@@ -3,8 +3,8 @@
 from datetime import timedelta
 from itertools import pairwise
 
-from autoscaler.model import EndReason, InstanceState, Job, JobId, JobState, job_id
-from autoscaler.observe_jobs import SILENCE
+from autoscaler.cut_off import INTERRUPTED, SILENCE
+from autoscaler.model import InstanceState, Job, JobId, JobState, job_id
 from autoscaler.plan import plan
 from autoscaler.simulate.lives import Daemon
 from autoscaler.simulate.stage import GITHUB, GITLAB, Stage
@@ -117,7 +117,7 @@ def _ended_while_away(stage: Stage, row: Job) -> bool:
     """A new life finds the machine gone and its job failed, and nobody remembers which came first."""
     for daemon in stage.daemons:
         machine = daemon.watch.disk.instances.get(row.instance) if row.instance is not None else None
-        if machine is not None and machine.ending is EndReason.VANISHED and row.finished_at is not None:
+        if machine is not None and machine.ending in INTERRUPTED and row.finished_at is not None:
             return any(row.finished_at - SILENCE <= began <= machine.since for began in daemon.began)
     return False
 

@@ -265,7 +265,7 @@ def test_job_that_its_forge_gives_up_before_the_cloud_tells_of_the_machine_is_re
         await day.until(lambda: states(day) == [JobState.DONE, JobState.REQUEUED], within_s=1200)
         assert len(servings(day)) == 2
 
-    live(play, rates=FaultRates(outages=((LOCAL, 20.0, 400.0),)))
+    live(play, rates=FaultRates(outages=((LOCAL, 14.0, 400.0),)))
 
 
 @both_forges

@@ -5,6 +5,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, cast
 
+from autoscaler.experience import Experience
 from autoscaler.facts import (
     Fact,
     InstancesListed,
@@ -18,6 +19,7 @@ from autoscaler.metrics import Metrics
 from autoscaler.model import Demand, Instance, InstanceState, Job, JobId, Rules, Snapshot, job_id
 from autoscaler.observe import Observer
 from autoscaler.observe_jobs import JobObserver
+from autoscaler.observe_losses import LossObserver
 from autoscaler.sightings import Sightings
 from autoscaler.spi import (
     BatchToken,
@@ -87,7 +89,17 @@ class Observing:
         self.metrics = Metrics()
         self.jobs = JobObserver(self.rows, self.seen, self.forges, self.metrics, heard_at=self._heard)
         self.jobs.load(self.now)
-        self.observer = Observer(self.rows, self.seen, self.jobs, runner_prefix="ours--", providers=(CLOUD, OTHER))
+        experience = Experience(self.rows, self.seen)
+        losses = LossObserver(self.rows, self.seen, self.metrics, experience=experience, heard_at=self._heard)
+        self.observer = Observer(
+            self.rows,
+            self.seen,
+            self.jobs,
+            losses,
+            experience=experience,
+            runner_prefix="ours--",
+            providers=(CLOUD, OTHER),
+        )
         self._number = max((row.seq for row in stored.inbox), default=self.disk.last_seq)
         return self
 

@@ -33,6 +33,7 @@ PROMISED = {
     "launches_total": ("provider", "capacity_type", "outcome"),
     "interruptions_total": ("provider", "zone", "machine_type", "announced"),
     "notice_lead_seconds": (),
+    "notices_dropped_total": ("provider", "reason"),
     "replace_seconds": (),
     "requeues_total": ("pool", "outcome"),
     "recovery_seconds": (),

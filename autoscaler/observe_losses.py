@@ -1,0 +1,230 @@
+"""Machines that their clouds take: every word about one loss becomes one durable record, and the row follows it.
+
+Owns the interruption records and the passive move busy -> draining. Evidence comes from the agent, from the cloud's
+notices (a queue, its operations), from its listings, and from silence that the cloud confirmed; it may be doubled, late
+or out of order. What it is about is looked up in our rows: a word about any other machine changes nothing.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+import structlog
+
+from autoscaler.experience import Experience
+from autoscaler.facts import AgentNoticed, NoticeArrived
+from autoscaler.live import LiveRows
+from autoscaler.metrics import Metrics
+from autoscaler.model import EndReason, Instance, InstanceState, Interruption, LedgerEntry
+from autoscaler.sightings import Sightings
+from autoscaler.spi import CloudInstance, InstanceId, MachineState, NoticeKind
+from autoscaler.states import WORKING_STATES
+
+log = structlog.get_logger()
+
+MAINTENANCE_NEAR = timedelta(minutes=10)
+"""A host's maintenance is announced days ahead: only when it is this near is the machine as good as taken."""
+NEXT_HEARTBEAT = timedelta(seconds=6)
+"""A machine that is found gone was gone by the time at which its agent should have been heard again."""
+STOP_GRACE = timedelta(seconds=30)
+"""How long before a reclaim an agent ends its runner (`stop_grace_s`, at most half of the time left)."""
+_UP = (MachineState.PENDING, MachineState.RUNNING)
+
+_S = InstanceState
+
+
+class LossObserver:
+    """See the module docstring. `heard_at` is when a machine's agent called last; None: not yet, in this process."""
+
+    def __init__(
+        self,
+        rows: LiveRows,
+        sightings: Sightings,
+        metrics: Metrics,
+        *,
+        experience: Experience,
+        heard_at: Callable[[InstanceId], datetime | None],
+    ) -> None:
+        self._rows = rows
+        self._seen = sightings
+        self._metrics = metrics
+        self._experience = experience
+        self._heard_at = heard_at
+
+    # ------------------------------------------------------------------ words
+
+    def notice_arrived(self, fact: NoticeArrived, now: datetime) -> None:
+        notice = fact.notice
+        source = notice.source or "queue"
+        row = self._rows.by_provider_id(fact.provider, notice.provider_id)
+        if row is not None:
+            self._noticed(row, notice.kind, source, notice.reclaim_at, now)
+            return
+        ended = self._rows.ended_machines.get((fact.provider, notice.provider_id))
+        if ended is None:
+            self._drop(fact.provider, "unknown")
+        elif ended.ending is not EndReason.VANISHED or notice.kind is not NoticeKind.RECLAIM:
+            self._drop(fact.provider, "ended")
+        else:
+            self._explain(ended, source, now)
+
+    def agent_noticed(self, fact: AgentNoticed, now: datetime) -> None:
+        row = self._rows.instances.get(fact.instance)
+        if row is not None:
+            self._noticed(row, fact.kind, "agent", fact.reclaim_at, now)
+
+    def listed(self, row: Instance, machine: CloudInstance, now: datetime) -> None:
+        """What a listing says of a machine beside its state."""
+        if not machine.is_reclaimed and machine.reclaim_at is None:
+            return
+        if row.state is _S.TERMINATING and row.ending is not EndReason.INTERRUPTED:
+            return
+        self._merge(row, "listing", now, reclaim_at=machine.reclaim_at, is_announced=machine.state in _UP)
+
+    def found_gone(self, row: Instance, now: datetime) -> None:
+        """Its agent fell silent, and its cloud says that the machine is gone."""
+        if row.state is not _S.TERMINATING:
+            self._merge(row, "heartbeat", now, is_announced=False)
+
+    def _noticed(self, row: Instance, kind: NoticeKind, source: str, reclaim_at: datetime, now: datetime) -> None:
+        match kind:
+            case NoticeKind.REBALANCE:
+                if row.capacity_pool is not None and row.id not in self._seen.rebalanced:
+                    self._seen.rebalanced.add(row.id)
+                    self._experience.note_rebalance(row.capacity_pool, now)
+            case NoticeKind.MAINTENANCE if reclaim_at > now + MAINTENANCE_NEAR:
+                self._seen.maintenance[row.id] = reclaim_at, source
+            case NoticeKind.RECLAIM | NoticeKind.MAINTENANCE:
+                if row.state is _S.TERMINATING and row.ending is not EndReason.INTERRUPTED:
+                    self._drop(row.provider, "ended")
+                elif row.state in WORKING_STATES and row.job is not None and row.job not in self._rows.jobs:
+                    self._drop(row.provider, "finished")
+                else:
+                    self._merge(row, source, now, reclaim_at=reclaim_at, is_announced=reclaim_at > now)
+            case NoticeKind.STATE_CHANGE:
+                pass  # no proof of anything: `notices` has the machine looked at
+
+    def _drop(self, provider: str, reason: str) -> None:
+        self._metrics.notices_dropped_total.labels(provider=provider, reason=reason).inc()
+
+    # ------------------------------------------------------------------ the record
+
+    def _merge(
+        self, row: Instance, source: str, now: datetime, *, reclaim_at: datetime | None = None, is_announced: bool
+    ) -> None:
+        before = self._rows.interruptions.get(row.id)
+        if before is None:
+            self._first_word(row, source, now, reclaim_at=reclaim_at, is_announced=is_announced)
+            return
+        told = [at for at in (before.reclaim_at, reclaim_at) if at is not None]
+        sources = before.sources if source in before.sources else (*before.sources, source)
+        merged = replace(before, sources=sources, reclaim_at=min(told, default=None), job=row.job or before.job)
+        if merged != before:
+            self._rows.record(merged)
+
+    def _first_word(
+        self, row: Instance, source: str, now: datetime, *, reclaim_at: datetime | None, is_announced: bool
+    ) -> None:
+        self._open(row, source, now, reclaim_at=reclaim_at, is_announced=is_announced)
+        if row.capacity_pool is not None:
+            self._experience.note_interrupted(row.capacity_pool, now)
+        if is_announced and reclaim_at is not None:
+            self._metrics.notice_lead_seconds.observe((reclaim_at - now).total_seconds())
+        when = f" at {reclaim_at:%H:%M:%S}" if reclaim_at is not None else ""
+        what = f"its cloud takes it back{when}" if is_announced else "its cloud took it without a word before"
+        self._rows.note(
+            LedgerEntry(
+                at=now,
+                actor=row.provider,
+                action="interruption",
+                subject=row.id,
+                pool=row.pool,
+                reason=f"{what}: told by its {source}",
+                outcome=f"it was {row.state}",
+            )
+        )
+        log.info("instance_interrupted", instance=row.id, pool=row.pool, source=source, announced=is_announced)
+
+    def _open(
+        self,
+        row: Instance,
+        source: str,
+        now: datetime,
+        *,
+        reclaim_at: datetime | None = None,
+        is_announced: bool = False,
+        ended_at: datetime | None = None,
+    ) -> None:
+        place = row.capacity_pool
+        self._metrics.interruptions_total.labels(
+            provider=row.provider,
+            zone=place.zone if place is not None else "",
+            machine_type=place.machine_type if place is not None else "",
+            announced="yes" if is_announced else "no",
+        ).inc()
+        self._rows.record(
+            Interruption(
+                instance=row.id,
+                provider=row.provider,
+                pool=row.pool,
+                capacity_pool=place,
+                noticed_at=now,
+                sources=(source,),
+                is_announced=is_announced,
+                job=row.job,
+                reclaim_at=reclaim_at,
+                cutoff_at=ended_at,
+                ended_at=ended_at,
+            )
+        )
+
+    def _explain(self, ended: Instance, source: str, now: datetime) -> None:
+        """A late word about a machine that vanished: what became of its job is settled, why it vanished is not."""
+        known = self._rows.interruption_of(ended.id)
+        if known is None:
+            self._open(ended, source, now, ended_at=ended.since)
+        elif source not in known.sources:
+            self._rows.record(replace(known, sources=(*known.sources, source)))
+
+    # ------------------------------------------------------------------ what follows
+
+    def runner_ended(self, row: Instance, at: datetime | None, now: datetime) -> None:
+        """Its agent ends, or ended, the runner because of the reclaim."""
+        known = self._rows.interruptions.get(row.id)
+        if known is None:
+            self._merge(row, "agent", now, is_announced=True)
+            known = self._rows.interruptions[row.id]
+        if known.cutoff_at is None:
+            self._rows.record(replace(known, cutoff_at=max(known.noticed_at, min(at or _stop_at(known, now), now))))
+
+    def machine_ended(self, ended: Instance, now: datetime) -> None:
+        """Called when an instance row ends, before its job is settled."""
+        known = self._rows.interruptions.get(ended.id)
+        if known is None:
+            return
+        heard = self._heard_at(ended.id)
+        gone_by = min(now, heard + NEXT_HEARTBEAT) if heard is not None else now
+        cutoff_at = known.cutoff_at or gone_by
+        self._rows.record(replace(known, ended_at=now, cutoff_at=cutoff_at, job=ended.job or known.job))
+
+    def settle(self, now: datetime) -> None:
+        """Rows follow the records, in whichever order job and notice became known."""
+        for id_, (reclaim_at, source) in list(self._seen.maintenance.items()):
+            row = self._rows.instances.get(id_)
+            if row is None:
+                del self._seen.maintenance[id_]
+            elif reclaim_at <= now + MAINTENANCE_NEAR:
+                del self._seen.maintenance[id_]
+                self._noticed(row, NoticeKind.MAINTENANCE, source, reclaim_at, now)
+        for known in list(self._rows.interruptions.values()):
+            row = self._rows.instances.get(known.instance)
+            if row is not None and row.state is _S.BUSY:
+                cause = f"its cloud takes it back ({known.told_by})"
+                self._rows.move(row, _S.DRAINING, now=now, cause=cause)
+
+
+def _stop_at(known: Interruption, now: datetime) -> datetime:
+    """When its agent ended the runner, by the agent's own rule, where it did not say."""
+    if known.reclaim_at is None:
+        return now
+    return known.reclaim_at - min(STOP_GRACE, (known.reclaim_at - known.noticed_at) / 2)
