@@ -25,6 +25,7 @@ from autoscaler.spi import (
     LaunchBatch,
     LaunchResult,
     OutcomeUnknown,
+    ProviderError,
     QuotaExceeded,
     Refusal,
     Throttled,
@@ -105,8 +106,13 @@ class GceLauncher:
         """See `Provider.launch`."""
         image_path(batch.image)  # before anything is asked of anybody
         state = _Batch(batch=batch, deadline=self._clock.monotonic() + _LAUNCH_S, found=[], refusals=[], attempts={})
-        await self._settle_earlier_tries(state)
-        state.found = await self._machines.of_batch(batch.token)
+        try:
+            await self._settle_earlier_tries(state)
+        except Unauthorized:
+            raise
+        except ProviderError as error:
+            raise OutcomeUnknown(f"an earlier try may have made machines: {error}") from error
+        state.found = await self._look(state)
         for part in parts_of(batch.offerings):
             if not state.missing:
                 break
@@ -160,7 +166,7 @@ class GceLauncher:
             faults = []  # an earlier try took effect: its machines are found below
         except (CapacityUnavailable, QuotaExceeded) as error:
             faults = [OperationFault(error=error)]
-        state.found = await self._machines.of_batch(state.batch.token)
+        state.found = await self._look(state)
         made = [one for one in state.found if one.provider_id not in before]
         _log.info(
             "batch_part_launched",
@@ -173,6 +179,15 @@ class GceLauncher:
         )
         if state.missing or faults:
             state.refusals += _refusals(part, faults, is_short=state.missing > 0)
+
+    async def _look(self, state: _Batch) -> list[CloudInstance]:
+        """The machines that the batch has. Raises Unauthorized, else OutcomeUnknown: some may exist."""
+        try:
+            return await self._machines.of_batch(state.batch.token)
+        except Unauthorized:
+            raise
+        except ProviderError as error:
+            raise OutcomeUnknown(f"the machines of the launch cannot be listed: {error}") from error
 
     async def _send(self, part: Part, state: _Batch, context: Context) -> compute_v1.Operation:
         """One bulk insert, finished. Where the API does not take a notice before preemption, it is dropped for good."""

@@ -82,12 +82,7 @@ class GcePower:
             if not machine.is_spot:
                 await self._terminate(provider_id)
                 return
-            context = Context(
-                doing=f"reclaim {provider_id}",
-                permission="compute.instances.simulateMaintenanceEvent",
-                is_write=True,
-                family="changes",
-            )
+            context = _change(f"reclaim {provider_id}", "compute.instances.simulateMaintenanceEvent")
             await self._send(machine, context, lambda sdk: sdk.instances.simulate_maintenance_event_unary)
 
         await _all([partial(interrupt, id_) for id_ in dict.fromkeys(ids)])
@@ -105,18 +100,14 @@ class GcePower:
         machine = await self._ours(provider_id)
         if machine is None:
             return
-        context = Context(
-            doing=f"delete {provider_id}", permission="compute.instances.delete", is_write=True, family="changes"
-        )
+        context = _change(f"delete {provider_id}", "compute.instances.delete")
         await self._send(machine, context, lambda sdk: sdk.instances.delete_unary)
         self._machines.deleting(provider_id)
 
     async def _stop(self, machine: Machine) -> None:
         if machine.instance.state in (MachineState.STOPPING, MachineState.STOPPED):
             return
-        context = Context(
-            doing=f"stop {machine.provider_id}", permission="compute.instances.stop", is_write=True, family="changes"
-        )
+        context = _change(f"stop {machine.provider_id}", "compute.instances.stop")
         operation = await self._send(machine, context, lambda sdk: sdk.instances.stop_unary)
         if operation is not None:
             asked_at = operation.insert_time or operation.start_time
@@ -163,6 +154,10 @@ class GcePower:
             return await self._clients.write(send, context)
         except NotFound:
             return None
+
+
+def _change(doing: str, permission: str) -> Context:
+    return Context(doing=doing, permission=permission, is_write=True, family="changes")
 
 
 async def _all(calls: Sequence[Callable[[], Awaitable[None]]]) -> None:
