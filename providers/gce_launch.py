@@ -20,7 +20,6 @@ from autoscaler.spi import (
     CapacityType,
     CapacityUnavailable,
     Clock,
-    CloudInstance,
     InvalidRequest,
     LaunchBatch,
     LaunchResult,
@@ -42,7 +41,7 @@ from providers.gce_errors import (
     refuses_preemption_notice,
     translate_operation,
 )
-from providers.gce_machines import GceMachines
+from providers.gce_machines import BatchMachines, GceMachines
 from providers.gce_names import names, request_id
 from providers.gce_operations import Operations, Started
 from providers.gce_request import Part, bulk_insert, image_path, parts_of
@@ -57,6 +56,7 @@ _LAST_PART_S = 8.0
 _ATTEMPTS = 8
 """Request ids that a restarted daemon looks for, for each region and capacity type."""
 _REMEMBERED = 1000
+_NOTHING = BatchMachines(living=(), names=frozenset())
 
 
 @dataclass(slots=True, kw_only=True)
@@ -65,13 +65,14 @@ class _Batch:
 
     batch: LaunchBatch
     deadline: float
-    found: list[CloudInstance]
+    made: BatchMachines
     refusals: list[Refusal]
     attempts: dict[tuple[str, CapacityType], int]
 
     @property
     def missing(self) -> int:
-        return max(0, self.batch.count - len(self.found))
+        """Machines that ended count: the same token makes no more in all."""
+        return max(0, self.batch.count - len(self.made.names))
 
     def next_request_id(self, part: Part) -> str:
         key = part.region, part.capacity_type
@@ -105,14 +106,16 @@ class GceLauncher:
     async def launch(self, batch: LaunchBatch) -> LaunchResult:
         """See `Provider.launch`."""
         image_path(batch.image)  # before anything is asked of anybody
-        state = _Batch(batch=batch, deadline=self._clock.monotonic() + _LAUNCH_S, found=[], refusals=[], attempts={})
+        state = _Batch(
+            batch=batch, deadline=self._clock.monotonic() + _LAUNCH_S, made=_NOTHING, refusals=[], attempts={}
+        )
         try:
             await self._settle_earlier_tries(state)
         except Unauthorized:
             raise
         except ProviderError as error:
             raise OutcomeUnknown(f"an earlier try may have made machines: {error}") from error
-        state.found = await self._look(state)
+        state.made = await self._look(state)
         for part in parts_of(batch.offerings):
             if not state.missing:
                 break
@@ -121,11 +124,11 @@ class GceLauncher:
             try:
                 await self._launch_part(part, state)
             except (Throttled, InvalidRequest, Unauthorized) as error:
-                if not state.found and not state.refusals:
+                if not state.made.living and not state.refusals:
                     raise
                 state.refusals += [Refusal(offering=one, error=error) for one in part.offerings]
         ranks = {offering.capacity_pool: rank for rank, offering in enumerate(batch.offerings)}
-        made = sorted(state.found, key=lambda one: (ranks.get(one.capacity_pool, len(ranks)), one.provider_id))
+        made = sorted(state.made.living, key=lambda one: (ranks.get(one.capacity_pool, len(ranks)), one.provider_id))
         return LaunchResult(instances=tuple(made), refusals=tuple(state.refusals))
 
     async def _settle_earlier_tries(self, state: _Batch) -> None:
@@ -158,7 +161,7 @@ class GceLauncher:
             capacity_type=part.capacity_type,
             family="launches",
         )
-        before = {one.provider_id for one in state.found}
+        before = state.made.names
         try:
             operation = await self._send(part, state, context)
             faults = translate_operation(iter(operation.error.errors), context)
@@ -166,21 +169,20 @@ class GceLauncher:
             faults = []  # an earlier try took effect: its machines are found below
         except (CapacityUnavailable, QuotaExceeded) as error:
             faults = [OperationFault(error=error)]
-        state.found = await self._look(state)
-        made = [one for one in state.found if one.provider_id not in before]
+        state.made = await self._look(state)
         _log.info(
             "batch_part_launched",
             provider=self._settings.name,
             region=part.region,
             capacity_type=part.capacity_type,
             asked=state.batch.count - len(before),
-            made=len(made),
+            made=len(state.made.names - before),
             faults=[str(fault.error) for fault in faults[:3]],
         )
         if state.missing or faults:
             state.refusals += _refusals(part, faults, is_short=state.missing > 0)
 
-    async def _look(self, state: _Batch) -> list[CloudInstance]:
+    async def _look(self, state: _Batch) -> BatchMachines:
         """The machines that the batch has. Raises Unauthorized, else OutcomeUnknown: some may exist."""
         try:
             return await self._machines.of_batch(state.batch.token)
@@ -204,8 +206,7 @@ class GceLauncher:
 
     async def _insert(self, part: Part, state: _Batch, context: Context, *, with_notice: bool) -> Started:
         batch = state.batch
-        taken = {one.provider_id.partition("/")[2] for one in state.found}
-        free = [name for name in names(self._deployment, batch.token, batch.count) if name not in taken]
+        free = [one for one in names(self._deployment, batch.token, batch.count) if one not in state.made.names]
         zones = await self._catalog.zones_of(part.region)
         body = bulk_insert(
             part,

@@ -7,9 +7,11 @@
 
 Google's TERMINATED is a machine that is off and still has its disk: an agent that powered off, or a preemption whose
 action is STOP. Unless we stopped it to start it again, such a machine has ended, and its remains are deleted here.
-Machines that are gone stay in our listing for a while, so that the core hears how they ended.
+Why it is off, an operation of Google's own tells, at once or a little later: until then it is terminating. Machines
+that are gone stay in our listing for a while, so that the core hears how they ended.
 """
 
+import asyncio
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -29,18 +31,21 @@ from autoscaler.spi import (
 from providers.gce_clients import PAGE, GceClients, Sdk
 from providers.gce_errors import Context, NotFound
 from providers.gce_names import BATCH, DEPLOYMENT, POOL, STOPPABLE, Place, label, place_of
-from providers.gce_operations import Loss, Operations, failed_items, moment
+from providers.gce_operations import Ending, Operations, failed_items, moment
 from providers.gce_settings import GceSettings, region_of
 
 _FEW = 10
 """So many machines are asked for one by one; for more a whole listing is cheaper."""
 _KEEP_ENDED = timedelta(minutes=10)
+_UNEXPLAINED = timedelta(seconds=45)
+"""So long after a machine is off Google may still tell why."""
 _LISTING_S = 110.0
 _LISTING = Context(doing="list instances", permission="compute.instances.list", family="lists")
 _OFF = frozenset({"TERMINATED", "STOPPED", "SUSPENDED"})
+_ON = frozenset({"RUNNING", "REPAIRING"})
 _STATES: Mapping[str, MachineState] = {
     **dict.fromkeys(("PROVISIONING", "STAGING", "PENDING"), MachineState.PENDING),
-    **dict.fromkeys(("RUNNING", "REPAIRING"), MachineState.RUNNING),
+    **dict.fromkeys(_ON, MachineState.RUNNING),
     **dict.fromkeys(("STOPPING", "PENDING_STOP", "SUSPENDING", "DEPROVISIONING"), MachineState.TERMINATING),
     **dict.fromkeys(_OFF, MachineState.TERMINATED),
 }
@@ -69,6 +74,14 @@ class Machine:
         return self.status in _OFF
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchMachines:
+    """What a launch has made: the machines that live, and every name that it has used."""
+
+    living: tuple[CloudInstance, ...]
+    names: frozenset[str]
+
+
 class GceMachines:
     """What is known of our machines from the last listing and the calls since; `listing` and `read` renew it."""
 
@@ -81,6 +94,8 @@ class GceMachines:
         self._deployment = deployment
         self._clock = clock
         self._known: dict[ProviderId, Machine] = {}
+        # Off or gone, and nobody has told why yet: since when.
+        self._unexplained: dict[ProviderId, datetime] = {}
         self._ended: dict[ProviderId, tuple[datetime, CloudInstance]] = {}
         self._deleting: set[ProviderId] = set()
         self._stops: dict[ProviderId, datetime] = {}
@@ -117,43 +132,41 @@ class GceMachines:
 
     async def listing(self) -> list[CloudInstance]:
         """Every machine of the deployment, and those that ended lately. Complete or raises ProviderError."""
-        before = set(self._known)
+        # What is launched while the pages are read may be missing from them.
+        before = list(self._known.values())
         present = {one.provider_id: one for one in await self._list(DEPLOYMENT, self._deployment)}
-        # What was launched while the pages were read may be missing from them.
-        absent = [machine for id_, machine in self._known.items() if id_ in before and id_ not in present]
-        losses = await self._losses(present.values(), absent)
+        absent = [machine for machine in before if machine.provider_id not in present]
+        endings = await self._explain(present.values(), absent)
         for machine in absent:
-            self._gone(machine, losses)
+            self._gone(machine, endings)
         now = self._clock.now()
         for provider_id, (at, _) in list(self._ended.items()):
             if provider_id not in self._known and now - at > _KEEP_ENDED:
                 del self._ended[provider_id]
-        living = [self._note(machine, losses) for machine in present.values()]
+        living = [self._note(machine, endings) for machine in present.values()]
         return [*living, *(one for id_, (_, one) in self._ended.items() if id_ not in present)]
 
-    async def of_batch(self, token: BatchToken) -> list[CloudInstance]:
-        """The machines of one launch that have not ended."""
+    async def of_batch(self, token: BatchToken) -> BatchMachines:
+        """The machines of one launch."""
         found = await self._list(BATCH, token)
-        return [self._note(one, {}) for one in found if not one.is_off and not self.is_going(one.provider_id)]
+        living = [self._note(one, {}) for one in found if not one.is_off and not self.is_going(one.provider_id)]
+        used = [one.provider_id for one in found]
+        used += [id_ for id_, (_, one) in self._ended.items() if one.token == token]
+        return BatchMachines(living=tuple(living), names=frozenset(id_.partition("/")[2] for id_ in used))
 
     async def describe(self, ids: Sequence[ProviderId]) -> list[CloudInstance]:
         """Ids that are not ours are left out."""
         places = {id_: place for id_ in dict.fromkeys(ids) if (place := place_of(id_)) is not None}
         if len(places) > _FEW:
             return [one for one in await self.listing() if one.provider_id in places]
-        present: list[Machine] = []
-        absent: list[Machine] = []
-        for provider_id, place in places.items():
-            machine = await self.read(place)
-            if machine is not None:
-                present.append(machine)
-            elif (known := self._known.get(provider_id)) is not None:
-                absent.append(known)
-        losses = await self._losses(present, absent)
+        read = await asyncio.gather(*(self.read(place) for place in places.values()))
+        present = [machine for machine in read if machine is not None]
+        shown = {machine.provider_id for machine in present}
+        absent = [self._known[id_] for id_ in places if id_ not in shown and id_ in self._known]
+        endings = await self._explain(present, absent)
         for machine in absent:
-            self._gone(machine, losses)
-        told = [self._note(machine, losses) for machine in present]
-        shown = {one.provider_id for one in told}
+            self._gone(machine, endings)
+        told = [self._note(machine, endings) for machine in present]
         return [*told, *(self._ended[id_][1] for id_ in places if id_ in self._ended and id_ not in shown)]
 
     async def read(self, place: Place) -> Machine | None:
@@ -181,42 +194,50 @@ class GceMachines:
                     found += [one for item in scope.get("instances", ()) if (one := self._parse(item)) is not None]
             return found
 
-        return await self._clients.read(read, _LISTING, timeout_s=_LISTING_S, pages=1 + len(self._known) // PAGE)
+        pages = 1 + len(self._known) // PAGE if key == DEPLOYMENT else 1
+        return await self._clients.read(read, _LISTING, timeout_s=_LISTING_S, pages=pages)
 
-    async def _losses(self, present: Iterable[Machine], absent: Collection[Machine]) -> dict[str, Loss]:
+    async def _explain(self, present: Iterable[Machine], absent: Collection[Machine]) -> dict[str, Ending]:
         """Why machines are off or gone, by numeric id; nothing is asked where we know it ourselves."""
         unexplained = [
             machine.last_start
             for machine in (*(one for one in present if one.is_off), *absent)
-            if machine.provider_id not in self._deleting | self._ended.keys() and not self._was_stopped(machine)
+            if not self.is_going(machine.provider_id) and not self._was_stopped(machine)
         ]
         if not unexplained:
             return {}
-        return {loss.target_id: loss for loss in await self._operations.losses(min(unexplained))}
+        return {ending.target_id: ending for ending in await self._operations.endings(min(unexplained))}
 
     # ------------------------------------------------------------------ what a status means
 
-    def _note(self, machine: Machine, losses: Mapping[str, Loss]) -> CloudInstance:
+    def _note(self, machine: Machine, endings: Mapping[str, Ending]) -> CloudInstance:
         """Keep what was read, and say what it means."""
-        provider_id = machine.provider_id
+        instance = self._meaning(machine, endings.get(machine.numeric_id))
+        self._known[machine.provider_id] = replace(machine, instance=instance)
+        return instance
+
+    def _meaning(self, machine: Machine, ending: Ending | None) -> CloudInstance:
+        provider_id, instance = machine.provider_id, machine.instance
         if provider_id in self._ended:
-            self._known[provider_id] = machine
             return self._ended[provider_id][1]
-        instance, loss = machine.instance, losses.get(machine.numeric_id)
-        if loss is not None and loss.at < machine.last_start:
-            loss = None  # of a run before this one
+        if ending is not None and ending.at < machine.last_start:
+            ending = None  # of a run before this one
         if not machine.is_off:
             self._seen_on.add(provider_id)
+            self._unexplained.pop(provider_id, None)
         if provider_id in self._deleting:
-            instance = replace(instance, state=MachineState.TERMINATING)
-        elif self._was_stopped(machine) and loss is None and machine.status not in ("RUNNING", "REPAIRING"):
-            instance = replace(instance, state=MachineState.STOPPED if machine.is_off else MachineState.STOPPING)
-        elif machine.is_off:
-            instance = self._end(instance, loss, otherwise="powered off", ended_by_itself=loss is None)
-        elif loss is not None:
-            instance = replace(instance, is_reclaimed=loss.is_reclaim, end_detail=loss.kind)
-        self._known[provider_id] = replace(machine, instance=instance)
-        return instance
+            return replace(instance, state=MachineState.TERMINATING)
+        if self._was_stopped(machine) and ending is None and machine.status not in _ON:
+            return replace(instance, state=MachineState.STOPPED if machine.is_off else MachineState.STOPPING)
+        if not machine.is_off:
+            return replace(instance, is_reclaimed=ending is not None and ending.is_reclaim)
+        if ending is None and not self._is_long_unexplained(provider_id):
+            return replace(instance, state=MachineState.TERMINATING)
+        return self._end(instance, ending, otherwise="off")
+
+    def _is_long_unexplained(self, provider_id: ProviderId) -> bool:
+        now = self._clock.now()
+        return now - self._unexplained.setdefault(provider_id, now) > _UNEXPLAINED
 
     def _was_stopped(self, machine: Machine) -> bool:
         """Whether we stopped it. A daemon that never saw it on takes a stoppable machine for stopped stock."""
@@ -227,27 +248,27 @@ class GceMachines:
             return stopped_at >= machine.last_start
         return machine.is_off and machine.provider_id not in self._seen_on
 
-    def _gone(self, machine: Machine, losses: Mapping[str, Loss]) -> None:
-        """It is absent from a complete listing."""
-        provider_id = machine.provider_id
-        self._known.pop(provider_id, None)
+    def _gone(self, machine: Machine, endings: Mapping[str, Ending]) -> None:
+        """It is absent from a complete listing. Who is gone without a reason is kept in mind until one is told."""
+        provider_id, ending = machine.provider_id, endings.get(machine.numeric_id)
         if provider_id not in self._ended:
-            loss = losses.get(machine.numeric_id)
-            if loss is not None or provider_id in self._deleting:
-                self._end(machine.instance, loss, otherwise="deleted")
+            if ending is None and provider_id not in self._deleting and not self._is_long_unexplained(provider_id):
+                return
+            if ending is not None or provider_id in self._deleting:
+                self._end(machine.instance, ending, otherwise="deleted")
+        self._known.pop(provider_id, None)
         self._deleting.discard(provider_id)
         self._seen_on.discard(provider_id)
         self._stops.pop(provider_id, None)
+        self._unexplained.pop(provider_id, None)
 
-    def _end(
-        self, instance: CloudInstance, loss: Loss | None, *, otherwise: str, ended_by_itself: bool = False
-    ) -> CloudInstance:
+    def _end(self, instance: CloudInstance, ending: Ending | None, *, otherwise: str) -> CloudInstance:
         ended = replace(
             instance,
             state=MachineState.TERMINATED,
-            end_detail=otherwise if loss is None else loss.kind,
-            ended_by_itself=ended_by_itself,
-            is_reclaimed=loss is not None and loss.is_reclaim,
+            end_detail=otherwise if ending is None else ending.kind,
+            ended_by_itself=ending is not None and ending.is_by_itself,
+            is_reclaimed=ending is not None and ending.is_reclaim,
         )
         self._ended[instance.provider_id] = self._clock.now(), ended
         return ended

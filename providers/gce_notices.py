@@ -12,7 +12,7 @@ import structlog
 
 from autoscaler.spi import Clock, Notice, NoticeKind, ProviderError
 from providers.gce_machines import GceMachines
-from providers.gce_operations import Loss, Operations
+from providers.gce_operations import Ending, Operations
 
 _log = structlog.get_logger(__name__)
 
@@ -69,7 +69,7 @@ class GceNotices:
         for loss in losses:
             self._take(loss)
 
-    def _take(self, loss: Loss) -> None:
+    def _take(self, loss: Ending) -> None:
         if loss.operation in self._seen:
             return  # each poll reads the last minutes again
         self._seen[loss.operation] = None

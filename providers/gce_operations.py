@@ -1,11 +1,13 @@
 """Operations: what Google does later than it answers. Polled by short calls, never waited for in a thread.
 
-launch      the operation of a bulk insert says at its end what became of it: stockouts and quotas come here
-preemption  an operation of type compute.instances.preempted, at or after the stop: detection, not notice
-host error  likewise: the machine was lost, though nobody wanted it back
+    launches    the operation of a bulk insert says at its end what became of it: stockouts and quotas come here
+    endings     operations of Google's own, at or after the end: a machine was preempted, its host failed, or its guest
+                powered off
+
+They tell what happened; none of them is a notice.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -18,7 +20,8 @@ from providers.gce_errors import Context, NotFound
 from providers.gce_names import place_in
 
 PREEMPTED = "compute.instances.preempted"
-_LOSSES = (PREEMPTED, "compute.instances.hostError", "compute.instances.terminateOnHostMaintenance")
+POWERED_OFF = "compute.instances.guestTerminate"
+LOSSES = (PREEMPTED, "compute.instances.hostError", "compute.instances.terminateOnHostMaintenance")
 _FIRST_POLL_S = 0.3
 _SLOWER = 1.5
 _SLOWEST_POLL_S = 4.0
@@ -30,8 +33,8 @@ _LISTING = Context(doing="list operations", permission="compute.globalOperations
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Loss:
-    """The cloud took a machine, or its host failed. `target_id` is the machine's numeric id."""
+class Ending:
+    """How a machine ended, by Google's own operation. `target_id` is the machine's numeric id."""
 
     operation: str
     kind: str
@@ -42,6 +45,10 @@ class Loss:
     @property
     def is_reclaim(self) -> bool:
         return self.kind == PREEMPTED
+
+    @property
+    def is_by_itself(self) -> bool:
+        return self.kind == POWERED_OFF
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,21 +115,29 @@ class Operations:
 
         return await self._clients.read(read, _LISTING)
 
-    async def losses(self, since: datetime) -> Sequence[Loss]:
+    async def losses(self, since: datetime) -> Sequence[Ending]:
         """Machines of the whole project that the cloud took since then, newest first or nearly so."""
-        wanted = " OR ".join(f'(operationType = "{kind}")' for kind in _LOSSES)
+        return await self._clients.look_for_notices(self._endings(since, LOSSES), _LISTING)
+
+    async def endings(self, since: datetime) -> Sequence[Ending]:
+        """The same, with machines that powered themselves off."""
+        return await self._clients.read(self._endings(since, (*LOSSES, POWERED_OFF)), _LISTING)
+
+    @staticmethod
+    def _endings(since: datetime, kinds: Sequence[str]) -> Callable[[Sdk], list[Ending]]:
+        wanted = " OR ".join(f'(operationType = "{kind}")' for kind in kinds)
         horizon = since - _OLD
 
-        def read(sdk: Sdk) -> list[Loss]:
-            found: list[Loss] = []
+        def read(sdk: Sdk) -> list[Ending]:
+            found: list[Ending] = []
             for page in sdk.pages("aggregated/operations", filter=wanted, orderBy="creationTimestamp desc"):
-                items = [loss for item in _operations_of(page) if (loss := _loss_of(item)) is not None]
-                found += [loss for loss in items if loss.at >= since]
-                if items and all(loss.at < horizon for loss in items):
+                items = [ending for item in _operations_of(page) if (ending := _ending_of(item)) is not None]
+                found += [ending for ending in items if ending.at >= since]
+                if items and all(ending.at < horizon for ending in items):
                     break
             return found
 
-        return await self._clients.look_for_notices(read, _LISTING)
+        return read
 
 
 def failed_items(page: Mapping[str, Any]) -> list[str]:
@@ -143,13 +158,13 @@ def _operations_of(page: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [item for scope in page.get("items", {}).values() for item in scope.get("operations", ())]
 
 
-def _loss_of(item: Mapping[str, Any]) -> Loss | None:
+def _ending_of(item: Mapping[str, Any]) -> Ending | None:
     """None for what is not about a machine."""
     place = place_in(item.get("targetLink", ""))
     at = item.get("insertTime") or item.get("startTime") or item.get("endTime")
-    if place is None or at is None or item.get("operationType") not in _LOSSES:
+    if place is None or at is None or item.get("operationType") not in (*LOSSES, POWERED_OFF):
         return None
-    return Loss(
+    return Ending(
         operation=item["name"],
         kind=item["operationType"],
         target_id=str(item.get("targetId", "")),
