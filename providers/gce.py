@@ -120,7 +120,7 @@ class GceProvider:
         await self._notices.ack(notices)
 
     def status(self) -> ProviderStatus:
-        troubles = [*self._notices.troubles]
+        troubles = [*self._notices.troubles, *self._launcher.troubles]
         if self._anchors.problem:
             troubles.append(f"identity: {self._anchors.problem}; no machine can prove itself without")
         return ProviderStatus(budgets=self._clients.budgets(), dropped=self._notices.dropped, troubles=tuple(troubles))

@@ -16,7 +16,7 @@ from providers.gce_operations import Ending, Operations
 
 _log = structlog.get_logger(__name__)
 
-_POLL_S = 4.0
+_POLL_S = 2.0
 _WAIT_S = 20.0
 _LATE = timedelta(minutes=5)
 _OVERLAP = timedelta(minutes=10)
