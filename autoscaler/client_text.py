@@ -68,6 +68,11 @@ def _status_lines(status: Document, palette: Palette) -> Iterator[str]:
     unserved = f", {palette.bad(str(status['unserved']))} served by no pool" if status["unserved"] else ""
     yield f"jobs       {jobs['queued']} queued, {jobs['running']} running, {jobs['lost']} lost{unserved}"
     yield f"instances  {status['instances']}{_of(caps['instances'])}"
+    cooling = status["cooling"]
+    if cooling["capacity_pools"] or cooling["scopes"]:
+        scopes = cooling["scopes"]
+        quotas = f" and {scopes} {'quota or subnet' if scopes == 1 else 'quotas or subnets'}" if scopes else ""
+        yield f"cooling    {cooling['capacity_pools']} capacity pool{'s' * (cooling['capacity_pools'] != 1)}{quotas}"
     yield f"spent      {status['spent_today_usd']:.2f} USD today{_of(caps['usd_per_day'])}"
     yield ""
     yield from _table(_HEADINGS, [_pool_row(pool, palette) for pool in status["pools"]], palette)

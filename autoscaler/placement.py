@@ -50,10 +50,11 @@ class Ranked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranking:
-    """What a pool may ever use, best first."""
+    """What a pool may ever use, best first, and why it never uses the rest of what it is offered."""
 
     spot: tuple[Ranked, ...]
     on_demand: tuple[Ranked, ...]
+    excluded: Mapping[Place, tuple[Offering, str]] = field(default_factory=dict)
 
 
 # --------------------------------------------------------------------------- allowed, fits, ranked
@@ -139,13 +140,17 @@ _REMEMBERED = 1000
 
 def _rank(pool: Pool, offerings: Sequence[Offering], life_h: float | None) -> Ranking:
     found: dict[CapacityType, list[Ranked]] = {CapacityType.SPOT: [], CapacityType.ON_DEMAND: []}
+    excluded: dict[Place, tuple[Offering, str]] = {}
     for offering in offerings:
-        if not exclusion(pool, offering):
-            where = offering.capacity_pool
+        where = offering.capacity_pool
+        if why := exclusion(pool, offering):
+            excluded[place_of(where)] = offering, why
+        else:
             found[where.capacity_type].append(_ranked(offering, place_of(where), None, life_h))
     for ranked in found.values():
         ranked.sort(key=_ORDER)
-    return Ranking(spot=tuple(found[CapacityType.SPOT]), on_demand=tuple(found[CapacityType.ON_DEMAND]))
+    spot, on_demand = found[CapacityType.SPOT], found[CapacityType.ON_DEMAND]
+    return Ranking(spot=tuple(spot), on_demand=tuple(on_demand), excluded=excluded)
 
 
 def _judged(plain: Ranking, evidence: Mapping[CapacityPool, CapacityEvidence], life_h: float | None) -> Ranking:

@@ -35,7 +35,7 @@ from autoscaler.spi import (
     Surroundings,
 )
 from providers.gce_catalog import GceCatalog
-from providers.gce_check import GceCheck
+from providers.gce_check import GceCheck, clock_trouble
 from providers.gce_clients import GceClients
 from providers.gce_identity import GceIdentity, TrustAnchors
 from providers.gce_launch import GceLauncher
@@ -73,11 +73,13 @@ class GceProvider:
         self._launcher = GceLauncher(
             settings, self._clients, self._catalog, self._machines, operations, deployment=deployment, clock=clock
         )
-        self._notices = GceNotices(self._machines, operations, clock, name_prefix=name_prefix(deployment))
+        self._notices = GceNotices(
+            self._clients, self._machines, operations, clock, name_prefix=name_prefix(deployment)
+        )
         anchors = TrustAnchors(settings.trust_anchors, surroundings.gates, clock, name=settings.name)
         self._anchors = anchors
         self._identity = GceIdentity(settings, self._machines, anchors, public_url=surroundings.public_url, clock=clock)
-        self._check = GceCheck(settings, self._clients, self._catalog, anchors, clock)
+        self._check = GceCheck(settings, self._clients, self._catalog, anchors)
 
     @property
     def name(self) -> ProviderName:
@@ -120,9 +122,11 @@ class GceProvider:
         await self._notices.ack(notices)
 
     def status(self) -> ProviderStatus:
-        troubles = [*self._notices.troubles]
+        troubles = [*self._notices.troubles, *self._launcher.troubles]
         if self._anchors.problem:
             troubles.append(f"identity: {self._anchors.problem}; no machine can prove itself without")
+        if trouble := clock_trouble(self._clients):
+            troubles.append(f"clock: {trouble}; set it by NTP")
         return ProviderStatus(budgets=self._clients.budgets(), dropped=self._notices.dropped, troubles=tuple(troubles))
 
     async def check(self, images: Mapping[str, Mapping[str, str]]) -> Sequence[Finding]:

@@ -5,12 +5,12 @@ types, subnetwork, image, permissions as `testIamPermissions` tells them, keys f
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import partial
 
 from google.cloud import compute_v1
 
-from autoscaler.spi import Clock, Finding, InvalidRequest, ProviderError, Unauthorized, Verdict
+from autoscaler.spi import Finding, InvalidRequest, ProviderError, Unauthorized, Verdict
 from providers.gce_catalog import Catalogue, GceCatalog
 from providers.gce_clients import CALL_S, GceClients, Sdk
 from providers.gce_errors import Context, NotFound
@@ -25,20 +25,17 @@ INSTANCE_PERMISSIONS = (
 )
 """What launching and ending a machine takes of the resource itself; `deploy/gcp` grants these."""
 _ROLES = "roles/compute.instanceAdmin.v1, and roles/iam.serviceAccountUser on the machines' service account"
-_SKEW = timedelta(minutes=5)
+_SKEW = timedelta(minutes=1)
 _QUOTAS = ("CPUS", "INSTANCES", "IN_USE_ADDRESSES")
 _GONE = frozenset({"OBSOLETE", "DELETED"})
 
 
 class GceCheck:
-    def __init__(
-        self, settings: GceSettings, clients: GceClients, catalog: GceCatalog, anchors: TrustAnchors, clock: Clock
-    ) -> None:
+    def __init__(self, settings: GceSettings, clients: GceClients, catalog: GceCatalog, anchors: TrustAnchors) -> None:
         self._settings = settings
         self._clients = clients
         self._catalog = catalog
         self._anchors = anchors
-        self._clock = clock
 
     async def findings(self, images: Mapping[str, Mapping[str, str]]) -> list[Finding]:
         """Stops early where nobody can sign in: all else would say the same."""
@@ -69,23 +66,16 @@ class GceCheck:
     async def _sign_in(self) -> list[Finding]:
         project = self._settings.project
 
-        def read(sdk: Sdk) -> datetime | None:
-            return sdk.server_time()
+        def read(sdk: Sdk) -> None:
+            sdk.get("zones", maxResults="1")
 
         try:
-            said = await self._clients.read(read, Context(doing="read the project", permission="compute.zones.list"))
+            await self._clients.read(read, Context(doing="read the project", permission="compute.zones.list"))
         except NotFound as error:
             return [_refused("project", str(error), f'Correct the project id "{project}"')]
         found = [Finding(verdict=Verdict.OK, key="credentials", message=f"signed in; project {project}")]
-        if said is not None and abs(said - self._clock.now()) > _SKEW:
-            behind = round((said - self._clock.now()).total_seconds())
-            found.append(
-                _refused(
-                    "(clock)",
-                    f"this host's clock is {behind} s off Google's: identities of machines would be refused",
-                    "Set the clock by NTP",
-                )
-            )
+        if trouble := clock_trouble(self._clients):
+            found.append(_refused("(clock)", trouble, "Set the clock by NTP"))
         return found
 
     async def _region(self, region: str) -> list[Finding]:
@@ -226,6 +216,15 @@ class GceCheck:
                 "Let the daemon reach the URL, or name a file that exists: no machine can prove itself",
             )
         ]
+
+
+def clock_trouble(clients: GceClients) -> str:
+    """Empty where our clock is near enough to Google's."""
+    error = clients.clock_error
+    if abs(error) <= _SKEW:
+        return ""
+    off_s = abs(error.total_seconds())
+    return f"this host's clock is {off_s:.0f} s off Google's: machines are refused as too old or too young"
 
 
 def _is_somewhere(key: tuple[str, str], catalogue: Catalogue) -> bool:

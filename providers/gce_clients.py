@@ -11,7 +11,7 @@ blocks. The SDK's own retries are off: the core is the one that repeats.
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import cached_property
 from typing import Any, TypeVar
@@ -37,6 +37,7 @@ PAGE = 500
 CALL_S = 15.0
 """The SDK's timeout, shorter than the gates'."""
 _GATE_S = 20.0
+_ROUNDING = timedelta(seconds=5)
 _SCOPES = ("https://www.googleapis.com/auth/compute",)
 _ENDPOINT = "https://compute.googleapis.com"
 # Google counts 1,500 a minute in each of these groups, in whole minutes: half at once and half refilled stay below it
@@ -57,9 +58,12 @@ class Sdk:
     """Every client, made at its first use; to be used in threads of the gates only: making one may read files and ask
     the metadata server for credentials."""
 
-    def __init__(self, settings: GceSettings) -> None:
+    def __init__(self, settings: GceSettings, clock: Clock) -> None:
         self._settings = settings
+        self._clock = clock
         self._lock = threading.RLock()
+        self.is_ahead_by = timedelta(0)
+        """Google's clock before ours, by its last answer, which tells whole seconds."""
 
     @property
     def project(self) -> str:
@@ -113,14 +117,11 @@ class Sdk:
         found: Mapping[str, Any] = self._ask(path, parameters).json()
         return found
 
-    def server_time(self) -> datetime | None:
-        """Google's clock, to the second; None where the answer does not say."""
-        said = self._ask("zones", {"maxResults": "1"}).headers.get("Date")
-        return parsedate_to_datetime(said) if said else None
-
     def _ask(self, path: str, parameters: Mapping[str, str]) -> Any:
         url = f"{self._settings.endpoint_url or _ENDPOINT}/compute/v1/projects/{self.project}/{path}"
         response = self._session.get(url, params=parameters, timeout=CALL_S)
+        if said := response.headers.get("Date"):
+            self.is_ahead_by = parsedate_to_datetime(said) - self._clock.now()
         if response.status_code >= 400:
             raise api_errors.from_http_response(response)
         return response
@@ -161,7 +162,8 @@ class GceClients:
     """Calls into the SDK. `call` gets the `Sdk` and runs in a thread; what it raises comes out as a ProviderError."""
 
     def __init__(self, settings: GceSettings, gates: Gates, clock: Clock) -> None:
-        self._sdk = Sdk(settings)
+        self._clock = clock
+        self._sdk = Sdk(settings, clock)
         self._budgets = RateBudgets(_FAMILIES, clock)
         self._reads = gates.gate(f"{settings.name}-reads", threads=_READ_THREADS)
         self._writes = gates.gate(f"{settings.name}-writes", threads=_WRITE_THREADS)
@@ -176,6 +178,16 @@ class GceClients:
     async def write(self, call: Callable[[Sdk], T], context: Context) -> T:
         """Raises OutcomeUnknown where the call may have taken effect."""
         return await self._run(self._writes, call, context, _GATE_S)
+
+    def google_now(self) -> datetime:
+        """What Google's clock says: instants of its answers are compared with this, whatever ours says."""
+        return self._clock.now() + self.clock_error
+
+    @property
+    def clock_error(self) -> timedelta:
+        """What our clock lacks to Google's; nothing where it is no more than an answer's way and rounding explain."""
+        ahead = self._sdk.is_ahead_by
+        return ahead if abs(ahead) > _ROUNDING else timedelta(0)
 
     def budgets(self) -> tuple[RateBudget, ...]:
         return self._budgets.budgets()

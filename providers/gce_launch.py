@@ -103,6 +103,15 @@ class GceLauncher:
         self._knows_notice = settings.wants_notice
         self._started: dict[BatchToken, list[Started]] = {}
 
+    @property
+    def troubles(self) -> tuple[str, ...]:
+        if self._knows_notice or not self._settings.wants_notice:
+            return ()
+        return (
+            "launch: Google takes no notice before a preemption for this project, so that spot machines go without a "
+            "word; nothing to do, or set preemption_notice = false",
+        )
+
     async def launch(self, batch: LaunchBatch) -> LaunchResult:
         """See `Provider.launch`."""
         image_path(batch.image)  # before anything is asked of anybody

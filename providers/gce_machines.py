@@ -37,6 +37,7 @@ from providers.gce_settings import GceSettings, region_of
 _FEW = 10
 """So many machines are asked for one by one; for more a whole listing is cheaper."""
 _KEEP_ENDED = timedelta(minutes=10)
+_DELETE_AGAIN = timedelta(seconds=60)
 _UNEXPLAINED = timedelta(seconds=45)
 """So long after a machine is off Google may still tell why."""
 _LISTING_S = 110.0
@@ -97,7 +98,7 @@ class GceMachines:
         # Off or gone, and nobody has told why yet: since when.
         self._unexplained: dict[ProviderId, datetime] = {}
         self._ended: dict[ProviderId, tuple[datetime, CloudInstance]] = {}
-        self._deleting: set[ProviderId] = set()
+        self._deleting: dict[ProviderId, datetime] = {}
         self._stops: dict[ProviderId, datetime] = {}
         self._seen_on: set[ProviderId] = set()
 
@@ -114,7 +115,12 @@ class GceMachines:
 
     def deleting(self, provider_id: ProviderId) -> None:
         """Google took our order to delete this machine."""
-        self._deleting.add(provider_id)
+        self._deleting[provider_id] = self._clock.now()
+
+    def is_lately_deleted(self, provider_id: ProviderId) -> bool:
+        """The order need not be given again yet; it may fail at Google, so that it is given again later."""
+        at = self._deleting.get(provider_id)
+        return at is not None and self._clock.now() - at < _DELETE_AGAIN
 
     def stopping(self, provider_id: ProviderId, at: datetime) -> None:
         """Google took our order to stop this machine, at Google's own time."""
@@ -125,7 +131,7 @@ class GceMachines:
         return [
             machine.provider_id
             for machine in self._known.values()
-            if machine.is_off and machine.provider_id in self._ended and machine.provider_id not in self._deleting
+            if machine.is_off and machine.provider_id in self._ended and not self.is_lately_deleted(machine.provider_id)
         ]
 
     # ------------------------------------------------------------------ reading
@@ -257,7 +263,7 @@ class GceMachines:
             if ending is not None or provider_id in self._deleting:
                 self._end(machine.instance, ending, otherwise="deleted")
         self._known.pop(provider_id, None)
-        self._deleting.discard(provider_id)
+        self._deleting.pop(provider_id, None)
         self._seen_on.discard(provider_id)
         self._stops.pop(provider_id, None)
         self._unexplained.pop(provider_id, None)

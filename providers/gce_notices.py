@@ -11,12 +11,13 @@ from datetime import timedelta
 import structlog
 
 from autoscaler.spi import Clock, Notice, NoticeKind, ProviderError
+from providers.gce_clients import GceClients
 from providers.gce_machines import GceMachines
 from providers.gce_operations import Ending, Operations
 
 _log = structlog.get_logger(__name__)
 
-_POLL_S = 4.0
+_POLL_S = 2.0
 _WAIT_S = 20.0
 _LATE = timedelta(minutes=5)
 _OVERLAP = timedelta(minutes=10)
@@ -25,7 +26,10 @@ _REMEMBERED = 20_000
 
 
 class GceNotices:
-    def __init__(self, machines: GceMachines, operations: Operations, clock: Clock, *, name_prefix: str) -> None:
+    def __init__(
+        self, clients: GceClients, machines: GceMachines, operations: Operations, clock: Clock, *, name_prefix: str
+    ) -> None:
+        self._clients = clients
         self._machines = machines
         self._operations = operations
         self._clock = clock
@@ -59,7 +63,7 @@ class GceNotices:
 
     async def _look(self) -> None:
         try:
-            losses = await self._operations.losses(self._clock.now() - _OVERLAP)
+            losses = await self._operations.losses(self._clients.google_now() - _OVERLAP)
         except ProviderError as error:
             if not self._trouble:
                 _log.warning("notices_not_read", error=str(error))
@@ -79,16 +83,17 @@ class GceNotices:
         known = self._machines.known(loss.provider_id)
         if not name.startswith(self._name_prefix) or (known is not None and known.numeric_id != loss.target_id):
             self._dropped["foreign"] += 1
-        elif self._clock.now() - loss.at > _LATE:
+        elif self._clients.google_now() - loss.at > _LATE:
             self._dropped["late"] += 1
         elif any(one.provider_id == loss.provider_id for one in self._pending.values()):
             self._dropped["duplicate"] += 1
         else:
+            at = loss.at - self._clients.clock_error  # by our own clock, as the core's instants are
             self._pending[loss.operation] = Notice(
                 provider_id=loss.provider_id,
                 kind=NoticeKind.RECLAIM if loss.is_reclaim else NoticeKind.STATE_CHANGE,
-                reclaim_at=loss.at,
+                reclaim_at=at,
                 receipt=loss.operation,
                 source="operation",
-                noticed_at=loss.at,
+                noticed_at=at,
             )

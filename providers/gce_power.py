@@ -97,6 +97,8 @@ class GcePower:
         return None if place is None else await self._machines.read(place)
 
     async def _terminate(self, provider_id: ProviderId) -> None:
+        if self._machines.is_lately_deleted(provider_id):
+            return
         machine = await self._ours(provider_id)
         if machine is None:
             return

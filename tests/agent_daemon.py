@@ -13,8 +13,8 @@ from aiohttp import web
 
 _EVENT_KINDS = frozenset(
     (
-        *("assignment_received", "runner_started", "job_started", "job_completed", "runner_exited", "notice"),
-        *("heartbeat", "ending"),
+        *("assignment_received", "runner_started", "job_started", "job_completed", "runner_exited"),
+        *("runner_stopping", "notice", "heartbeat", "ending"),
     )
 )
 _CAUSES = frozenset(

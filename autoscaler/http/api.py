@@ -13,17 +13,18 @@ from autoscaler.http.documents import (
     Document,
     budget_document,
     condition_document,
+    cooling_document,
     instance_document,
     instant,
     job_document,
     ledger_document,
     move_document,
-    offering_document,
     pool_documents,
     tick_document,
     timeline_document,
 )
 from autoscaler.http.history import history_document
+from autoscaler.http.offerings import BEST, offerings_document
 from autoscaler.http.openapi import DOCUMENT
 from autoscaler.http.view import DaemonView
 from autoscaler.model import Instance, Job, JobId, JobState, PoolControl
@@ -87,6 +88,7 @@ class _Api:
                     "usd_per_day": caps.usd_per_day,
                 },
                 "spent_today_usd": math.fsum(snapshot.spent_today_usd.values()),
+                "cooling": cooling_document(snapshot, view.now()),
                 "budgets": [budget_document(target, budget) for target, budget in view.budgets()],
                 "pools": pool_documents(view),
             }
@@ -155,17 +157,14 @@ class _Api:
             }
         )
 
-    async def offerings(self, _: web.Request) -> web.Response:
-        snapshot, now = self._view.snapshot(), self._view.now()
-        return web.json_response(
-            {
-                "offerings": [
-                    {"pool": pool, **offering_document(offering, snapshot.cooldowns.get(offering.capacity_pool), now)}
-                    for pool, offered in sorted(snapshot.offerings.items())
-                    for offering in offered
-                ]
-            }
-        )
+    async def offerings(self, request: web.Request) -> web.Response:
+        """By default those with machines, those that cool, and the best of each pool; `all=1` has them all."""
+        pool = PoolName(request.query["pool"]) if request.query.get("pool") else None
+        if pool is not None and pool not in self._view.rules().pools:
+            raise web.HTTPNotFound(text="no such pool")
+        best = _number(request, "best", 1, BEST) if "best" in request.query else BEST
+        everything = request.query.get("all", "") == "1"
+        return web.json_response(offerings_document(self._view, pool=pool, everything=everything, best=best))
 
     async def costs(self, request: web.Request) -> web.Response:
         """What machines cost from `since` until `until`; since midnight UTC by default, live ones included."""

@@ -10,7 +10,6 @@ from typing import Any
 
 from autoscaler.http.view import Condition, DaemonView, TickView
 from autoscaler.model import (
-    Cooldown,
     Instance,
     InstanceMove,
     Job,
@@ -20,7 +19,7 @@ from autoscaler.model import (
     PoolControl,
     Snapshot,
 )
-from autoscaler.spi import CapacityPool, Offering, RateBudget
+from autoscaler.spi import CapacityPool, RateBudget
 from autoscaler.states import is_live
 from autoscaler.why import TimelineEntry
 
@@ -119,20 +118,6 @@ def capacity_pool_document(pool: CapacityPool) -> Document:
     }
 
 
-def offering_document(offering: Offering, cooldown: Cooldown | None, now: datetime) -> Document:
-    cools = cooldown is not None and cooldown.until > now
-    return {
-        **capacity_pool_document(offering.capacity_pool),
-        "cpus": offering.cpus,
-        "memory_gib": offering.memory_gib,
-        "arch": offering.arch,
-        "gpus": offering.gpus,
-        "price_usd_hour": offering.price_usd_hour,
-        "cooling_until": instant(cooldown.until) if cooldown and cools else None,
-        "cooling_reason": cooldown.reason if cooldown and cools else "",
-    }
-
-
 def budget_document(target: str, budget: RateBudget) -> Document:
     return {
         "target": target,
@@ -140,6 +125,14 @@ def budget_document(target: str, budget: RateBudget) -> Document:
         "limit": budget.limit,
         "remaining": round(budget.remaining, 1),
         "refill_per_s": round(budget.refill_per_s, 3),
+    }
+
+
+def cooling_document(snapshot: Snapshot, now: datetime) -> Document:
+    """How much is closed now: capacity pools by themselves, and scopes (quotas, subnets) whatever they cover."""
+    return {
+        "capacity_pools": sum(one.until > now for one in snapshot.cooldowns.values()),
+        "scopes": sum(one.until > now for one in snapshot.scope_cooldowns),
     }
 
 

@@ -77,7 +77,8 @@ _SCHEMAS: dict[str, Schema] = {
         deployment=_TEXT, now=_INSTANT, ready=_FLAG, access={"enum": ["token", "loopback_only"]},
         conditions=_list("Condition"), tick=_maybe(_ref("Tick")), jobs=_COUNTS, unserved=_COUNT, instances=_COUNT,
         caps=_record(instances=_maybe(_COUNT), usd_per_hour=_maybe(_NUMBER), usd_per_day=_maybe(_NUMBER)),
-        spent_today_usd=_NUMBER, budgets=_list("Budget"), pools=_list("Pool"),
+        spent_today_usd=_NUMBER, cooling=_record(capacity_pools=_COUNT, scopes=_COUNT), budgets=_list("Budget"),
+        pools=_list("Pool"),
     ),
     "Pools": _record(pools=_list("Pool")),
     "Job": _record(**_JOB),
@@ -94,11 +95,23 @@ _SCHEMAS: dict[str, Schema] = {
     "InstanceDetail": _record(
         **_INSTANCE, served=_maybe(_ref("Job")), history=_list("Move"), ledger=_list("LedgerEntry")
     ),
-    "Offering": _record(
-        pool=_TEXT, **_CAPACITY_POOL, cpus=_NUMBER, memory_gib=_NUMBER, arch=_TEXT, gpus=_COUNT,
-        price_usd_hour=_NUMBER, cooling_until=_maybe(_INSTANT), cooling_reason=_TEXT,
+    "Evidence": _record(hours=_NUMBER, interruptions=_NUMBER, asked=_NUMBER, refused=_NUMBER),
+    "Cooling": _record(
+        kind={"enum": ["refused", "quota"]}, until=_INSTANT, reason=_TEXT, failures=_COUNT,
     ),
-    "Offerings": _record(offerings=_list("Offering")),
+    "Standing": _record(
+        pool=_TEXT, rank=_maybe({"type": "integer", "minimum": 1}), expected_job_usd=_maybe(_NUMBER), excluded=_TEXT
+    ),
+    "Offering": _record(
+        **_CAPACITY_POOL, cpus=_NUMBER, memory_gib=_NUMBER, arch=_TEXT, gpus=_COUNT, price_usd_hour=_NUMBER,
+        on_demand_usd_hour=_maybe(_NUMBER), risk_per_hour=_NUMBER, prior_per_hour=_NUMBER, evidence=_ref("Evidence"),
+        cooling=_maybe(_ref("Cooling")), machines=_COUNT, pools=_list("Standing"),
+    ),
+    "CoolingScope": _record(
+        provider=_TEXT, region=_maybe(_TEXT), zone=_maybe(_TEXT), machine_type=_maybe(_TEXT),
+        capacity_type=_maybe(_CAPACITY_POOL["capacity_type"]), until=_INSTANT, reason=_TEXT, failures=_COUNT,
+    ),
+    "Offerings": _record(now=_INSTANT, total=_COUNT, offerings=_list("Offering"), scopes=_list("CoolingScope")),
     "LedgerEntry": _record(
         seq=_COUNT, at=_INSTANT, actor=_TEXT, action=_TEXT, subject=_TEXT, pool=_TEXT, reason=_TEXT, outcome=_TEXT
     ),
@@ -162,7 +175,12 @@ def _paths() -> dict[str, Schema]:
         "jobs/{job}/why": _operation("Why a job waits, in a sentence", "Why", path=("job",)),
         "instances": _operation("Live and recent instances", "Instances", _query("pool"), _LIMIT),
         "instances/{instance}": _operation("One instance and its history", "InstanceDetail", path=("instance",)),
-        "offerings": _operation("What each pool can choose from, and what cools down", "Offerings"),
+        "offerings": _operation(
+            "Where machines may be launched: price, learned risk, what cools and why, rank in each pool. Those in use, "
+            "cooling or among the `best` of a pool; with all=1 all of them",
+            "Offerings", _query("pool"), _query("best", {"type": "integer", "minimum": 1, "maximum": 50}),
+            _query("all", {"enum": ["0", "1"]}),
+        ),
         "costs": _operation(
             "What machines cost in a period (today by default; UTC), by use, pool, repo, workflow and day",
             "Costs", _query("since"), _query("until"),

@@ -73,11 +73,11 @@ class Key:
 
 
 class AwsAccess:
-    """The keys of one account. `clock_offset_s` makes AWS's clock differ from the callers'."""
+    """The keys of one account. `skew_s` is how far AWS's clock is ahead of the world's."""
 
-    def __init__(self, clock: Callable[[], float], *, account: str) -> None:
+    def __init__(self, clock: Callable[[], float], *, account: str, skew_s: Callable[[], float] = lambda: 0.0) -> None:
         self.account = account
-        self.clock_offset_s = 0.0
+        self._skew_s = skew_s
         self.calls: list[Call] = []
         self.roles: dict[str, Policy] = {}
         self._clock = clock
@@ -85,8 +85,13 @@ class AwsAccess:
 
     @property
     def now(self) -> float:
-        """What time AWS thinks it is."""
-        return self._clock() + self.clock_offset_s
+        """What time it is in the world."""
+        return self._clock()
+
+    @property
+    def aws_now(self) -> float:
+        """What time AWS thinks it is: signatures are held against it, answers are dated by it."""
+        return self._clock() + self._skew_s()
 
     def grant(self, access_key: str, secret: str, *, allows: Policy = anything, user: str = "autoscaler") -> Key:
         """Makes a user's key, or changes what it may do."""
@@ -119,7 +124,7 @@ class AwsAccess:
             raise words.unknown_key()
         if not is_true(signature, request, secret=key.secret):
             raise words.wrong_signature()
-        ahead_s = skew_s(request, self.now)
+        ahead_s = skew_s(request, self.aws_now)
         if abs(ahead_s) > MAX_SKEW_S:
             raise words.skewed(is_ahead=ahead_s > 0)
         if key.expires_at <= self.now:

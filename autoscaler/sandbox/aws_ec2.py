@@ -57,10 +57,12 @@ class Ec2:
         if handler is None:
             raise AwsError("InvalidAction", f"The action {action} is not valid for this web service.")
         limits = self._meter.limits
-        bucket = limits.mutate
-        if action.startswith("Describe"):
-            bucket = limits.describe if parameters.has_any(_SELECTING) else limits.describe_all
-        self._meter.charge(caller.region, action, bucket)
+        if not action.startswith("Describe"):
+            self._meter.charge(caller.region, action, limits.mutate)
+        elif parameters.has_any(_SELECTING):
+            self._meter.charge(caller.region, action, limits.describe)
+        else:
+            self._meter.charge(caller.region, f"{action} of all", limits.describe_all)
         if action in self._catalogue.handlers:
             caller.need(f"ec2:{action}")
         answer = handler(caller, parameters)

@@ -11,6 +11,7 @@ from autoscaler.sandbox.aws_ec2_render import zone_id
 from autoscaler.sandbox.aws_filters import Filters, page
 from autoscaler.sandbox.aws_query import AwsError, Parameters, Xml, instant
 from autoscaler.sandbox.aws_setup import AwsSetup, Image, MachineType, Subnet
+from autoscaler.sandbox.cloud_capacity import Supply
 from autoscaler.spi import CapacityType
 
 PRODUCT = "Linux/UNIX"
@@ -78,7 +79,7 @@ class Catalogue:
 
     def _types(self, caller: Caller, parameters: Parameters) -> Answer:
         names = parameters.texts("InstanceType")
-        known = {one.name: one for one in self._setup.types_of(caller.region)}
+        known = {one.name: one for one in self._setup.types(caller.region)}
         for name in names:
             if name not in known:
                 message = f"The following supplied instance types do not exist: [{name}]"
@@ -99,7 +100,7 @@ class Catalogue:
         pairs = sorted(
             {
                 (one.name, _location(kind, caller.region, zone))
-                for one in self._setup.types_of(caller.region)
+                for one in self._setup.types(caller.region)
                 for zone in one.zones
             }
         )
@@ -122,10 +123,12 @@ class Catalogue:
         end = _instant(parameters.text("EndTime"), caller.now)
         start = _instant(parameters.text("StartTime"), end - 90 * 86_400)
         rows = [
-            (capacity_pool.machine_type, capacity_pool.zone, at, usd)
-            for capacity_pool in self._setup.spot_pools(caller.region)
-            for at, usd in self._setup.prices_between(capacity_pool, start, end)
-            if (not names or capacity_pool.machine_type in names) and zone in ("", capacity_pool.zone)
+            (pool.machine_type, pool.zone, at, usd)
+            for supply in self._setup.supplies(caller.region)
+            if (pool := supply.pool).capacity_type is CapacityType.SPOT
+            and (not names or pool.machine_type in names)
+            and zone in ("", pool.zone)
+            for at, usd in _prices_between(supply, start, end)
         ]
         if products and not {PRODUCT, f"{PRODUCT} (Amazon VPC)"} & set(products):
             rows = []
@@ -180,6 +183,13 @@ class Catalogue:
         return {"imagesSet": [_show_image(one, caller) for one in rows], "nextToken": following}
 
 
+def _prices_between(supply: Supply, start: float, end: float) -> list[tuple[float, float]]:
+    """The price in force at `start` and every change until `end`."""
+    if supply.prices is None:
+        return [(start, supply.price_usd_hour)]
+    return supply.prices.between(start, end)
+
+
 def _instant(text: str, default: float) -> float:
     if not text:
         return default
@@ -196,20 +206,20 @@ def _location(kind: str, region: str, zone: str) -> str:
 _TYPE_READERS: Mapping[str, Callable[[MachineType], "str | list[str]"]] = {
     "instance-type": lambda one: one.name,
     "processor-info.supported-architecture": lambda one: one.arch,
-    "vcpu-info.default-vcpus": lambda one: f"{one.cpus:g}",
+    "vcpu-info.default-vcpus": lambda one: str(one.cpus),
     "memory-info.size-in-mib": lambda one: f"{one.memory_gib * 1024:.0f}",
     "bare-metal": lambda one: str(".metal" in one.name).lower(),
-    "current-generation": lambda one: str(one.is_current).lower(),
+    "current-generation": lambda _: "true",
     "supported-usage-class": lambda one: [_USAGE[kind] for kind in sorted(one.capacity_types)],
 }
 
 
 def _show_type(one: MachineType) -> Xml:
     threads = 1 if one.arch == "arm64" else 2
-    cpus = int(one.cpus)
+    cpus = one.cpus
     shown: dict[str, Xml] = {
         "instanceType": one.name,
-        "currentGeneration": one.is_current,
+        "currentGeneration": True,
         "freeTierEligible": False,
         "supportedUsageClasses": [_USAGE[kind] for kind in sorted(one.capacity_types)],
         "supportedRootDeviceTypes": ["ebs"],

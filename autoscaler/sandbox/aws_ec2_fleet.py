@@ -16,7 +16,8 @@ from autoscaler.sandbox.aws_ec2_specification import Specification, check_tag_ke
 from autoscaler.sandbox.aws_ec2_templates import LaunchTemplate, LaunchTemplates
 from autoscaler.sandbox.aws_idempotency import ClientTokens
 from autoscaler.sandbox.aws_query import AwsError, Parameters, Xml
-from autoscaler.sandbox.aws_world import AwsWorld, Machine, Place
+from autoscaler.sandbox.aws_world import AwsWorld, Place
+from autoscaler.sandbox.cloud_machines import Machine
 from autoscaler.spi import CapacityType
 
 SPOT_STRATEGIES = (
@@ -113,7 +114,7 @@ class Fleets:
     def _launch(
         self, caller: Caller, overrides: Sequence[_Override], wishes: Sequence[_Wish], *, client_token: str
     ) -> dict[str, Xml]:
-        made: list[tuple[_Override, CapacityType, Machine]] = []
+        made: list[tuple[_Override, Place, Machine]] = []
         errors: list[Xml] = []
         for wish in wishes:
             places, refused = self._places(caller, overrides, wish)
@@ -131,7 +132,7 @@ class Fleets:
                 )
             except AwsError as error:
                 launched, more = [], [(place, error) for place in ordered]
-            made += [(by_place[id(place)], wish.capacity_type, machine) for place, machine in launched]
+            made += [(by_place[id(place)], place, machine) for place, machine in launched]
             refused += [(by_place[id(place)], error) for place, error in more]
             errors += [_show_error(override, wish.capacity_type, error) for override, error in refused]
         fleet_id = f"fleet-{secrets.token_hex(4)}-{secrets.token_hex(2)}-{secrets.token_hex(6)}"
@@ -226,7 +227,8 @@ def _in_order(places: Sequence[tuple[Place, _Override]], wish: _Wish, world: Aws
 
     def key(pair: tuple[Place, _Override]) -> tuple[float, ...]:
         place, override = pair
-        price, free = world.price(place.capacity_pool, now), world.free(place.capacity_pool)
+        account, pool = world.account, place.capacity_pool
+        price, free = account.price(pool, now), account.capacity.free(pool, now)
         match wish.strategy:
             case "prioritized":
                 return (override.priority, price)
@@ -242,24 +244,25 @@ def _in_order(places: Sequence[tuple[Place, _Override]], wish: _Wish, world: Aws
     return [place for place, _ in sorted(places, key=key)]
 
 
-def _show_made(made: Sequence[tuple[_Override, CapacityType, Machine]]) -> list[Xml]:
+def _show_made(made: Sequence[tuple[_Override, Place, Machine]]) -> list[Xml]:
     """Grouped by override, as AWS does."""
-    grouped: dict[tuple[int, CapacityType], tuple[_Override, list[Machine]]] = {}
-    for override, kind, machine in made:
-        grouped.setdefault((id(override), kind), (override, []))[1].append(machine)
-    return [_show_group(override, kind, machines) for (_, kind), (override, machines) in grouped.items()]
+    grouped: dict[tuple[int, CapacityType], list[tuple[_Override, Place, Machine]]] = {}
+    for override, place, machine in made:
+        grouped.setdefault((id(override), place.capacity_pool.capacity_type), []).append((override, place, machine))
+    return [_show_group(group) for group in grouped.values()]
 
 
-def _show_group(override: _Override, kind: CapacityType, machines: Sequence[Machine]) -> Xml:
-    first = machines[0]
+def _show_group(group: Sequence[tuple[_Override, Place, Machine]]) -> Xml:
+    override, place, _ = group[0]
+    pool = place.capacity_pool
     return {
         "launchTemplateAndOverrides": override.echo(),
-        "lifecycle": _LIFECYCLES[kind],
-        "instanceIds": [machine.id for machine in machines],
-        "instanceType": first.capacity_pool.machine_type,
-        "availabilityZone": first.capacity_pool.zone,
-        "availabilityZoneId": zone_id(first.capacity_pool.zone),
-        "subnetId": first.subnet.id,
+        "lifecycle": _LIFECYCLES[pool.capacity_type],
+        "instanceIds": [machine.id for _, _, machine in group],
+        "instanceType": pool.machine_type,
+        "availabilityZone": pool.zone,
+        "availabilityZoneId": zone_id(pool.zone),
+        "subnetId": place.subnet.id,
     }
 
 

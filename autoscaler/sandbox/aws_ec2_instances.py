@@ -13,7 +13,8 @@ from autoscaler.sandbox.aws_ec2_specification import parse_tag_list
 from autoscaler.sandbox.aws_filters import Filters, page
 from autoscaler.sandbox.aws_limits import AwsMeter
 from autoscaler.sandbox.aws_query import AwsError, Parameters, Xml
-from autoscaler.sandbox.aws_world import AwsWorld, Machine
+from autoscaler.sandbox.aws_world import AwsWorld
+from autoscaler.sandbox.cloud_machines import Machine
 from autoscaler.spi import CapacityType, MachineState
 
 _PAGES = (5, 1000)
@@ -24,9 +25,7 @@ _READERS: Mapping[str, Callable[[Machine], str]] = {
     "instance-state-name": lambda one: STATES[one.state][1],
     "instance-state-code": lambda one: str(STATES[one.state][0]),
     "instance-type": lambda one: one.capacity_pool.machine_type,
-    "subnet-id": lambda one: one.subnet.id,
-    "vpc-id": lambda one: one.subnet.vpc_id,
-    "image-id": lambda one: one.specification.image_id,
+    "image-id": lambda one: one.wish.image,
     "availability-zone": lambda one: one.capacity_pool.zone,
     "instance-lifecycle": lambda one: "spot" if one.capacity_pool.capacity_type is CapacityType.SPOT else "",
     "spot-instance-request-id": lambda one: one.spot_request_id,
@@ -51,12 +50,12 @@ class Instances:
         if ids and parameters.text("MaxResults"):
             message = "The parameter instancesSet cannot be used with the parameter maxResults"
             raise AwsError("InvalidParameterCombination", message)
-        found = self._named(caller, ids) if ids else self._shown(caller)
+        found = self._named(caller, ids) if ids else self._world.machines(caller.region, caller.now)
         found = Filters(parameters).apply(found, self._readers(), tags=lambda one: one.tags)
         rows, following, number = page(parameters, found, bounds=_PAGES)
         if self.failing_page == number + 1:
             raise AwsError("InternalError", "An internal error has occurred", status=500)
-        launched = self._launcher.launched
+        launched = self._world.launched
         return {
             "reservationSet": [self._rendered.reservation(one, launched[one.id]) for one in rows],
             "nextToken": following,
@@ -66,16 +65,14 @@ class Instances:
         self._rendered.forget(machine_id)
 
     def _readers(self) -> Mapping[str, Callable[[Machine], str]]:
-        launched = self._launcher.launched
+        launched = self._world.launched
         return {
             **_READERS,
+            "subnet-id": lambda one: launched[one.id].place.subnet.id,
+            "vpc-id": lambda one: launched[one.id].place.subnet.vpc_id,
             "client-token": lambda one: launched[one.id].client_token,
             "reservation-id": lambda one: launched[one.id].reservation,
         }
-
-    def _shown(self, caller: Caller) -> list[Machine]:
-        """What the world shows of our machines; what it has forgotten we forget."""
-        return [one for one in self._world.machines(caller.region, caller.now) if one.id in self._launcher.launched]
 
     def _named(self, caller: Caller, ids: Sequence[str]) -> list[Machine]:
         """Raises AwsError that names every unknown id."""
@@ -96,7 +93,7 @@ class Instances:
         machines = self._asked(caller, parameters, "ec2:TerminateInstances")
         limits = self._meter.limits
         self._meter.charge(caller.region, "ended machines", limits.ended_machines, len(machines))
-        return self._change(machines, lambda one: self._world.terminate(one.id, caller.now))
+        return self._change(machines, lambda one: self._world.account.terminate(one.id, caller.now))
 
     def stop(self, caller: Caller, parameters: Parameters) -> dict[str, Xml]:
         machines = self._asked(caller, parameters, "ec2:StopInstances")
@@ -111,7 +108,7 @@ class Instances:
                     "requests."
                 )
                 raise AwsError("UnsupportedOperation", message)
-        return self._change(machines, lambda one: self._world.stop(one.id, caller.now))
+        return self._change(machines, lambda one: self._world.account.stop(one.id, caller.now))
 
     def start(self, caller: Caller, parameters: Parameters) -> dict[str, Xml]:
         """All of them, or an error and none."""
@@ -125,10 +122,8 @@ class Instances:
             if request is not None and request.cancelled_at is not None:
                 message = f"The Spot Instance request of '{machine.id}' was cancelled"
                 raise AwsError("IncorrectSpotRequestState", message)
-        self._world.check_start(stopped, now=caller.now)
         before = {one.id: one.state for one in machines}
-        for machine in stopped:
-            self._world.start(machine.id, caller.now)
+        self._world.start(stopped, caller.now)
         return {"instancesSet": [_show_change(one, before[one.id]) for one in machines]}
 
     def tag(self, caller: Caller, parameters: Parameters) -> dict[str, Xml]:
@@ -140,7 +135,7 @@ class Instances:
             caller.need("ec2:CreateTags", resource=_arn(caller, machine), context=context)
         parameters.complete()
         for machine in machines:
-            self._world.tag(machine.id, tags)
+            machine.tags.update(tags)
         return {"return": True}
 
     def _asked(self, caller: Caller, parameters: Parameters, permission: str) -> list[Machine]:

@@ -4,22 +4,21 @@ import secrets
 from collections.abc import Sequence
 
 from autoscaler.sandbox.aws_access import Caller, tag_context
-from autoscaler.sandbox.aws_ec2_render import Launched
 from autoscaler.sandbox.aws_ec2_specification import Specification
 from autoscaler.sandbox.aws_ec2_spot import SpotRequests
 from autoscaler.sandbox.aws_limits import AwsMeter, limit_exceeded
 from autoscaler.sandbox.aws_query import AwsError
-from autoscaler.sandbox.aws_setup import aws_pool
 from autoscaler.sandbox.aws_sts import Iam, role_arn
-from autoscaler.sandbox.aws_world import AwsWorld, Made, Place, Refused
+from autoscaler.sandbox.aws_world import AwsWorld, Launched, Made, Place, Refused
 from autoscaler.spi import CapacityType
+
+_MACHINES = "launched machines"
 
 
 class Launcher:
-    """Makes machines in the world and remembers how EC2 describes them, in `launched` by machine id."""
+    """Makes machines in the world, with the spot requests behind them."""
 
     def __init__(self, world: AwsWorld, meter: AwsMeter, iam: Iam) -> None:
-        self.launched: dict[str, Launched] = {}
         self.spot_requests = SpotRequests()
         self.world = world
         self._meter = meter
@@ -37,13 +36,15 @@ class Launcher:
         if specification.zone not in ("", subnet.zone):
             message = f"The subnet {subnet.id} is not in the Availability Zone {specification.zone}"
             raise AwsError("InvalidParameterCombination", message)
-        setup.image(region, specification.image_id)
+        image = setup.image(region, specification.image_id)
         for group in specification.groups:
             setup.check_group(region, group)
         self._check_profile(specification.instance_profile)
-        capacity_pool = aws_pool(region, subnet.zone, specification.machine_type, capacity_type)
-        setup.type_of(capacity_pool)
-        return Place(capacity_pool=capacity_pool, subnet=subnet, specification=specification)
+        pool = setup.pool(region, subnet.zone, specification.machine_type, capacity_type)
+        if (arch := setup.capacity.supplies[pool].arch) != image.arch:
+            message = f"The architecture '{arch}' of the specified instance type does not match the architecture "
+            raise AwsError("InvalidParameterValue", f"{message}'{image.arch}' of the specified AMI.")
+        return Place(capacity_pool=pool, subnet=subnet, image=image, specification=specification)
 
     def need_launch(
         self, caller: Caller, specification: Specification, *, create_action: str, is_dry_run: bool = False
@@ -74,43 +75,45 @@ class Launcher:
         spread: bool = False,
     ) -> tuple[Made, Refused]:
         """Up to `count` machines over the places in their order, or `spread` evenly over them, and the places that
-        refused; below `at_least`, none are made."""
+        refused; below `at_least`, none are made. The account's rate of new machines is one more refusal."""
         bucket = self._meter.limits.launched_machines
-        allowed = min(count, self._meter.whole_tokens(caller.region, "launched machines", bucket))
+        allowed = min(count, self._meter.whole_tokens(caller.region, _MACHINES, bucket))
         if places and allowed < max(1, at_least):
             return [], [(place, limit_exceeded()) for place in places]
         made, refused = self.world.launch(places, count=allowed, at_least=at_least, spread=spread, now=caller.now)
-        self._meter.take(caller.region, "launched machines", bucket, len(made))
+        self._meter.take(caller.region, _MACHINES, bucket, len(made))
         if allowed < count and len(made) == allowed:
             refused += [(place, limit_exceeded()) for place in places]
         self._remember(made, client_token=client_token)
-        for _, machine in made:
+        for place, machine in made:
             if machine.spot_request_id:
-                self.spot_requests.open(machine, now=caller.now)
+                self.spot_requests.open(machine, place, now=caller.now)
         return made, refused
 
     def _remember(self, made: Made, *, client_token: str = "") -> None:
         reservation = f"r-{secrets.token_hex(9)[:17]}"
-        for index, (_, machine) in enumerate(made):
-            self.launched[machine.id] = Launched(reservation=reservation, index=index, client_token=client_token)
+        for index, (place, machine) in enumerate(made):
+            self.world.launched[machine.id] = Launched(
+                place=place,
+                reservation=reservation,
+                index=index,
+                cpus=self.world.setup.capacity.supplies[place.capacity_pool].cpus,
+                client_token=client_token,
+            )
 
     def fulfil(self, now: float) -> None:
         """Persistent requests that nobody cancelled launch again for an instance that is gone."""
         for request in self.spot_requests.persistent.values():
-            if not request.wants_another:
-                continue
-            gone = request.machine
-            place = Place(capacity_pool=gone.capacity_pool, subnet=gone.subnet, specification=gone.specification)
-            made, _ = self.world.launch([place], count=1, now=now, spot_request_id=request.id)
-            self._remember(made)
-            for _, machine in made:
-                request.machine = machine
+            if request.wants_another:
+                made, _ = self.world.launch([request.place], count=1, now=now)
+                self._remember(made)
+                for _, machine in made:
+                    machine.spot_request_id = request.id
+                    request.machine = machine
 
     def forget_gone(self) -> list[str]:
         """Ids that the world no longer knows, and now we neither."""
-        gone = [id_ for id_ in self.launched if id_ not in self.world.all_machines]
-        for id_ in gone:
-            del self.launched[id_]
+        gone = self.world.forget_gone()
         if gone:
             self.spot_requests.forget(set(gone))
         return gone

@@ -6,13 +6,13 @@ the same for as long as the machine is known.
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-from autoscaler.sandbox.aws_ec2_specification import BlockDevice, Specification
+from autoscaler.sandbox.aws_ec2_specification import BlockDevice
 from autoscaler.sandbox.aws_filters import tag_rows
 from autoscaler.sandbox.aws_query import Raw, Xml, instant, render
 from autoscaler.sandbox.aws_sts import profile_arn, profile_id
-from autoscaler.sandbox.aws_world import Machine
+from autoscaler.sandbox.aws_world import Launched, Place
+from autoscaler.sandbox.cloud_machines import Machine
 from autoscaler.spi import CapacityType, MachineState
 
 _ROOT = "/dev/xvda"
@@ -27,15 +27,6 @@ STATES: Mapping[MachineState, tuple[int, str]] = {
 _GONE = (MachineState.TERMINATING, MachineState.TERMINATED)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Launched:
-    """What EC2 remembers of a machine's launch beside what the world knows."""
-
-    reservation: str
-    index: int
-    client_token: str
-
-
 class Rendered:
     """Reservations as XML, one machine each, rendered anew only when the machine changed."""
 
@@ -44,7 +35,7 @@ class Rendered:
         self._kept: dict[str, tuple[tuple[object, ...], Raw]] = {}
 
     def reservation(self, machine: Machine, launched: Launched) -> Raw:
-        mark = (machine.state, machine.changed_at, tuple(machine.tags.items()))
+        mark = (machine.state, machine.changed_at, machine.life, tuple(machine.tags.items()))
         kept = self._kept.get(machine.id)
         if kept is None or kept[0] != mark:
             row: dict[str, Xml] = {
@@ -64,7 +55,7 @@ class Rendered:
 
 def show_instance(machine: Machine, launched: Launched, *, account: str) -> dict[str, Xml]:
     """One instance, in the members that botocore's shape `Instance` has; attached things only while it has them."""
-    specification, is_gone = machine.specification, machine.state in _GONE
+    specification, is_gone = launched.specification, machine.state in _GONE
     code, name = STATES[machine.state]
     is_spot = machine.capacity_pool.capacity_type is CapacityType.SPOT
     shown: dict[str, Xml] = {
@@ -78,7 +69,7 @@ def show_instance(machine: Machine, launched: Launched, *, account: str) -> dict
         "amiLaunchIndex": launched.index,
         "productCodes": [],
         "instanceType": machine.capacity_pool.machine_type,
-        "launchTime": instant(machine.launched_at),
+        "launchTime": instant(machine.started_at),
         "placement": {
             "availabilityZone": machine.capacity_pool.zone,
             "availabilityZoneId": zone_id(machine.capacity_pool.zone),
@@ -86,7 +77,7 @@ def show_instance(machine: Machine, launched: Launched, *, account: str) -> dict
             "tenancy": "default",
         },
         "monitoring": {"state": "enabled" if specification.monitoring == "true" else "disabled"},
-        "architecture": machine.arch,
+        "architecture": launched.place.image.arch,
         "rootDeviceType": "ebs",
         "rootDeviceName": _ROOT,
         "blockDeviceMapping": [] if is_gone else _show_disks(machine, specification.block_devices),
@@ -94,12 +85,12 @@ def show_instance(machine: Machine, launched: Launched, *, account: str) -> dict
         "clientToken": launched.client_token,
         "tagSet": tag_rows(machine.tags),
         "hypervisor": "xen",
-        "networkInterfaceSet": [] if is_gone else [_show_interface(machine, account)],
+        "networkInterfaceSet": [] if is_gone else [_show_interface(machine, launched.place, account)],
         "ebsOptimized": specification.ebs_optimized == "true",
         "enaSupport": True,
     }
-    shown |= {} if is_gone else _show_network(machine)
-    shown |= _show_options(machine, specification)
+    shown |= {} if is_gone else _show_network(machine, launched.place)
+    shown |= _show_options(machine, launched)
     if profile := specification.instance_profile:
         profile_name = profile.rpartition("/")[2]
         shown["iamInstanceProfile"] = {"arn": profile_arn(account, profile_name), "id": profile_id(profile_name)}
@@ -138,22 +129,23 @@ _DIRECTION: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def _show_network(machine: Machine) -> dict[str, Xml]:
+def _show_network(machine: Machine, place: Place) -> dict[str, Xml]:
     return {
         "privateIpAddress": machine.address,
-        "subnetId": machine.subnet.id,
-        "vpcId": machine.subnet.vpc_id,
+        "subnetId": place.subnet.id,
+        "vpcId": place.subnet.vpc_id,
         "sourceDestCheck": True,
-        "groupSet": _show_groups(machine.specification.groups),
+        "groupSet": _show_groups(place.specification.groups),
     }
 
 
-def _show_options(machine: Machine, specification: Specification) -> dict[str, Xml]:
-    metadata = {name[0].lower() + name[1:]: value for name, value in specification.metadata_options.items()}
-    threads = 1 if machine.arch == "arm64" else 2
-    cores = max(1, int(machine.cpus) // threads)
+def _show_options(machine: Machine, launched: Launched) -> dict[str, Xml]:
+    options = launched.specification.metadata_options
+    metadata = {name[0].lower() + name[1:]: value for name, value in options.items()}
+    threads = min(launched.cpus, 1 if launched.place.image.arch == "arm64" else 2)
+    cores = launched.cpus // threads
     return {
-        "cpuOptions": {"coreCount": cores, "threadsPerCore": min(threads, max(1, int(machine.cpus)))},
+        "cpuOptions": {"coreCount": cores, "threadsPerCore": threads},
         "capacityReservationSpecification": {"capacityReservationPreference": "open"},
         "hibernationOptions": {"configured": False},
         "metadataOptions": {"state": "applied", **metadata},
@@ -187,14 +179,14 @@ def _show_disks(machine: Machine, devices: tuple[BlockDevice, ...]) -> list[Xml]
     return shown
 
 
-def _show_interface(machine: Machine, account: str) -> Xml:
+def _show_interface(machine: Machine, place: Place, account: str) -> Xml:
     digits = _digits(machine.id, "interface")
     mac = ":".join(("06", *(digits[at : at + 2] for at in range(0, 10, 2))))
     dns = _dns(machine.address)
     return {
         "networkInterfaceId": f"eni-{digits}",
-        "subnetId": machine.subnet.id,
-        "vpcId": machine.subnet.vpc_id,
+        "subnetId": place.subnet.id,
+        "vpcId": place.subnet.vpc_id,
         "description": "",
         "ownerId": account,
         "status": "in-use",
@@ -202,7 +194,7 @@ def _show_interface(machine: Machine, account: str) -> Xml:
         "privateIpAddress": machine.address,
         "privateDnsName": dns,
         "sourceDestCheck": True,
-        "groupSet": _show_groups(machine.specification.groups),
+        "groupSet": _show_groups(place.specification.groups),
         "attachment": {
             "attachmentId": f"eni-attach-{digits}",
             "deviceIndex": 0,

@@ -39,11 +39,9 @@ class Runs:
         made, refused = self._launcher.launch(caller, [place], count=most, at_least=least, client_token=token)
         if not made:
             raise refused[0][1]
-        machines = [machine for _, machine in made]
-        rows: list[Xml] = [
-            show_instance(machine, self._launcher.launched[machine.id], account=caller.account) for machine in machines
-        ]
-        reservation = self._launcher.launched[machines[0].id].reservation
+        machines, launched = [machine for _, machine in made], self._launcher.world.launched
+        rows: list[Xml] = [show_instance(machine, launched[machine.id], account=caller.account) for machine in machines]
+        reservation = launched[machines[0].id].reservation
         answer: dict[str, Xml] = {"reservationId": reservation, "ownerId": caller.account, "instancesSet": rows}
         return self._tokens.succeed(caller, parameters, answer)
 

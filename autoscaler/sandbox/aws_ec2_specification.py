@@ -79,7 +79,7 @@ class Specification:
     def with_wishes(self, other: "Specification") -> "Specification":
         """Those of the other win; tags come together, each resource type's own."""
         said = {f.name: getattr(other, f.name) for f in fields(other) if f.name != "tags" and getattr(other, f.name)}
-        kinds = {*self.tags, *other.tags}
+        kinds = dict.fromkeys((*self.tags, *other.tags))
         tags = {kind: {**self.tags.get(kind, {}), **other.tags.get(kind, {})} for kind in kinds}
         return replace(self, **said, tags=tags)
 
@@ -195,7 +195,7 @@ def show_specification(specification: Specification) -> dict[str, Xml]:
         "instanceInitiatedShutdownBehavior": specification.shutdown or None,
         "userData": specification.user_data or None,
         "tagSpecificationSet": [
-            {"resourceType": kind, "tagSet": tag_rows(tags)} for kind, tags in sorted(specification.tags.items())
+            {"resourceType": kind, "tagSet": tag_rows(tags)} for kind, tags in specification.tags.items()
         ]
         or None,
         "securityGroupIdSet": list(specification.security_groups) or None,

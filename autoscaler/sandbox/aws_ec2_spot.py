@@ -16,11 +16,12 @@ from autoscaler.sandbox.aws_access import Caller
 from autoscaler.sandbox.aws_ec2_specification import Specification, Tags
 from autoscaler.sandbox.aws_filters import Filters, page, tag_rows
 from autoscaler.sandbox.aws_query import AwsError, Parameters, Xml, instant
-from autoscaler.sandbox.aws_world import Machine
-from autoscaler.spi import CapacityPool, MachineState
+from autoscaler.sandbox.aws_world import Place
+from autoscaler.sandbox.cloud_machines import TAKEN, TAKEN_AND_STOPPED, Machine
+from autoscaler.spi import MachineState
 
 _PAGES = (5, 1000)
-_RECLAIMED = frozenset({"Server.SpotInstanceTermination", "Server.SpotInstanceShutdown"})
+_RECLAIMED = frozenset({TAKEN, TAKEN_AND_STOPPED})
 
 
 @dataclass(slots=True, kw_only=True)
@@ -29,14 +30,14 @@ class SpotRequest:
 
     id: str
     machine: Machine
-    capacity_pool: CapacityPool
+    place: Place
     created_at: float
     tags: Tags
     cancelled_at: float | None = None
 
     @property
     def specification(self) -> Specification:
-        return self.machine.specification
+        return self.place.specification
 
     @property
     def is_persistent(self) -> bool:
@@ -82,13 +83,13 @@ class SpotRequests:
         self.requests: dict[str, SpotRequest] = {}
         self.persistent: dict[str, SpotRequest] = {}
 
-    def open(self, machine: Machine, *, now: float) -> SpotRequest:
+    def open(self, machine: Machine, place: Place, *, now: float) -> SpotRequest:
         request = SpotRequest(
             id=machine.spot_request_id,
             machine=machine,
-            capacity_pool=machine.capacity_pool,
+            place=place,
             created_at=now,
-            tags=machine.specification.tags.get("spot-instances-request", {}),
+            tags=place.specification.tags.get("spot-instances-request", {}),
         )
         self.requests[request.id] = request
         if request.is_persistent:
@@ -132,11 +133,11 @@ class SpotRequests:
         return {"spotInstanceRequestSet": rows}
 
     def _of(self, region: str) -> list[SpotRequest]:
-        return [one for one in self.requests.values() if one.capacity_pool.region == region]
+        return [one for one in self.requests.values() if one.place.capacity_pool.region == region]
 
     def _find(self, caller: Caller, id_: str) -> SpotRequest:
         request = self.requests.get(id_)
-        if request is None or request.capacity_pool.region != caller.region:
+        if request is None or request.place.capacity_pool.region != caller.region:
             message = f"The spot instance request ID '{id_}' does not exist"
             raise AwsError("InvalidSpotInstanceRequestID.NotFound", message)
         return request
@@ -144,10 +145,10 @@ class SpotRequests:
 
 def _show(request: SpotRequest) -> Xml:
     state, code, since = request.standing()
-    specification, zone = request.specification, request.capacity_pool.zone
+    specification, zone = request.specification, request.place.capacity_pool.zone
     launch: Mapping[str, Xml] = {
         "imageId": specification.image_id,
-        "instanceType": request.capacity_pool.machine_type,
+        "instanceType": request.place.capacity_pool.machine_type,
         "placement": {"availabilityZone": zone},
         "groupSet": [{"groupId": group, "groupName": f"name-of-{group}"} for group in specification.groups],
         "monitoring": {"enabled": specification.monitoring == "true"},

@@ -5,7 +5,6 @@ garble and mix in foreign messages. Envelopes as in specs A3.
 """
 
 import json
-import random
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from typing import Any
 
 from autoscaler.sandbox.aws_json import Json
 from autoscaler.sandbox.aws_sqs import Queue, lets_events_send
+from autoscaler.sandbox.cloud_faults import CloudFaults
 
 WARNING = "EC2 Spot Instance Interruption Warning"
 REBALANCE = "EC2 Instance Rebalance Recommendation"
@@ -26,20 +26,6 @@ USUAL_PATTERN: Mapping[str, Any] = {"source": ["aws.ec2"], "detail-type": [WARNI
 
 
 @dataclass(slots=True, kw_only=True)
-class MessageFaults:
-    """Shares from 0 to 1 of the messages that are sent twice, sent `late_s` late, held back behind the next one,
-    followed by one of a foreign account or machine, or by one that is no event. Mutable."""
-
-    duplicate: float = 0.0
-    late: float = 0.0
-    late_s: float = 600.0
-    reordered: float = 0.0
-    foreign: float = 0.0
-    malformed: float = 0.0
-    lost: float = 0.0
-
-
-@dataclass(slots=True, kw_only=True)
 class Rule:
     """What one region's bus sends to a queue. `is_wired` False: the rule has no target, nothing ever comes."""
 
@@ -49,13 +35,12 @@ class Rule:
 
 
 class EventBus:
-    """The default buses of an account. `dice` draws the faults."""
+    """The default buses of an account."""
 
-    def __init__(self, *, account: str, faults: MessageFaults, dice: random.Random) -> None:
+    def __init__(self, *, account: str, faults: CloudFaults) -> None:
         self.rules: dict[str, Rule] = {}
         self._account = account
         self._faults = faults
-        self._dice = dice
         self._held: dict[str, str] = {}
 
     def emit(self, region: str, detail_type: str, detail: Json, *, at: float, now: float, **more: Any) -> None:
@@ -67,10 +52,8 @@ class EventBus:
         if rule is None or not rule.is_wired or not matches(rule.pattern, event) or not lets_events_send(rule.queue):
             return
         faults = self._faults
-        if self._hits(faults.lost):
-            return
-        body = json.dumps(self._late(event) if self._hits(faults.late) else event)
-        if self._hits(faults.reordered) and region not in self._held:
+        body = json.dumps(self._late(event) if faults.strikes(faults.late, "late") else event)
+        if faults.strikes(faults.reordered, "reordered") and region not in self._held:
             self._held[region] = body
             return
         bodies = [body, *self._followers(region, event, body)]
@@ -84,24 +67,22 @@ class EventBus:
         if region in self._held:
             self.rules[region].queue.send(self._held.pop(region), now)
 
-    def _hits(self, share: float) -> bool:
-        return share > 0 and self._dice.random() < share
-
     def _late(self, event: Json) -> Json:
         """It was under way for long: its own time is long ago."""
         then = datetime.fromisoformat(event["time"]).timestamp() - self._faults.late_s
         return event | {"time": _time(then)}
 
     def _followers(self, region: str, event: Json, body: str) -> list[str]:
+        faults, dice = self._faults, self._faults.dice("messages")
         bodies = []
-        if self._hits(self._faults.duplicate):
+        if faults.strikes(faults.doubled, "doubled"):
             bodies.append(body)
-        if self._hits(self._faults.foreign):
-            stranger = {"instance-id": f"i-{self._dice.getrandbits(68):017x}"}
+        if faults.strikes(faults.foreign, "foreign"):
+            stranger = {"instance-id": f"i-{dice.getrandbits(68):017x}"}
             detail = {**event["detail"], **stranger}
             bodies.append(json.dumps(event | {"id": str(uuid.uuid4()), "account": "999999999999", "detail": detail}))
-        if self._hits(self._faults.malformed):
-            bodies.append(self._dice.choice(('{"detail-type": ', "[]", "not an event", '{"version":"0","detail":7}')))
+        if faults.strikes(faults.malformed, "malformed"):
+            bodies.append(dice.choice(('{"detail-type": ', "[]", "not an event", '{"version":"0","detail":7}')))
         return bodies
 
 

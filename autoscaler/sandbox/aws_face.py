@@ -8,12 +8,13 @@ Owns the transport and the order of refusals. Region and service are those that 
 be lost after it took effect: the connection is dropped then.
 """
 
-import random
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from email.utils import formatdate
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from autoscaler.sandbox.aws_access import Caller
 from autoscaler.sandbox.aws_json import Json, json_answer, json_failure, parse_document
@@ -37,16 +38,12 @@ _BODY_LIMIT = 1024**2
 
 @dataclass(slots=True, kw_only=True)
 class AwsTroubles:
-    """What goes wrong with calls. Shares from 0 to 1; `throttle` and `internal_error` of all calls, `lost_answer` of
-    those that change something. Mutable.
+    """Scripted troubles, beside the shares of `CloudFaults`. Mutable.
 
     `next_errors`: per action ("CreateFleet"), errors that its next calls answer before they take effect;
     `next_lost`: per action, how many of its next calls take effect and are never answered.
     """
 
-    throttle: float = 0.0
-    internal_error: float = 0.0
-    lost_answer: float = 0.0
     next_errors: dict[str, list[AwsError]] = field(default_factory=dict)
     next_lost: dict[str, int] = field(default_factory=dict)
 
@@ -57,14 +54,14 @@ class AwsTroubles:
 class AwsFace:
     """An account on the network. `start` gives the URL for `endpoint_url`."""
 
-    def __init__(self, site: AwsSite, *, troubles: AwsTroubles | None = None, seed: int = 0) -> None:
+    def __init__(self, site: AwsSite, *, middlewares: Sequence[Middleware] = ()) -> None:
         self.site = site
-        self.troubles = troubles or AwsTroubles()
-        self._dice = random.Random(f"{seed}/aws")  # noqa: S311 - repeatable faults, not secrets
+        self.troubles = AwsTroubles()
+        self._middlewares = middlewares
         self._runner: web.AppRunner | None = None
 
     def app(self) -> web.Application:
-        application = web.Application(client_max_size=_BODY_LIMIT)
+        application = web.Application(middlewares=self._middlewares, client_max_size=_BODY_LIMIT)
         application.router.add_route("*", "/{path:.*}", self._serve)
         return application
 
@@ -97,33 +94,29 @@ class AwsFace:
         except AwsError as error:
             return _xml(ec2_failure(error, request_id=request_id), error.status)
         exchange = _Exchange(self, signed, service=service, request_id=request_id)
-        try:
-            response = await exchange.answer()
-        except AwsError as error:
-            return exchange.failure(error)
-        if self._is_lost(exchange.action):
+        response = await exchange.response()
+        response.headers["Date"] = formatdate(self.site.access.aws_now, usegmt=True)
+        if response.status == 200 and self._is_lost(exchange.action):
             assert request.transport is not None
             request.transport.abort()
         return response
 
     def trouble(self, caller: Caller, action: str) -> None:
         """Raises AwsError for a call that fails before it takes effect."""
-        troubles = self.troubles
-        if waiting := troubles.next_errors.get(action):
+        faults = self.site.faults
+        if waiting := self.troubles.next_errors.get(action):
             raise waiting.pop(0)
-        if self._hits(troubles.throttle):
+        if faults.strikes(faults.throttle, "throttle"):
             raise throttled(caller.service)
-        if self._hits(troubles.internal_error):
+        if faults.strikes(faults.internal_error, "internal_error"):
             raise AwsError("InternalError", "An internal error has occurred", status=500)
 
     def _is_lost(self, action: str) -> bool:
         if self.troubles.next_lost.get(action, 0) > 0:
             self.troubles.next_lost[action] -= 1
             return True
-        return not action.startswith(_READS) and self._hits(self.troubles.lost_answer)
-
-    def _hits(self, share: float) -> bool:
-        return share > 0 and self._dice.random() < share
+        faults = self.site.faults
+        return not action.startswith(_READS) and faults.strikes(faults.lost_answer, "lost_answer")
 
 
 def throttled(service: str) -> AwsError:
@@ -145,7 +138,13 @@ class _Exchange:
         self._service = service
         self._id = request_id
 
-    async def answer(self) -> web.Response:
+    async def response(self) -> web.Response:
+        try:
+            return await self._answer()
+        except AwsError as error:
+            return self._failure(error)
+
+    async def _answer(self) -> web.Response:
         caller = self._face.site.access.caller(self._signed)
         if self._service in ("ec2", "sts", "iam"):
             return self._query(caller)
@@ -190,7 +189,7 @@ class _Exchange:
             case _:
                 return site.quotas.answer(caller, self.action, document)
 
-    def failure(self, error: AwsError) -> web.Response:
+    def _failure(self, error: AwsError) -> web.Response:
         match self._service:
             case "ec2":
                 return _xml(ec2_failure(error, request_id=self._id), error.status)

@@ -1,55 +1,40 @@
-"""What an account of the sandbox's AWS has to work with: machine types by zone, prices, quotas, networks, images.
+"""What an account of the sandbox's AWS has to work with: machine types and prices by its capacity, networks, images.
 
-Owns configuration that tests and worlds change while they run; no machine. Lookups fail in EC2's words.
+Owns networks, images and scripted refusals, which tests and worlds change while they run; no machine. What can be
+launched where, and at what price, is read from the account's capacity. Lookups fail in EC2's words.
 """
 
-from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from autoscaler.sandbox.aws_query import AwsError
-from autoscaler.spi import CapacityPool, CapacityType, ProviderName
-
-AWS = ProviderName("aws")
-Prices = Sequence[tuple[float, float]]
-"""USD per hour from an epoch second on, in order of time."""
+from autoscaler.sandbox.cloud_capacity import Capacity, Supply
+from autoscaler.spi import CapacityPool, CapacityType
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineType:
-    """One machine type in a region."""
+    """One machine type in a region, put together from its supplies."""
 
     name: str
-    cpus: float
+    cpus: int
     memory_gib: float
+    arch: str
+    gpus: int
     zones: tuple[str, ...]
-    arch: str = "x86_64"
-    gpus: int = 0
-    is_current: bool = True
-    capacity_types: frozenset[CapacityType] = frozenset(CapacityType)
+    capacity_types: frozenset[CapacityType]
 
 
 @dataclass(slots=True, kw_only=True)
 class Subnet:
-    """One subnet; `free_addresses` goes down as machines take them."""
+    """One subnet; `free_addresses` goes down as machines take them, and up as they end."""
 
     id: str
     zone: str
     vpc_id: str
-    network: str
-    """The first two numbers of its addresses: "10.1"."""
-    free_addresses: int = 4091
+    cidr: str = "10.80.0.0/16"
+    free_addresses: int = 65_531
     tags: Mapping[str, str] = field(default_factory=dict)
-    taken: int = 3
-
-    @property
-    def cidr(self) -> str:
-        return f"{self.network}.0.0/16"
-
-    def take_address(self) -> str:
-        self.free_addresses -= 1
-        self.taken += 1
-        return f"{self.network}.{self.taken // 256 % 256}.{self.taken % 256}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,78 +49,73 @@ class Image:
 
 
 class AwsSetup:
-    """By region. Everything may be changed at any time; nothing is asked twice."""
+    """By region. `refusals` make one capacity pool answer a code of AWS's choosing until they are taken out."""
 
-    def __init__(self) -> None:
-        self.types: dict[tuple[str, str], MachineType] = {}
-        self.slots: dict[CapacityPool, int] = {}
-        self.prices: dict[CapacityPool, Prices] = {}
-        self.quotas: dict[tuple[str, CapacityType], float] = {}
+    def __init__(self, capacity: Capacity) -> None:
+        self.capacity = capacity
+        self.refusals: dict[CapacityPool, str] = {}
         self.subnets_by_id: dict[tuple[str, str], Subnet] = {}
         self.groups: dict[tuple[str, str], str] = {}
         self.images_by_id: dict[tuple[str, str], Image] = {}
 
-    @property
-    def offered(self) -> Mapping[CapacityPool, int]:
-        return self.slots
-
-    @property
-    def regions(self) -> list[str]:
-        return sorted({region for region, _ in self.types} | {region for region, _ in self.subnets_by_id})
-
-    def add_type(
-        self, region: str, machine_type: MachineType, *, slots: int, spot_usd: float, on_demand_usd: float
-    ) -> None:
-        """A machine type in its zones, with the same room and price in each."""
-        self.types[region, machine_type.name] = machine_type
-        usd = {CapacityType.SPOT: spot_usd, CapacityType.ON_DEMAND: on_demand_usd}
-        for zone in machine_type.zones:
-            for capacity_type in machine_type.capacity_types:
-                pool = aws_pool(region, zone, machine_type.name, capacity_type)
-                self.slots[pool] = slots
-                self.prices[pool] = [(0.0, usd[capacity_type])]
-
     def add_subnet(self, region: str, subnet: Subnet) -> None:
         self.subnets_by_id[region, subnet.id] = subnet
+
+    def add_group(self, region: str, id_: str, *, vpc_id: str) -> None:
+        self.groups[region, id_] = vpc_id
 
     def add_image(self, region: str, image: Image) -> None:
         self.images_by_id[region, image.id] = image
 
-    # -- looking things up --------------------------------------------------------------------------------------
+    # -- capacity -----------------------------------------------------------------------------------------------
+
+    @property
+    def regions(self) -> list[str]:
+        return sorted({pool.region for pool in self.capacity.supplies} | {region for region, _ in self.subnets_by_id})
 
     def zones(self, region: str) -> list[str]:
-        typed = {zone for (where, _), one in self.types.items() if where == region for zone in one.zones}
-        return sorted(typed | {one.zone for one in self.subnets(region)})
+        offered = {pool.zone for pool in self.capacity.supplies if pool.region == region}
+        return sorted(offered | {one.zone for one in self.subnets(region)})
 
-    def types_of(self, region: str) -> list[MachineType]:
-        return [one for (where, _), one in sorted(self.types.items(), key=lambda item: item[0]) if where == region]
+    def supplies(self, region: str) -> list[Supply]:
+        return [supply for pool, supply in self.capacity.supplies.items() if pool.region == region]
 
-    def type_of(self, pool: CapacityPool) -> MachineType:
-        """Raises AwsError: AWS knows no such type."""
-        try:
-            return self.types[pool.region, pool.machine_type]
-        except KeyError:
-            raise AwsError("InvalidParameterValue", f"Invalid value '{pool.machine_type}' for InstanceType.") from None
+    def types(self, region: str) -> list[MachineType]:
+        """Sorted by name."""
+        by_name: dict[str, list[Supply]] = {}
+        for supply in self.supplies(region):
+            by_name.setdefault(supply.pool.machine_type, []).append(supply)
+        return [
+            MachineType(
+                name=name,
+                cpus=found[0].cpus,
+                memory_gib=found[0].memory_gib,
+                arch=found[0].arch,
+                gpus=found[0].gpus,
+                zones=tuple(sorted({one.pool.zone for one in found})),
+                capacity_types=frozenset(one.pool.capacity_type for one in found),
+            )
+            for name, found in sorted(by_name.items())
+        ]
 
-    def price(self, pool: CapacityPool, at: float) -> float:
-        """Raises AwsError: there is no such capacity pool."""
-        series = self.prices.get(pool)
-        if not series:
-            return 0.0
-        return series[max(0, bisect_right(series, at, key=lambda step: step[0]) - 1)][1]
-
-    def prices_between(self, pool: CapacityPool, start: float, end: float) -> list[tuple[float, float]]:
-        """The price in force at `start` with its own time, and every change until `end`."""
-        series = list(self.prices.get(pool, ()))
-        first = max(0, bisect_right(series, start, key=lambda step: step[0]) - 1)
-        return [step for step in series[first:] if step[0] <= end]
-
-    def spot_pools(self, region: str) -> list[CapacityPool]:
-        return sorted(pool for pool in self.slots if pool.region == region and pool.capacity_type is CapacityType.SPOT)
+    def pool(self, region: str, zone: str, machine_type: str, capacity_type: CapacityType) -> CapacityPool:
+        """Raises AwsError: no such type, or not there."""
+        is_known = False
+        for pool in self.capacity.supplies:
+            if pool.region != region or pool.machine_type != machine_type:
+                continue
+            is_known = True
+            if (pool.zone, pool.capacity_type) == (zone, capacity_type):
+                return pool
+        if is_known:
+            raise unsupported(machine_type, zone)
+        raise AwsError("InvalidParameterValue", f"Invalid value '{machine_type}' for InstanceType.")
 
     def quota(self, region: str, capacity_type: CapacityType) -> float:
         """In vCPUs; unlimited where nothing is said."""
-        return self.quotas.get((region, capacity_type), float("inf"))
+        return self.capacity.quotas.get((region, capacity_type), float("inf"))
+
+    # -- networks and images ------------------------------------------------------------------------------------
 
     def subnets(self, region: str) -> list[Subnet]:
         return [one for (where, _), one in self.subnets_by_id.items() if where == region]
@@ -173,5 +153,6 @@ class AwsSetup:
             raise AwsError("InvalidAMIID.NotFound", f"The image id '[{id_}]' does not exist") from None
 
 
-def aws_pool(region: str, zone: str, machine_type: str, capacity_type: CapacityType) -> CapacityPool:
-    return CapacityPool(provider=AWS, region=region, zone=zone, machine_type=machine_type, capacity_type=capacity_type)
+def unsupported(machine_type: str, zone: str) -> AwsError:
+    message = f"Your requested instance type ({machine_type}) is not supported in your requested Availability Zone"
+    return AwsError("Unsupported", f"{message} ({zone}).")

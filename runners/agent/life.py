@@ -227,6 +227,7 @@ class Life:
 
     def _end(self, cause: str) -> None:
         if self._runner is not None:
+            self._reporter.report("runner_stopping", cause=cause)
             grace_s = min(float(self._boot.get("stop_grace_s", 30.0)), self._left_s())
             self._report_exit(self._runner.stop(grace_s))
         self._reporter.report("ending", cause=cause)

@@ -104,10 +104,12 @@ def test_colour_marks_only_what_needs_a_look() -> None:
         "instances": 0,
         "caps": {"instances": None, "usd_per_hour": None, "usd_per_day": None},
         "spent_today_usd": 0.0,
+        "cooling": {"capacity_pools": 3, "scopes": 1},
         "pools": [pool_document("calm", oldest_wait_s=5), pool_document("late", oldest_wait_s=75)],
     }
     lines = status_text(status, Palette(True)).splitlines()
     calm, late = (next(line for line in lines if line.startswith(name)) for name in ("calm", "late"))
+    assert "cooling    3 capacity pools and 1 quota or subnet" in lines
     assert "\033" not in calm
     assert "\033[31;1m1 min 15 s\033[0m" in late
 

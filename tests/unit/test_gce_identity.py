@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 
 from autoscaler.calls import Calls
-from autoscaler.spi import Evidence, IdentityRefused, ProviderName, ProviderSettings, Surroundings
+from autoscaler.spi import Evidence, IdentityRefused, ProviderId, ProviderName, ProviderSettings, Surroundings
 from providers.gce import GceProvider, create
 
 PROJECT = "my-project-123"
@@ -310,10 +310,21 @@ async def test_old_keys_serve_while_new_ones_cannot_be_had(site: Site) -> None:
     site.cloud.is_down = True
     site.clock.at += timedelta(hours=2)
     await site.provider.identify(site.evidence(GOOD.token(site.claims())))
-    assert any("identity" in trouble for trouble in site.provider.status().troubles)
+    assert any(trouble.startswith("identity") for trouble in site.provider.status().troubles)
     site.cloud.is_down = False
     site.clock.at += timedelta(minutes=1)
     await site.provider.identify(site.evidence(GOOD.token(site.claims())))
+    assert not any(trouble.startswith("identity") for trouble in site.provider.status().troubles)
+
+
+async def test_a_clock_that_is_off_is_told_with_its_remedy(site: Site) -> None:
+    site.clock.at = datetime.now(UTC) + timedelta(minutes=10)
+    await site.provider.identify(site.evidence(GOOD.token(site.claims())))
+    (trouble,) = site.provider.status().troubles
+    assert trouble.startswith("clock: ")
+    assert "NTP" in trouble
+    site.clock.at = datetime.now(UTC)
+    await site.provider.describe([ProviderId(f"{ZONE}/{NAME}")])
     assert site.provider.status().troubles == ()
 
 

@@ -212,6 +212,7 @@ function showPools(next) {
     pick.replaceChildren(new Option("all", ""), ...names.map((n) => new Option(n, n)));
     pick.value = names.includes(chosen) ? chosen : "";
   }
+  Offerings.showPicks();
 }
 
 function tick() {
@@ -280,4 +281,5 @@ listen();
 Plot.read();
 Detail.start();
 Costs.start();
+Offerings.start();
 ask("/api/v1/status").then((status) => { $("logout").hidden = status.access !== "token"; }, () => {});
