@@ -16,6 +16,8 @@ DEPLOYMENT = "autoscaler-deployment"
 POOL = "autoscaler-pool"
 BATCH = "autoscaler-batch"
 STOPPABLE = "autoscaler-stoppable"
+NOTICE = "autoscaler-notice-s"
+"""Seconds from "preempted" to the end, for the machine's agent."""
 
 _ID = re.compile(r"([a-z][a-z0-9-]*-[a-z])/([a-z](?:[a-z0-9-]{0,61}[a-z0-9])?)")
 _LABEL = re.compile(r"[a-z][a-z0-9_-]{0,61}[a-z0-9]")

@@ -11,7 +11,7 @@ from typing import Any
 from google.cloud import compute_v1
 
 from autoscaler.spi import CapacityType, InvalidRequest, LaunchBatch, Offering
-from providers.gce_names import BATCH, DEPLOYMENT, POOL, STOPPABLE, label
+from providers.gce_names import BATCH, DEPLOYMENT, NOTICE, POOL, STOPPABLE, label
 from providers.gce_settings import GceSettings
 
 NOTICE_S = 120
@@ -128,12 +128,14 @@ def _properties(
     if batch.disk_gib:
         disk.disk_size_gb = int(-(-batch.disk_gib // 1))
     texts = {DEPLOYMENT: deployment, POOL: batch.pool, BATCH: batch.token}
+    # The metadata server says that a machine is taken, and not when.
+    notice = {NOTICE: str(NOTICE_S)} if with_notice and part.capacity_type is CapacityType.SPOT else {}
     return compute_v1.InstanceProperties(
         disks=[compute_v1.AttachedDisk(boot=True, auto_delete=True, initialize_params=disk)],
         network_interfaces=[interface],
         tags=compute_v1.Tags(items=list(network.tags)),
         labels={key: label(text) for key, text in texts.items()},
-        metadata=_metadata({**texts, "startup-script": script}, batch),
+        metadata=_metadata({**texts, **notice, "startup-script": script}, batch),
         service_accounts=[compute_v1.ServiceAccount(email=settings.service_account, scopes=[_SCOPE])],
         scheduling=_scheduling(part, batch, with_notice=with_notice),
         shielded_instance_config=compute_v1.ShieldedInstanceConfig(enable_vtpm=True, enable_integrity_monitoring=True),

@@ -11,6 +11,8 @@ from typing import Any
 
 from aiohttp import web
 
+from runners.bootstrap import build_agent
+
 _EVENT_KINDS = frozenset(
     (
         *("assignment_received", "runner_started", "job_started", "job_completed", "runner_exited"),
@@ -65,6 +67,7 @@ class AgentDaemon:
 
     async def start(self) -> None:
         app = web.Application(client_max_size=64 * 1024)
+        app.router.add_get("/agent/v1/agent.pyz", self._agent)
         app.router.add_post("/agent/v1/hello", self._hello)
         app.router.add_post("/agent/v1/assignment", self._assignment)
         app.router.add_post("/agent/v1/events", self._events)
@@ -80,6 +83,9 @@ class AgentDaemon:
             self._runner = None
 
     # ------------------------------------------------------------------ calls
+
+    async def _agent(self, _: web.Request) -> web.Response:
+        return web.Response(body=build_agent().data)
 
     async def _hello(self, request: web.Request) -> web.Response:
         body = await self._body(request, {"provider", "batch", "claim", "evidence", "agent", "runner"})

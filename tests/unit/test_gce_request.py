@@ -206,6 +206,17 @@ def test_only_spot_machines_ask_for_a_notice_and_only_where_it_is_known() -> Non
     assert "preemption_notice_duration" not in old
 
 
+def test_a_machine_is_told_how_long_before_its_end_a_notice_comes() -> None:
+    def told(*, with_notice: bool, capacity_type: CapacityType = CapacityType.SPOT) -> str | None:
+        asked = batch(offering("us-central1-a", "n2", capacity_type))
+        items = body_of(asked, with_notice=with_notice).instance_properties.metadata.items
+        return next((item.value for item in items if item.key == "autoscaler-notice-s"), None)
+
+    assert told(with_notice=True) == "120"
+    assert told(with_notice=False) is None
+    assert told(with_notice=True, capacity_type=CapacityType.ON_DEMAND) is None
+
+
 def test_a_machine_with_gpus_cannot_be_moved() -> None:
     asked = batch(offering("us-central1-a", "g2", ON_DEMAND, gpus=1))
     assert body_of(asked).instance_properties.scheduling.on_host_maintenance == "TERMINATE"
