@@ -152,7 +152,7 @@ class GceSite:
         """What a machine sends with its hello: the token that its metadata server signs for it (or would)."""
         zone, _, name = provider_id.partition("/")
         record = self.face.records.find(zone, name)
-        facts = self.face.facts(record.number) if record is not None else _nobody(zone or ZONES[0], name)
+        facts = self.face.facts(record.number) if record is not None else _nobody(zone if name else ZONES[0], name)
         issued = int(at.timestamp())
         claims = {
             "aud": f"{PUBLIC_URL}#{claim}",
@@ -202,7 +202,7 @@ def _nobody(zone: str, name: str) -> GceFacts:
 
 
 @asynccontextmanager
-async def site(
+async def serving(
     folder: Path,
     *,
     slots: int = SLOTS,

@@ -27,7 +27,7 @@ from tests.gce_site import (
     GceSite,
     ask,
     capacity_pool,
-    site,
+    serving,
 )
 from tests.integration.gce_law import LawfulExchanges
 from tests.polling import until
@@ -164,7 +164,7 @@ def bulk_body(
 @pytest.fixture
 async def cloud(tmp_path: Path) -> AsyncIterator[Cloud]:
     law = LawfulExchanges()
-    async with site(tmp_path, middlewares=[law.middleware]) as served:
+    async with serving(tmp_path, middlewares=[law.middleware]) as served:
         yield Cloud(
             site=served,
             law=law,
