@@ -15,7 +15,6 @@ from autoscaler.sandbox.cloud_faults import CloudFaults
 from autoscaler.sandbox.cloud_machines import (
     BY_ITSELF,
     BY_USER,
-    NO_CAPACITY,
     TAKEN,
     TAKEN_AND_STOPPED,
     Event,
@@ -23,22 +22,28 @@ from autoscaler.sandbox.cloud_machines import (
     Machine,
     Wish,
 )
+from autoscaler.sandbox.cloud_spans import Span, drawn
 from autoscaler.spi import CapacityPool, CapacityType, MachineState
 
 _S = MachineState
+_BEYOND_S = 1e-6
+"""Just after a step: a moment computed as one may lie a hair before it."""
 
 
 @dataclass(slots=True, kw_only=True)
 class CloudTimes:
-    """How long things take, in seconds; ranges are uniform. `shown_after` is the describe lag of new machines, `kept_s`
-    how long ended ones are still listed."""
+    """How long things take, in seconds. `shown_after` is the describe lag of new machines, `kept_s` how long ended ones
+    are still listed, `notice_s` what lies between a notice and its reclaim, `rebalance_s` how long before a notice a
+    rebalance recommendation comes for a single machine, where one comes. `notice_s` stays as it is for the whole life
+    of an account."""
 
-    boot: tuple[float, float] = (2.0, 6.0)
-    start: tuple[float, float] = (1.0, 2.0)
-    end: tuple[float, float] = (0.3, 1.5)
-    stop: tuple[float, float] = (0.5, 1.5)
-    shown_after: tuple[float, float] = (0.0, 0.0)
+    boot: Span = (2.0, 6.0)
+    start: Span = (1.0, 2.0)
+    end: Span = (0.3, 1.5)
+    stop: Span = (0.5, 1.5)
+    shown_after: Span = (0.0, 0.0)
     notice_s: float = 120.0
+    rebalance_s: float = 0.0
     kept_s: float = 600.0
 
 
@@ -57,6 +62,7 @@ class CloudAccount:
     ) -> None:
         self.capacity = capacity
         self.times = times or CloudTimes()
+        capacity.ahead_s = self.times.notice_s
         self.faults = faults or CloudFaults()
         self.images = set(images)
         self.account = account
@@ -142,7 +148,8 @@ class CloudAccount:
             return shortage
         self.capacity.take(machine.capacity_pool)
         machine.started_at, machine.stopped_at = now, None
-        machine.noticed_at = machine.reclaim_at = machine.rebalanced_at = None
+        machine.price_usd_hour = self.price(machine.capacity_pool, now)
+        machine.noticed_at = machine.reclaim_at = machine.rebalanced_at = machine.chosen_for = None
         machine.was_taken = False
         self._power_on(machine, now, self.times.start)
         return None
@@ -172,6 +179,15 @@ class CloudAccount:
         machine.noticed_at = now
         self._tell(Happening.WARNED, machine, now)
         self._plan(machine, "take", machine.reclaim_at)
+
+    def reclaim_pool(self, pool: CapacityPool, now: float, *, notice_s: float | None = None) -> list[str]:
+        """The cloud wants all machines of a capacity pool back at once, and has none left; the ids of those that go.
+        Take the pool out of `capacity.exhausted` to let it recover."""
+        self.capacity.exhausted.add(pool)
+        going = [one.id for one in self._up_in(pool) if one.reclaim_at is None]
+        for id_ in going:
+            self.reclaim(id_, now, notice_s=notice_s)
+        return going
 
     def rebalance(self, id_: str, now: float) -> None:
         """The cloud thinks that it may want it back soon."""
@@ -222,7 +238,7 @@ class CloudAccount:
                 if not self.faults.strikes(self.faults.silent, "silent"):
                     self._tell(Happening.BOOTED, machine, at)
             case "stillborn" if machine.state is _S.PENDING:
-                self._gone(machine, at, NO_CAPACITY)
+                self._gone(machine, at, self.faults.dice("stillborn_reasons").choice(self.faults.stillborn_reasons))
             case "stopped" if machine.state is _S.STOPPING:
                 machine.stopped_at = at
                 self._become(machine, _S.STOPPED, at, machine.reason)
@@ -230,14 +246,31 @@ class CloudAccount:
                 self._gone(machine, at, machine.reason)
             case "take" if machine.is_up:
                 self._take(machine, at)
-            case "hazard" if machine.is_up:
+            case "hazard" if machine.is_up and machine.chosen_for is None:
+                self._choose(machine, at, at + self.times.rebalance_s + self.times.notice_s)
+            case "warn" if machine.is_up:
                 self.reclaim(machine.id, at)
+            case "take_unannounced" if machine.is_up:
+                self.reclaim(machine.id, at, notice_s=0.0)
             case "forget" if machine.has_ended:
                 del self.machines[machine.id]
             case _:
                 pass
 
-    def _power_on(self, machine: Machine, now: float, range_s: tuple[float, float]) -> None:
+    def _choose(self, victim: Machine, now: float, reclaim_at: float) -> None:
+        """The cloud has chosen a machine: it is warned a notice ahead, or not; a recommendation comes before, or with
+        the notice, or not at all."""
+        victim.chosen_for = reclaim_at
+        if self.faults.strikes(self.faults.rebalance, "rebalance"):
+            self.rebalance(victim.id, now)
+        if self.faults.strikes(self.faults.no_notice, "no_notice"):
+            self._plan(victim, "take_unannounced", reclaim_at)
+        elif reclaim_at - self.times.notice_s > now + _BEYOND_S:
+            self._plan(victim, "warn", reclaim_at - self.times.notice_s)
+        else:
+            self.reclaim(victim.id, now, notice_s=reclaim_at - now)
+
+    def _power_on(self, machine: Machine, now: float, range_s: Span) -> None:
         machine.life += 1
         self._become(machine, _S.PENDING, now)
         boot_s = self._between(range_s)
@@ -265,6 +298,7 @@ class CloudAccount:
 
     def _become(self, machine: Machine, state: MachineState, now: float, reason: str = "") -> None:
         machine.state, machine.changed_at, machine.reason = state, now, reason
+        machine.history.append((now, state, reason))
         self._tell(Happening.STATE, machine, now)
 
     def _tell(self, kind: Happening, machine: Machine, at: float) -> None:
@@ -287,20 +321,24 @@ class CloudAccount:
         heapq.heappush(self._due, (at, next(self._order), "series", pool.key, 0))
 
     def _step_down(self, key: str, now: float) -> None:
-        """Machines beyond what the pool has after the step are chosen at random, and told now."""
+        """Machines beyond what the pool has after the step are chosen at random, stopped ones among them: those are
+        just lost now, the others at the step."""
         pool = next(one for one in self._stepped if one.key == key)
         supply, step = self.capacity.supplies[pool], now + self.times.notice_s
-        staying = [
-            machine
-            for machine in self.machines.values()
-            if machine.capacity_pool == pool and machine.is_up and machine.reclaim_at is None
-        ]
-        surplus = len(staying) - supply.slots_at(step + 1e-6)
-        if surplus > 0:
-            for machine in self.faults.dice("victims").sample(staying, surplus):
-                self.reclaim(machine.id, now)
+        staying = [one for one in self._up_in(pool) if one.chosen_for is None and one.reclaim_at is None]
+        staying += [one for one in self.machines.values() if one.capacity_pool == pool and one.state is _S.STOPPED]
+        room = supply.slots_at(step + _BEYOND_S)
+        if room < supply.slots_at(step - _BEYOND_S) and len(staying) > room:
+            for machine in self.faults.dice("victims").sample(staying, len(staying) - room):
+                if machine.state is _S.STOPPED:
+                    self._gone(machine, now, TAKEN)
+                else:
+                    self._choose(machine, now, step)
         if supply.availability is not None:
-            self._plan_step(pool, supply.availability.next_step(step + 1e-6) - self.times.notice_s)
+            self._plan_step(pool, supply.availability.next_step(step + _BEYOND_S) - self.times.notice_s)
 
-    def _between(self, range_s: tuple[float, float]) -> float:
-        return self.faults.dice("times").uniform(*range_s)
+    def _up_in(self, pool: CapacityPool) -> list[Machine]:
+        return [one for one in self.machines.values() if one.capacity_pool == pool and one.is_up]
+
+    def _between(self, span: Span) -> float:
+        return drawn(span, self.faults.dice("times"))

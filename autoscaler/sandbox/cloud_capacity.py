@@ -1,19 +1,15 @@
 """What the sandbox's clouds have to give: capacity pools with slots and prices over time, quotas, addresses.
 
-Pure values and counts; `now` is epoch seconds. The format of series and worlds is that of docs/simulation: a series
-steps from value to value and begins anew at its end.
+Pure values and counts; `now` is epoch seconds. A series steps from value to value and begins anew at its end.
 """
 
-import json
 import math
-import tomllib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
 
-from autoscaler.spi import CapacityPool, CapacityType, ProviderName
+from autoscaler.spi import CapacityPool, CapacityType
 
 
 class Shortage(StrEnum):
@@ -67,15 +63,26 @@ class Supply:
     availability: Series | None = None
     prices: Series | None = None
     hazard_per_hour: float = 0.0
+    _fullest: float = field(init=False, repr=False, default=0.0)
+
+    def __post_init__(self) -> None:
+        if self.availability is not None:  # a trace has thousands of values, and a launch asks for its room
+            object.__setattr__(self, "_fullest", max(self.availability.values))
 
     def price_at(self, now: float) -> float:
         return self.price_usd_hour if self.prices is None else self.prices.at(now)
 
     def slots_at(self, now: float) -> int:
+        return self._slots_of(self.availability.at(now)) if self.availability is not None else self.slots
+
+    def slots_until(self, now: float, ahead_s: float) -> int:
+        """The fewest slots of a time ahead: a step down bounds launches as soon as it is announced."""
         if self.availability is None:
             return self.slots
-        most = max(self.availability.values)
-        return math.floor(self.availability.at(now) / most * self.slots) if most > 0 else 0
+        return min(self._slots_of(value) for _, value in self.availability.between(now, now + ahead_s))
+
+    def _slots_of(self, value: float) -> int:
+        return math.floor(value / self._fullest * self.slots) if self._fullest > 0 else 0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -88,6 +95,8 @@ class Capacity:
     addresses: dict[str, int] = field(default_factory=dict)
     exhausted: set[CapacityPool] = field(default_factory=set)
     """Pools that refuse whatever their slots say."""
+    ahead_s: float = 0.0
+    """How long before a step down launches see its lower number: the account's notice."""
     _machines: Counter[CapacityPool] = field(default_factory=Counter)
     _cpus: Counter[tuple[str, CapacityType]] = field(default_factory=Counter)
     _in_zone: Counter[str] = field(default_factory=Counter)
@@ -101,7 +110,7 @@ class Capacity:
         supply = self.supplies.get(pool)
         if supply is None:
             return Shortage.UNSUPPORTED
-        if pool in self.exhausted or self._machines[pool] >= supply.slots_at(now):
+        if pool in self.exhausted or self._machines[pool] >= supply.slots_until(now, self.ahead_s):
             return Shortage.CAPACITY
         kind = (pool.region, pool.capacity_type)
         if kind in self.quotas and self._cpus[kind] + supply.cpus > self.quotas[kind]:
@@ -115,7 +124,7 @@ class Capacity:
         supply = self.supplies.get(pool)
         if supply is None or pool in self.exhausted:
             return 0
-        return max(0, supply.slots_at(now) - self._machines[pool])
+        return max(0, supply.slots_until(now, self.ahead_s) - self._machines[pool])
 
     def take(self, pool: CapacityPool) -> None:
         self._count(pool, 1)
@@ -134,70 +143,3 @@ class Capacity:
         self._machines[pool] += change
         self._cpus[pool.region, pool.capacity_type] += change * (supply.cpus if supply is not None else 0)
         self._in_zone[pool.zone] += change
-
-
-class WorldError(ValueError):
-    """A world file is wrong; the text names the table and the key."""
-
-
-def load_supplies(path: Path, *, provider: ProviderName | None = None) -> list[Supply]:
-    """The capacity pools of a world file (TOML, section 3 of the simulation's formats), traces read from beside it.
-    `provider` renames theirs. Raises WorldError."""
-    try:
-        world = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise WorldError(f"{path}: {error}") from error
-    use_prices = bool(world.get("use_trace_prices", False))
-    return [
-        _supply(table, index, path, provider=provider, use_prices=use_prices)
-        for index, table in enumerate(world.get("capacity_pool", []))
-    ]
-
-
-def _supply(
-    table: Mapping[str, object], index: int, path: Path, *, provider: ProviderName | None, use_prices: bool
-) -> Supply:
-    try:
-        pool = CapacityPool(
-            provider=provider or ProviderName(str(table["provider"])),
-            region=str(table["region"]),
-            zone=str(table["zone"]),
-            machine_type=str(table["machine_type"]),
-            capacity_type=CapacityType(str(table["capacity_type"])),
-        )
-        availability = prices = None
-        if "trace" in table:
-            offset_s = float(str(table.get("trace_offset_s", 0.0)))
-            availability, prices = read_trace(path.parent / str(table["trace"]), offset_s=offset_s)
-        return Supply(
-            pool=pool,
-            cpus=int(str(table["cpus"])),
-            memory_gib=float(str(table["memory_gib"])),
-            arch=str(table.get("arch", "x86_64")),
-            price_usd_hour=float(str(table["price_usd_hour"])),
-            slots=int(str(table.get("slots", 100))),
-            availability=availability,
-            prices=prices if use_prices else None,
-            hazard_per_hour=float(str(table.get("hazard_per_hour", 0.0))),
-        )
-    except (KeyError, ValueError) as error:
-        raise WorldError(f"{path}: capacity_pool[{index}]: {error}") from error
-
-
-def read_trace(path: Path, *, offset_s: float = 0.0) -> tuple[Series, Series | None]:
-    """Availability over time, and prices where the trace has them. Raises WorldError."""
-    try:
-        trace = json.loads(path.read_text(encoding="utf-8"))
-        gap_s = float(trace["metadata"]["gap_seconds"])
-        values = _floats(trace["data"])
-        prices = _floats(trace["prices"]) if trace.get("prices") else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WorldError(f"{path}: {type(error).__name__}: {error}") from error
-    if not values or gap_s <= 0:
-        raise WorldError(f"{path}: no data")
-    found = Series(values=values, gap_s=gap_s, offset_s=offset_s)
-    return found, Series(values=prices, gap_s=gap_s, offset_s=offset_s) if prices else None
-
-
-def _floats(values: Sequence[object]) -> tuple[float, ...]:
-    return tuple(float(str(value)) for value in values)

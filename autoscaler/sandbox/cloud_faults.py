@@ -13,9 +13,11 @@ class CloudFaults:
 
     Calls: `throttle` of all calls; `lost_answer` of those that change something take effect and are never answered;
     `internal_error` fail before they take effect. Launches: `refuse` of spot machines asked for although there is room;
-    `stillborn` get an id and never run. Boots: `slow_boot` take `slow_factor` as long; `silent` never run their user
-    data. Messages: `doubled`, `late` (by `late_s`), `reordered`, `foreign` and `malformed` ones beside or instead of
-    the true ones. Metadata: `unauthorized` answers of the metadata service to a valid token; `hanging` ones never come.
+    `stillborn` get an id and end as pending, for one of `stillborn_reasons`. Reclaims that the account itself begins:
+    `no_notice` come without a word; `rebalance` are preceded by a recommendation. Boots: `slow_boot` take `slow_factor`
+    as long; `silent` never run their user data. Messages: `doubled`, `late` (by `late_s`), `reordered`, `foreign` and
+    `malformed` ones beside or instead of the true ones. Metadata: `unauthorized` answers of the metadata service to a
+    valid token; `hanging` ones never come.
     """
 
     throttle: float = 0.0
@@ -23,6 +25,13 @@ class CloudFaults:
     internal_error: float = 0.0
     refuse: float = 0.0
     stillborn: float = 0.0
+    stillborn_reasons: tuple[str, ...] = (
+        "Server.InsufficientInstanceCapacity",
+        "Server.InternalError",
+        "Client.VolumeLimitExceeded",
+    )
+    no_notice: float = 0.0
+    rebalance: float = 0.0
     slow_boot: float = 0.0
     slow_factor: float = 5.0
     silent: float = 0.0
@@ -51,7 +60,8 @@ class CloudFaults:
     def end(self) -> None:
         """No more faults from now on."""
         for name in (
-            *("throttle", "lost_answer", "internal_error", "refuse", "stillborn", "slow_boot", "silent"),
+            *("throttle", "lost_answer", "internal_error", "refuse", "stillborn", "no_notice", "rebalance"),
+            *("slow_boot", "silent"),
             *("doubled", "late", "reordered", "foreign", "malformed", "unauthorized", "hanging", "clock_skew_s"),
         ):
             setattr(self, name, 0.0)

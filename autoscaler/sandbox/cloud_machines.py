@@ -73,12 +73,16 @@ class Machine:
     address: str
     tags: dict[str, str]
     state: MachineState = MachineState.PENDING
+    history: list[tuple[float, MachineState, str]] = field(default_factory=list)
+    """Every state it came into: when, which, and the reason."""
     changed_at: float = 0.0
     reason: str = ""
     """Why it is in its state, where somebody or something caused it: "Client.UserInitiatedShutdown"."""
     noticed_at: float | None = None
     reclaim_at: float | None = None
     rebalanced_at: float | None = None
+    chosen_for: float | None = None
+    """When the cloud takes it, as only the cloud knows."""
     was_taken: bool = False
     ended_at: float | None = None
     stopped_at: float | None = None

@@ -1,16 +1,12 @@
 """The sandbox's cloud account: what launches meet, how machines live and end, and every fault by name."""
 
-import json
-from pathlib import Path
-
 import pytest
 
 from autoscaler.sandbox.cloud_account import CloudAccount, CloudTimes
-from autoscaler.sandbox.cloud_capacity import Capacity, Series, Shortage, Supply, WorldError, load_supplies
+from autoscaler.sandbox.cloud_capacity import Capacity, Series, Shortage, Supply
 from autoscaler.sandbox.cloud_faults import CloudFaults
-from autoscaler.sandbox.cloud_machines import BY_ITSELF, BY_USER, NO_CAPACITY, TAKEN, Happening, Machine, Wish
+from autoscaler.sandbox.cloud_machines import BY_ITSELF, BY_USER, TAKEN, Happening, Machine, Wish
 from autoscaler.spi import CapacityPool, CapacityType, MachineState, ProviderName
-from tests.shared import require_shared
 
 T0 = 1_800_000_000.0
 S = MachineState
@@ -151,7 +147,8 @@ def test_faults_of_launches_and_boots_strike_at_their_share() -> None:
     one.advance(T0 + 5)
     slow = [machine for machine in made if machine.state is S.PENDING]
     one.advance(T0 + 25)
-    stillborn = [machine for machine in made if machine.reason == NO_CAPACITY]
+    stillborn = [machine for machine in made if machine.reason in faults.stillborn_reasons]
+    assert {machine.reason for machine in stillborn} == set(faults.stillborn_reasons)
     booted = [event for event in one.drain() if event.kind is Happening.BOOTED]
     assert stillborn
     assert slow
@@ -195,35 +192,78 @@ def test_a_series_steps_repeats_and_tells_its_changes() -> None:
     assert series.between(5, 45) == [(5, 1.0), (20, 3.0), (30, 1.0)]
 
 
-def test_a_world_file_is_read_with_its_traces(tmp_path: Path) -> None:
-    (tmp_path / "t.json").write_text(
-        json.dumps({"metadata": {"gap_seconds": 60}, "data": [2, 1], "prices": [0.1, 0.2]})
-    )
-    text = """use_trace_prices = true
-[[capacity_pool]]
-provider = "aws"
-region = "us-east-1"
-zone = "us-east-1b"
-machine_type = "m7i.xlarge"
-cpus = 4
-memory_gib = 16
-capacity_type = "spot"
-price_usd_hour = 0.0684
-trace = "t.json"
-slots = 10
-"""
-    path = tmp_path / "world.toml"
-    path.write_text(text)
-    (found,) = load_supplies(path)
-    assert (found.slots_at(0), found.slots_at(60)) == (10, 5)
-    assert (found.price_at(0), found.price_at(60)) == (0.1, 0.2)
-    path.write_text(text.replace("cpus = 4\n", ""))
-    with pytest.raises(WorldError, match=r"capacity_pool\[0\]: 'cpus'"):
-        load_supplies(path)
+def test_a_step_down_bounds_launches_as_soon_as_it_is_announced() -> None:
+    series = Series(values=(10.0, 4.0), gap_s=600.0, offset_s=-T0)
+    one = account(supply(slots=5, availability=series))
+    launched(one, T0 + 479)
+    assert one.capacity.free(pool(), T0 + 479) == 4
+    assert one.capacity.free(pool(), T0 + 481) == 1
+    launched(one, T0 + 481)
+    assert one.launch(pool(), Wish(image="", user_data=""), T0 + 482) is Shortage.CAPACITY
+    one.advance(T0 + 1100)
+    assert [machine.is_up for machine in one.machines.values()] == [True, True]
 
 
-@pytest.mark.parametrize("name", ["r5x3", "cpu7", "v100x9", "n16x3"])
-def test_recorded_worlds_can_be_read(name: str) -> None:
-    supplies = load_supplies(require_shared() / "data/scenarios" / name / "world-seed1.toml")
-    assert supplies
-    assert any(one.availability is not None for one in supplies)
+def test_a_stopped_machine_that_a_step_down_chooses_is_just_lost_when_the_step_is_announced() -> None:
+    series = Series(values=(10.0, 0.0), gap_s=600.0, offset_s=-T0)
+    one = account(supply(slots=5, availability=series))
+    up, stopped = launched(one), launched(one)
+    one.advance(T0 + 10)
+    one.stop(stopped.id, T0 + 11)
+    one.advance(T0 + 481)
+    assert (stopped.state, up.state, up.reclaim_at) == (S.TERMINATED, S.RUNNING, T0 + 600)
+    one.advance(T0 + 601)
+    assert up.state is S.TERMINATED
+
+
+def test_a_share_of_reclaims_comes_without_a_notice_at_the_same_moment() -> None:
+    series = Series(values=(10.0, 0.0), gap_s=600.0, offset_s=-T0)
+    one = account(supply(slots=100, availability=series), faults=CloudFaults(no_notice=0.5))
+    machines = [launched(one) for _ in range(100)]
+    one.advance(T0 + 599)
+    warned = sum(1 for machine in machines if machine.noticed_at is not None)
+    assert 30 < warned < 70
+    assert all(machine.is_up for machine in machines)
+    one.advance(T0 + 600)
+    assert all(machine.was_taken for machine in machines)
+
+
+def test_a_recommendation_comes_its_time_before_the_notice_of_a_single_machine() -> None:
+    times = CloudTimes(boot=(1.0, 1.0), notice_s=120.0, rebalance_s=300.0)
+    one = account(supply(hazard_per_hour=3600.0), faults=CloudFaults(rebalance=1.0), times=times)
+    machine = launched(one)
+    one.advance(T0 + 200)
+    assert machine.rebalanced_at is not None
+    assert machine.noticed_at is None
+    one.advance(T0 + 3600)
+    assert machine.noticed_at == pytest.approx(machine.rebalanced_at + 300)
+    assert machine.ended_at == pytest.approx(machine.rebalanced_at + 420)
+
+
+def test_a_whole_capacity_pool_goes_at_once_and_has_no_room_until_it_recovers() -> None:
+    one = account(supply(), supply(pool("b")))
+    machines, other = [launched(one) for _ in range(3)], launched(one, at=pool("b"))
+    one.advance(T0 + 5)
+    assert one.reclaim_pool(pool(), T0 + 10, notice_s=0.0) == [machine.id for machine in machines]
+    assert ([machine.is_up for machine in machines], other.is_up) == ([False] * 3, True)
+    assert one.launch(pool(), Wish(image="", user_data=""), T0 + 11) is Shortage.CAPACITY
+    one.capacity.exhausted.discard(pool())
+    launched(one, T0 + 12)
+
+
+def test_a_machine_remembers_what_became_of_it() -> None:
+    one = account()
+    machine = launched(one)
+    one.advance(T0 + 5)
+    one.reclaim(machine.id, T0 + 6, notice_s=0.0)
+    assert machine.history == [(T0, S.PENDING, ""), (T0 + 5, S.RUNNING, ""), (T0 + 6, S.TERMINATED, TAKEN)]
+
+
+def test_a_machine_that_starts_again_costs_what_it_costs_then() -> None:
+    one = account(supply(prices=Series(values=(0.1, 0.3), gap_s=600.0, offset_s=-T0)))
+    machine = launched(one)
+    one.advance(T0 + 5)
+    one.stop(machine.id, T0 + 6)
+    one.advance(T0 + 700)
+    assert one.start(machine.id, T0 + 700) is None
+    assert machine.price_usd_hour == 0.3
