@@ -408,21 +408,26 @@ class InProcessProvider:
             self._cloud.settle()
 
 
-def local_offerings(provider: ProviderName, prices: Mapping[str, float]) -> list[Offering]:
-    """Spot offerings of two cores each, by machine type; each type in a zone of its own."""
+def local_offerings(
+    provider: ProviderName, prices: Mapping[str, float], on_demand: Mapping[str, float] | None = None
+) -> list[Offering]:
+    """Offerings of two cores each, by machine type: spot, and where it is priced so, on demand."""
     shape = Offering(
-        capacity_pool=_capacity_pool(provider, "small"), cpus=2, memory_gib=8, arch="x86_64", price_usd_hour=0.0
+        capacity_pool=_capacity_pool(provider, "small", CapacityType.SPOT),
+        cpus=2,
+        memory_gib=8,
+        arch="x86_64",
+        price_usd_hour=0.0,
     )
     return [
-        replace(shape, capacity_pool=_capacity_pool(provider, name), price_usd_hour=price)
-        for name, price in sorted(prices.items())
+        replace(shape, capacity_pool=_capacity_pool(provider, name, word), price_usd_hour=price)
+        for word, priced in ((CapacityType.SPOT, prices), (CapacityType.ON_DEMAND, on_demand or {}))
+        for name, price in sorted(priced.items())
     ]
 
 
-def _capacity_pool(provider: ProviderName, machine_type: str) -> CapacityPool:
-    return CapacityPool(
-        provider=provider, region="here", zone="here", machine_type=machine_type, capacity_type=CapacityType.SPOT
-    )
+def _capacity_pool(provider: ProviderName, machine_type: str, word: CapacityType) -> CapacityPool:
+    return CapacityPool(provider=provider, region="here", zone="here", machine_type=machine_type, capacity_type=word)
 
 
 def _fits(offering: Offering, shape: Shape) -> bool:

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 from autoscaler.model import EndReason, Instance, InstanceState, Job, JobId, JobState, Rules
 from autoscaler.sandbox.inprocess_cloud import Machine
-from autoscaler.spi import InstanceId, LaunchBatch
+from autoscaler.spi import CapacityType, InstanceId, LaunchBatch
 from autoscaler.states import INSTANCE_MOVES, JOB_MOVES, is_live
 from autoscaler.store.memory import MemoryDisk
 
@@ -127,6 +127,8 @@ class Watch:
                 self.violated(f"instance {row.id}: history jumps from {last} to {move.from_state}")
             if move.from_state is not None and move.to_state not in INSTANCE_MOVES[move.from_state]:
                 self.violated(f"instance {row.id} moved from {move.from_state} to {move.to_state}")
+        if moves and not seen and _is_on_demand(row) and "on_demand" not in moves[0].cause and not row.adopted:
+            self.violated(f"instance {row.id} is on demand and its cause does not say why: {moves[0].cause}")
         self._moves_seen[row.id] = len(moves)
         if moves and moves[-1].to_state is not row.state:
             self.violated(f"instance {row.id} is {row.state} but its history ends with {moves[-1].to_state}")
@@ -140,9 +142,14 @@ class Watch:
     def _check_caps(self) -> None:
         rules, rows = self._rules(), [self.disk.instances[id_] for id_ in sorted(self._live)]
         asked = [row for row in rows if not row.adopted]
-        for pool, count in Counter(row.pool for row in asked).items():
-            if pool in rules.pools and count > rules.pools[pool].max:
-                self.violated(f"pool {pool} has {count} instances, max is {rules.pools[pool].max}")
+        for name, pool in rules.pools.items():
+            bought = math.fsum(row.price_usd_hour for row in asked if row.pool == name and _is_on_demand(row))
+            limit = pool.spill_caps.usd_per_hour
+            if pool.spot_enabled and limit is not None and bought > limit + 1e-9:
+                self.violated(f"pool {name} spends {bought} USD an hour on demand, its spill is capped at {limit}")
+        for of, count in Counter(row.pool for row in asked).items():
+            if of in rules.pools and count > rules.pools[of].max:
+                self.violated(f"pool {of} has {count} instances, max is {rules.pools[of].max}")
         if rules.caps.instances is not None and len(asked) > rules.caps.instances:
             self.violated(f"{len(asked)} instances, the cap is {rules.caps.instances}")
         spent = math.fsum(row.price_usd_hour for row in asked)
@@ -200,6 +207,10 @@ class Watch:
         """Names of the secrets that the store holds."""
         text = repr(self.disk)
         return sorted(name for name, secret in secrets.items() if secret in text)
+
+
+def _is_on_demand(row: Instance) -> bool:
+    return row.capacity_pool is not None and row.capacity_pool.capacity_type is CapacityType.ON_DEMAND
 
 
 _UNSETTLED = frozenset({JobState.QUEUED, JobState.RUNNING, JobState.LOST})

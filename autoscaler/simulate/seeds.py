@@ -11,7 +11,7 @@ import logging
 import random
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import structlog
 
 from autoscaler.config import AutoscalerConfig, Caps, Config, ImageConfig, PoolConfig, RequeueConfig
-from autoscaler.config_types import Address
+from autoscaler.config_types import Address, SpillConfig
 from autoscaler.model import Instance, Job
 from autoscaler.simulate.faults import NO_FAULTS, FaultRates, Faults, rates_of
 from autoscaler.simulate.lives import Daemon, Reaper, track_lives
@@ -225,7 +225,10 @@ def case_of(seed: int) -> Case:
         slots={"large": dice.choice((2, 20)), "small": dice.choice((3, 20))},
         boot=dice.choice(((1.0, 4.0), (5.0, 30.0))),
         lease_s=dice.choice((120.0, 600.0)),
+        on_demand_prices=dice.choice(({}, {"large": 0.1, "small": 0.05})),
     )
+    spill = SpillConfig(enabled=dice.random() < 0.8, max_usd_per_hour=dice.choice((None, 0.15)))
+    pools = (replace(pools[0], spill=spill), replace(pools[1], spill=spill))
     return Case(seed=seed, config=make_config("ci", pools, caps=caps), site=site, rates=rates, work=tuple(work))
 
 

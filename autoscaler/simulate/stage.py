@@ -57,12 +57,14 @@ IMAGE = "/opt/runner"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """What the cloud and the forges of a simulation are like. `slots` are machines per type, `prices` USD an hour."""
+    """What the cloud and the forges of a simulation are like. `slots` are machines per type and capacity type, `prices`
+    (of spot) and `on_demand_prices` USD an hour."""
 
     github_repos: tuple[str, ...] = ("acme/web", "acme/api")
     gitlab_repos: tuple[str, ...] = ("group/app", "group/lib")
     slots: Mapping[str, int] = field(default_factory=lambda: {"large": 20, "small": 20})
     prices: Mapping[str, float] = field(default_factory=lambda: {"large": 0.04, "small": 0.02})
+    on_demand_prices: Mapping[str, float] = field(default_factory=dict)
     boot: tuple[float, float] = (2.0, 20.0)
     lease_s: float = 180.0
 
@@ -100,7 +102,7 @@ class Stage:
         for repo in site.gitlab_repos:
             world.add_project(repo, now)
         self.gitlab = GitLabSite(world, clock, send=lambda webhook: self._post(GITLAB, webhook))
-        offerings = local_offerings(LOCAL, site.prices)
+        offerings = local_offerings(LOCAL, site.prices, site.on_demand_prices)
         slots: dict[CapacityPool, int] = {o.capacity_pool: site.slots[o.capacity_pool.machine_type] for o in offerings}
         policy = CloudPolicy(
             boot=site.boot,
