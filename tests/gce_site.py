@@ -5,6 +5,7 @@ first offering that the provider finds is the cheapest, a spot machine of the sm
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -89,10 +90,21 @@ def supplies(slots: int = SLOTS) -> list[Supply]:
     ]
 
 
+@dataclass(slots=True)
+class CloudClock:
+    """The cloud's time: the real one, and as much ahead as a test says."""
+
+    ahead_s: float = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.ahead_s
+
+
 @dataclass(slots=True, kw_only=True)
 class GceSite:
     """Everything of one served cloud. `anchors` is the file of the keys that sign its machines' tokens."""
 
+    clock: CloudClock
     face: GceFace
     driver: CloudDriver
     url: str
@@ -215,11 +227,13 @@ async def serving(
     account = CloudAccount(Capacity.of(supplies(slots)), times=times or hurry, images=frozenset())
     catalogue = catalogue_of(account, project=PROJECT)
     catalogue.add_images([Image(path=IMAGE, family="runners", disk_gb=20)])
-    driver = CloudDriver(account)
+    clock = CloudClock()
+    driver = CloudDriver(account, clock=clock)
     behaviour = GceBehaviour(operation_s=(0.05, 0.15), told_after_s=(0.0, 0.1))
     face = GceFace(driver, catalogue, behaviour=behaviour, limits=limits, middlewares=middlewares)
     notary = GoogleNotary()
     made = GceSite(
+        clock=clock,
         face=face,
         driver=driver,
         url=await face.start(),

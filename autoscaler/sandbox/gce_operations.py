@@ -170,16 +170,13 @@ class Operations:
             if one.kind == kind and one.scope == scope and not one.is_done and now < one.done_at
         )
 
-    def next_due(self) -> float | None:
-        return min((one.done_at for one in self._all.values() if not one.is_done), default=None)
-
     def _forget(self) -> None:
         """The oldest go first; those that have not ended stay."""
         horizon = self._clock() - KEPT_S
-        for path, operation in itertools.islice(list(self._all.items()), 16):
+        for path, operation in list(itertools.islice(self._all.items(), 16)):
             if operation.is_done and operation.inserted_at < horizon:
                 del self._all[path]
-        for request_id, (at, _, _) in itertools.islice(list(self._requests.items()), 16):
+        for request_id, (at, _, _) in list(itertools.islice(self._requests.items(), 16)):
             if at < self._clock() - REMEMBERED_S:
                 del self._requests[request_id]
 
