@@ -83,7 +83,7 @@ class Fleets:
         if not overrides:
             raise AwsError("MissingParameter", "The request must contain the parameter LaunchTemplateConfigs")
         parameters.text("ClientToken"), parameters.text("Context")
-        self._need_fleet(caller, tags.get("fleet", {}))
+        self._need_fleet(caller, tags.get("fleet", {}), {one.template.id: one.template for one in overrides})
         parameters.complete()
         known = self._tokens.begin(caller, parameters)
         if known is not None:
@@ -104,12 +104,15 @@ class Fleets:
         rows = config.structures("Overrides") or [config.structure("Overrides.0")]
         return [_parse_override(template, number, whole, row) for row in rows]
 
-    def _need_fleet(self, caller: Caller, tags: Mapping[str, str]) -> None:
+    def _need_fleet(self, caller: Caller, tags: Mapping[str, str], templates: Mapping[str, LaunchTemplate]) -> None:
         arn = f"arn:aws:ec2:{caller.region}:{caller.account}:fleet/*"
         context = tag_context(tags, kind="RequestTag")
         caller.need("ec2:CreateFleet", resource=arn, context=context)
         if tags:
             caller.need("ec2:CreateTags", resource=arn, context={**context, "ec2:CreateAction": "CreateFleet"})
+        for id_, template in templates.items():
+            arn = f"arn:aws:ec2:{caller.region}:{caller.account}:launch-template/{id_}"
+            caller.need("ec2:CreateFleet", resource=arn, context=tag_context(template.tags, kind="ResourceTag"))
 
     def _launch(
         self, caller: Caller, overrides: Sequence[_Override], wishes: Sequence[_Wish], *, client_token: str
@@ -147,7 +150,8 @@ class Fleets:
         for override in overrides:
             specification = override.specification
             try:
-                self._launcher.need_launch(caller, specification, create_action="RunInstances")
+                is_spot = wish.capacity_type is CapacityType.SPOT
+                self._launcher.need_launch(caller, specification, template=override.template, is_spot=is_spot)
                 place = self._launcher.place(caller, specification, capacity_type=wish.capacity_type)
             except AwsError as error:
                 if error.code in _CALL_LEVEL:

@@ -12,8 +12,8 @@ from autoscaler.sandbox.aws_ec2_render import STATES, Rendered
 from autoscaler.sandbox.aws_ec2_specification import parse_tag_list
 from autoscaler.sandbox.aws_filters import Filters, page
 from autoscaler.sandbox.aws_limits import AwsMeter
-from autoscaler.sandbox.aws_query import AwsError, Parameters, Xml
-from autoscaler.sandbox.aws_world import AwsWorld
+from autoscaler.sandbox.aws_query import AwsError, Parameters, Raw, Xml
+from autoscaler.sandbox.aws_world import AwsWorld, Launched
 from autoscaler.sandbox.cloud_machines import Machine
 from autoscaler.spi import CapacityType, MachineState
 
@@ -57,9 +57,13 @@ class Instances:
             raise AwsError("InternalError", "An internal error has occurred", status=500)
         launched = self._world.launched
         return {
-            "reservationSet": [self._rendered.reservation(one, launched[one.id]) for one in rows],
+            "reservationSet": [self.rendered(one, launched[one.id]) for one in rows],
             "nextToken": following,
         }
+
+    def rendered(self, machine: Machine, launched: Launched) -> Raw:
+        """One machine's item of the answer, from memory where nothing changed."""
+        return self._rendered.reservation(machine, launched)
 
     def forget(self, machine_id: str) -> None:
         self._rendered.forget(machine_id)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from autoscaler.sandbox.aws_access import Caller, tag_context
 from autoscaler.sandbox.aws_ec2_specification import Specification
 from autoscaler.sandbox.aws_ec2_spot import SpotRequests
+from autoscaler.sandbox.aws_ec2_templates import LaunchTemplate
 from autoscaler.sandbox.aws_limits import AwsMeter, limit_exceeded
 from autoscaler.sandbox.aws_query import AwsError
 from autoscaler.sandbox.aws_sts import Iam, role_arn
@@ -13,6 +14,7 @@ from autoscaler.sandbox.aws_world import AwsWorld, Launched, Made, Place, Refuse
 from autoscaler.spi import CapacityType
 
 _MACHINES = "launched machines"
+_MADE = ("instance", "volume", "network-interface", "spot-instances-request")
 
 
 class Launcher:
@@ -47,18 +49,32 @@ class Launcher:
         return Place(capacity_pool=pool, subnet=subnet, image=image, specification=specification)
 
     def need_launch(
-        self, caller: Caller, specification: Specification, *, create_action: str, is_dry_run: bool = False
+        self,
+        caller: Caller,
+        specification: Specification,
+        *,
+        template: LaunchTemplate | None,
+        is_spot: bool,
+        is_dry_run: bool = False,
     ) -> None:
-        """The permissions of making instances: RunInstances, tags at creation, the role of the profile."""
-        kinds = ("instance", "volume", "network-interface", "spot-instances-request")
-        for kind in kinds:
+        """The permissions of making instances, resource by resource: what is made, what it is made from, its tags, the
+        role of its profile."""
+        ec2 = f"arn:aws:ec2:{caller.region}:{caller.account}"
+        for kind in _MADE if is_spot else _MADE[:-1]:
             tags = specification.tags.get(kind, {})
-            arn = f"arn:aws:ec2:{caller.region}:{caller.account}:{kind}/*"
             context = tag_context(tags, kind="RequestTag")
-            caller.need("ec2:RunInstances", resource=arn, context=context, is_dry_run=is_dry_run)
+            caller.need("ec2:RunInstances", resource=f"{ec2}:{kind}/*", context=context, is_dry_run=is_dry_run)
             if tags:
-                context = {**context, "ec2:CreateAction": create_action}
-                caller.need("ec2:CreateTags", resource=arn, context=context, is_dry_run=is_dry_run)
+                context = {**context, "ec2:CreateAction": "RunInstances"}
+                caller.need("ec2:CreateTags", resource=f"{ec2}:{kind}/*", context=context, is_dry_run=is_dry_run)
+        used = [f"arn:aws:ec2:{caller.region}::image/{specification.image_id}"]
+        used += [f"{ec2}:subnet/{specification.subnet_id}"] if specification.subnet_id else []
+        used += [f"{ec2}:security-group/{group}" for group in specification.groups]
+        for arn in used:
+            caller.need("ec2:RunInstances", resource=arn, is_dry_run=is_dry_run)
+        if template is not None:
+            arn, context = f"{ec2}:launch-template/{template.id}", tag_context(template.tags, kind="ResourceTag")
+            caller.need("ec2:RunInstances", resource=arn, context=context, is_dry_run=is_dry_run)
         if role := self._iam.instance_profiles.get(specification.instance_profile.rpartition("/")[2]):
             context = {"iam:PassedToService": "ec2.amazonaws.com"}
             arn = role_arn(caller.account, role)

@@ -4,7 +4,7 @@ from autoscaler.sandbox.aws_access import Caller
 from autoscaler.sandbox.aws_ec2_launch import Launcher
 from autoscaler.sandbox.aws_ec2_render import show_instance
 from autoscaler.sandbox.aws_ec2_specification import Specification, check_tag_keys, parse_specification
-from autoscaler.sandbox.aws_ec2_templates import LaunchTemplates
+from autoscaler.sandbox.aws_ec2_templates import LaunchTemplate, LaunchTemplates
 from autoscaler.sandbox.aws_idempotency import ClientTokens
 from autoscaler.sandbox.aws_query import AwsError, Parameters, Xml
 from autoscaler.spi import CapacityType
@@ -22,9 +22,11 @@ class Runs:
         least, most = parameters.integer("MinCount"), parameters.integer("MaxCount")
         if not 1 <= least <= most:
             raise AwsError("InvalidParameterValue", f"MinCount {least} and MaxCount {most} must be 1 or more, in order")
-        specification = self._whole(caller, parameters)
+        template, specification = self._whole(caller, parameters)
         is_dry_run = parameters.flag("DryRun")
-        self._launcher.need_launch(caller, specification, create_action="RunInstances", is_dry_run=is_dry_run)
+        self._launcher.need_launch(
+            caller, specification, template=template, is_spot=specification.market == "spot", is_dry_run=is_dry_run
+        )
         check_tag_keys(specification)
         capacity_type = CapacityType.SPOT if specification.market == "spot" else CapacityType.ON_DEMAND
         _check_spot(specification)
@@ -45,15 +47,15 @@ class Runs:
         answer: dict[str, Xml] = {"reservationId": reservation, "ownerId": caller.account, "instancesSet": rows}
         return self._tokens.succeed(caller, parameters, answer)
 
-    def _whole(self, caller: Caller, parameters: Parameters) -> Specification:
+    def _whole(self, caller: Caller, parameters: Parameters) -> tuple[LaunchTemplate | None, Specification]:
         own = parse_specification(parameters)
         named = parameters.structure("LaunchTemplate")
         if not named:
-            return own
+            return None, own
         template = self._templates.find(
             caller.region, id_=named.text("LaunchTemplateId"), name=named.text("LaunchTemplateName")
         )
-        return template.version(named.text("Version"))[1].with_wishes(own)
+        return template, template.version(named.text("Version"))[1].with_wishes(own)
 
 
 def _check_spot(specification: Specification) -> None:

@@ -37,9 +37,13 @@ class Experiment:
     started_at: float
     ends_at: float
     failure: str = ""
+    is_looked_at: bool = False
+    """Its start answers before anything was done; every later look finds it at work."""
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
 
     def status(self, now: float) -> tuple[str, str]:
+        if not self.is_looked_at:
+            return "initiating", "Experiment is initiating."
         if self.failure:
             return "failed", self.failure
         return ("completed", "Experiment completed.") if now >= self.ends_at else ("running", "Experiment is running.")
@@ -154,6 +158,7 @@ class Fis:
             raise AwsError("ResourceNotFoundException", f"Experiment {id_} not found", status=404)
         context = tag_context(experiment.tags, kind="ResourceTag")
         caller.need("fis:GetExperiment", resource=_arn(caller, f"experiment/{id_}"), context=context)
+        experiment.is_looked_at = True
         return self._shown(caller, experiment)
 
     def _shown(self, caller: Caller, experiment: Experiment) -> Json:
@@ -173,7 +178,7 @@ class Fis:
             "startTime": experiment.started_at,
             "tags": dict(experiment.tags),
         }
-        return shown if status == "running" else shown | {"endTime": caller.now}
+        return shown if status in ("initiating", "running") else shown | {"endTime": caller.now}
 
 
 def _arn(caller: Caller, resource: str) -> str:

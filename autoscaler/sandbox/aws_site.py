@@ -58,6 +58,7 @@ class AwsSite:
         """Call after every change: persistent spot requests are served, time passes, events are told."""
         self.ec2.launcher.fulfil(self._now())
         self.driver.settle()
+        self.ec2.forget_gone()
 
     def reclaim(self, machine_id: str, *, notice_s: float | None = None) -> None:
         """Takes a machine as AWS does, the account's notice first; 0 gives none."""
@@ -93,7 +94,6 @@ class AwsSite:
     def _hear_of_end(self, event: Event, now: float) -> None:
         machine, region = event.machine, event.machine.capacity_pool.region
         self.world.ended(machine.id)
-        self.ec2.forget_gone()
         self.ec2.launcher.fulfil(now)
         if machine.reason == TAKEN:
             detail: Mapping[str, object] = {

@@ -151,6 +151,8 @@ class AwsWorld:
 
     def forget_gone(self) -> list[str]:
         """Ids that the account no longer knows, and now we neither."""
+        if len(self.launched) <= len(self.account.machines):
+            return []
         gone = [id_ for id_ in self.launched if id_ not in self.account.machines]
         for id_ in gone:
             del self.launched[id_]
