@@ -232,7 +232,7 @@ async def test_spot_is_refused_by_share_and_on_demand_is_not() -> None:
 
 
 async def test_a_stillborn_machine_gets_an_id_and_ends_with_its_reason() -> None:
-    site = make_site(faults=CloudFaults(stillborn=1.0))
+    site = make_site(faults=CloudFaults(stillborn=1.0, stillborn_reasons=("Client.VolumeLimitExceeded",)))
     async with served_aws(site) as aws:
         (id_,) = ids_of(await aws.fleet(await aws.template()))
 
@@ -241,7 +241,7 @@ async def test_a_stillborn_machine_gets_an_id_and_ends_with_its_reason() -> None
             return machine if machine["State"]["Name"] == "terminated" else None
 
         machine = await until(ended)
-        assert machine["StateReason"]["Code"] == "Server.InsufficientInstanceCapacity"
+        assert machine["StateReason"]["Code"] == "Client.VolumeLimitExceeded"
 
 
 async def test_calls_fail_by_share() -> None:
