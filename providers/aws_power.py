@@ -1,0 +1,127 @@
+"""Ending, stopping, starting and reclaiming machines on AWS.
+
+A persistent spot request that is not cancelled launches another machine when its own ends: it is cancelled first. One
+unknown id fails a whole call: it is cut out and the rest repeated.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from autoscaler.spi import (
+    CapacityType,
+    CapacityUnavailable,
+    InvalidRequest,
+    MachineState,
+    ProviderError,
+    ProviderId,
+    QuotaExceeded,
+)
+from providers.aws_clients import AwsClients, Sdk
+from providers.aws_errors import Context, NotFound, bad_ids
+from providers.aws_machines import AwsMachines
+from providers.aws_settings import AwsSettings
+
+_AT_ONCE = 500
+_LOST_IDS = 5
+"""How often unknown ids are cut out of one call; each time at least one goes."""
+
+
+class AwsPower:
+    def __init__(self, settings: AwsSettings, clients: AwsClients, machines: AwsMachines) -> None:
+        self._settings = settings
+        self._clients = clients
+        self._machines = machines
+
+    async def terminate(self, ids: Sequence[ProviderId]) -> None:
+        """Only what carries our tag: ids come from our rows and listings, and the policy allows no other."""
+        ours = await self._ours(ids)
+        for region, members in self._machines.by_region(ours).items():
+            await self._cancel_requests(region, members)
+            await self._each_batch(region, members, "terminate", "ec2:TerminateInstances", "terminate_instances")
+        self._machines.note_ending(ours)
+
+    async def stop(self, ids: Sequence[ProviderId]) -> None:
+        for region, members in self._machines.by_region(await self._ours(ids)).items():
+            await self._each_batch(region, members, "stop", "ec2:StopInstances", "stop_instances")
+
+    async def start(self, ids: Sequence[ProviderId]) -> Mapping[ProviderId, ProviderError]:
+        """One by one where a batch is refused: EC2 refuses all of a call for one capacity pool."""
+        failed: dict[ProviderId, ProviderError] = {}
+        for region, members in self._machines.by_region(await self._ours(ids)).items():
+            try:
+                await self._each_batch(region, members, "start", "ec2:StartInstances", "start_instances")
+            except (CapacityUnavailable, QuotaExceeded) as error:
+                if len(members) == 1:
+                    failed[members[0]] = error
+                    continue
+                for id_ in members:
+                    try:
+                        await self._each_batch(region, [id_], "start", "ec2:StartInstances", "start_instances")
+                    except (CapacityUnavailable, QuotaExceeded) as single:
+                        failed[id_] = single
+        return failed
+
+    async def interrupt(self, ids: Sequence[ProviderId], spot: Callable[[str, Sequence[ProviderId]], Any]) -> None:
+        """Spot machines through `spot` (the Fault Injection Service), on-demand ones are just ended."""
+        machines = await self._machines.describe(ids)
+        living = [one for one in machines if one.state in (MachineState.PENDING, MachineState.RUNNING)]
+        taken = [one.provider_id for one in living if one.capacity_pool.capacity_type is CapacityType.SPOT]
+        for region, members in self._machines.by_region(taken).items():
+            await spot(region, members)
+        others = [one.provider_id for one in living if one.capacity_pool.capacity_type is CapacityType.ON_DEMAND]
+        if others:
+            await self.terminate(others)
+
+    async def _ours(self, ids: Sequence[ProviderId]) -> list[ProviderId]:
+        """Ids of another deployment's machines, and ones that were never EC2's, are left alone."""
+        known = [id_ for id_ in ids if self._machines.region_of(id_) is not None]
+        unknown = [id_ for id_ in ids if id_.startswith("i-") and self._machines.region_of(id_) is None]
+        if unknown:
+            known += [one.provider_id for one in await self._machines.describe(unknown)]
+        return known
+
+    async def _cancel_requests(self, region: str, ids: Sequence[ProviderId]) -> None:
+        requests = sorted({one for id_ in ids if (one := self._machines.spot_request_of(id_))})
+        if not requests:
+            return
+        context = self._context(region, "cancel spot requests", "ec2:CancelSpotInstanceRequests")
+        for at in range(0, len(requests), _AT_ONCE):
+            some = requests[at : at + _AT_ONCE]
+
+            def cancel(sdk: Sdk, some: Sequence[str] = some) -> None:
+                sdk.client("ec2", region).cancel_spot_instance_requests(SpotInstanceRequestIds=list(some))
+
+            try:
+                await self._clients.write(cancel, context)
+            except NotFound:
+                continue  # closed ones are forgotten after a while, and launch nothing any more
+
+    async def _each_batch(
+        self, region: str, ids: Sequence[ProviderId], verb: str, permission: str, method: str
+    ) -> None:
+        context = self._context(region, f"{verb} machines", permission)
+        for at in range(0, len(ids), _AT_ONCE):
+            some = list(ids[at : at + _AT_ONCE])
+
+            def call(sdk: Sdk, some: list[ProviderId] = some) -> None:
+                ec2 = sdk.client("ec2", region)
+                left = list(some)
+                for _ in range(_LOST_IDS):
+                    if not left:
+                        return
+                    try:
+                        getattr(ec2, method)(InstanceIds=left)
+                    except ec2.exceptions.ClientError as error:
+                        bad = bad_ids(error)
+                        if not bad & set(left):
+                            raise
+                        left = [id_ for id_ in left if id_ not in bad]
+                    else:
+                        return
+                raise InvalidRequest(f"{region}: EC2 names ever more unknown machines")
+
+            await self._clients.write(call, context)
+
+    @staticmethod
+    def _context(region: str, doing: str, permission: str) -> Context:
+        return Context(doing=f"{doing} in {region}", permission=permission, region=region, is_write=True, family="ends")
