@@ -43,7 +43,7 @@ class Client:
             raise ValueError(f"daemon_url is neither http nor https: {url!r}")
         self._authority = authority
         self._prefix = "/" + path.rstrip("/") if path.rstrip("/") else ""
-        self._host, self._port = _host_and_port(authority, 443 if scheme == "https" else 80)
+        self._host, self._port = host_and_port(authority, 443 if scheme == "https" else 80)
         self._tls = _tls_context(ca_pem) if scheme == "https" else None
 
     def post(self, path: str, body: dict[str, Any], *, bearer: str = "", timeout_s: float = 10.0) -> Answer:
@@ -77,7 +77,7 @@ class Client:
 
 def fetch(authority: str, path: str, *, method: str = "GET", headers: dict[str, str], timeout_s: float) -> Reply:
     """One request without a body over plain HTTP: what metadata services speak. Raises Unreachable."""
-    host, port = _host_and_port(authority, 80)
+    host, port = host_and_port(authority, 80)
     lines = [f"{method} {path} HTTP/1.1", f"Host: {authority}", "Accept: */*", "Connection: close"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     lines += ["Content-Length: 0"] if method != "GET" else []
@@ -150,7 +150,7 @@ def _unchunk(body: bytes) -> bytes:
         body = body[size + 2 :]
 
 
-def _host_and_port(authority: str, default_port: int) -> tuple[str, int]:
+def host_and_port(authority: str, default_port: int) -> tuple[str, int]:
     if authority.startswith("["):
         host, _, rest = authority[1:].partition("]")
         return host, int(rest[1:]) if rest.startswith(":") else default_port

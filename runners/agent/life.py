@@ -177,6 +177,8 @@ class Life:
             raise CannotStart(self._user.problem)
         if kind not in ("github", "gitlab") or not program:
             raise CannotStart(f"the image has no {kind} runner")
+        if kind == "github" and not self._user.may_write(program):
+            raise CannotStart(f"{program} must belong to user {self._user.name}: the runner writes beside itself")
         env = self._environment()
         if kind == "gitlab":
             return gitlab_command(program, secret, parameters, env)

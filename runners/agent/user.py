@@ -14,15 +14,16 @@ import subprocess
 import sys
 from typing import NamedTuple
 
+from runners.agent.client import host_and_port
+
 DEFAULT_USER = "runner"
 
 _OPEN, _CLOSED = 3, 4
 _PROBE = f"""\
 import os, socket, sys
 os.chdir(sys.argv[1])
-host, _, port = sys.argv[2].strip("[]").partition(":")
 try:
-    socket.create_connection((host, int(port or 80)), timeout=1).close()
+    socket.create_connection((sys.argv[2], int(sys.argv[3])), timeout=1).close()
 except OSError:
     sys.exit({_CLOSED})
 sys.exit({_OPEN})
@@ -45,6 +46,17 @@ class User(NamedTuple):
     def about(self) -> dict[str, str]:
         """For the hello: informative."""
         return {"user": self.name, **({"metadata": self.metadata} if self.metadata else {})}
+
+    def may_write(self, folder: str) -> bool:
+        """Whether it may make files in a folder; a folder that is not there is somebody else's error."""
+        try:
+            found = os.stat(folder)
+        except OSError:
+            return True
+        if self.uid is None:
+            return True
+        shift = 6 if found.st_uid == self.uid else 3 if found.st_gid in (self.groups or ()) else 0
+        return bool(found.st_mode >> shift & 0o2)
 
 
 def choose_user(image: dict[str, str], *, folder: str, metadata: str) -> User:
@@ -79,9 +91,10 @@ def _usable_home(home: str, uid: int) -> str:
 
 def _probe(user: User, folder: str, metadata: str) -> int:
     """What the probe says, run as that user; -1 where it cannot be run."""
+    host, port = host_and_port(metadata, 80)
     try:
         return subprocess.run(  # noqa: S603 - our own program
-            [sys.executable, "-I", "-S", "-c", _PROBE, folder, metadata],
+            [sys.executable, "-I", "-S", "-c", _PROBE, folder, host, str(port)],
             user=user.uid,
             group=user.gid,
             extra_groups=user.groups,

@@ -7,6 +7,8 @@ import os
 import pwd
 import shutil
 import signal
+import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -99,13 +101,17 @@ Starter = Callable[..., Any]
 async def start(daemon: AgentDaemon, passable: Path) -> AsyncIterator[Starter]:
     started: list[Started] = []
 
-    async def start_agent(service: Ec2Metadata | GceMetadataServer, **image: str) -> Started:
+    async def start_agent(
+        service: Ec2Metadata | GceMetadataServer, *, is_writable: bool = True, **image: str
+    ) -> Started:
         out, program, folder = passable / "out", passable / "runner", passable / "agent"
         for made in (out, program, folder):
             made.mkdir()
         out.chmod(0o777)
         (program / "run.sh").write_text(JOB.replace("$OUT", str(out)))
         (program / "run.sh").chmod(0o755)
+        if image.get("user") and is_writable and os.getuid() == 0 and image["user"] != "no-such-user":
+            os.chown(program, pwd.getpwnam(image["user"]).pw_uid, -1)
         document = {
             **{"version": 1, "daemon_url": daemon.url, "provider": "cloud", "boot_timeout_s": 20, "max_lifetime_s": 60},
             **{"stop_grace_s": 4, "flush_s": 3, "image": {"github_runner": str(program), **image}},
@@ -308,3 +314,29 @@ async def test_a_user_that_the_image_names_but_lacks_is_an_error_and_never_root(
         assert daemon.memory.detail("runner_exited")["output"] == "there is no user no-such-user"
     else:
         await until(lambda: "job_started" in daemon.memory.kinds())
+
+
+async def test_a_runner_that_its_user_cannot_write_beside_is_an_error_with_its_remedy(
+    daemon: AgentDaemon, ec2: Ec2Metadata, start: Starter
+) -> None:
+    daemon.memory.assignment = assignment()
+    agent = await start(ec2, is_writable=False, user="nobody")
+    if os.getuid() == 0:
+        assert await agent.ended() == 0
+        assert "must belong to user nobody" in daemon.memory.detail("runner_exited")["output"]
+    else:
+        await until(lambda: "job_started" in daemon.memory.kinds())
+
+
+def test_whether_jobs_reach_the_metadata_service_is_tried_as_their_user(passable: Path) -> None:
+    def tried(metadata: str) -> str:
+        call = f"choose_user({{'user': 'nobody'}}, folder={str(passable)!r}, metadata={metadata!r})"
+        ask = f"from runners.agent.user import choose_user; print({call})"
+        environ = {"PYTHONPATH": str(Path(__file__).parents[2])}
+        return subprocess.run([PYTHON, "-c", ask], env=environ, capture_output=True, text=True, check=True).stdout
+
+    with socket.create_server(("127.0.0.1", 0)) as listening, socket.create_server(("127.0.0.1", 0)) as other:
+        assert "metadata='open'" in tried(f"127.0.0.1:{listening.getsockname()[1]}")
+        closed_port = other.getsockname()[1]
+    if os.getuid() == 0:
+        assert "metadata='closed'" in tried(f"127.0.0.1:{closed_port}")
