@@ -25,6 +25,7 @@ from autoscaler.sandbox.cloud_capacity import Capacity, Supply
 from autoscaler.sandbox.cloud_driver import CloudDriver
 from autoscaler.sandbox.cloud_faults import CloudFaults
 from autoscaler.sandbox.cloud_identity import GoogleNotary
+from autoscaler.sandbox.cloud_machines import Machine
 from autoscaler.sandbox.gce_behaviour import GceBehaviour
 from autoscaler.sandbox.gce_catalogue import Image
 from autoscaler.sandbox.gce_face import GceFace
@@ -164,7 +165,8 @@ class GceSite:
         """What a machine sends with its hello: the token that its metadata server signs for it (or would)."""
         zone, _, name = provider_id.partition("/")
         record = self.face.records.find(zone, name)
-        facts = self.face.facts(record.number) if record is not None else _nobody(zone if name else ZONES[0], name)
+        machine = self.account.machines.get(record.number) if record is not None else None
+        facts = self.face.facts(machine) if machine is not None else _nobody(zone if name else ZONES[0], name)
         issued = int(at.timestamp())
         claims = {
             "aud": f"{PUBLIC_URL}#{claim}",
@@ -187,9 +189,10 @@ class GceSite:
         document = {"token": self.notary.sign(claims)}
         return Evidence(claim=claim, document=document, received_at=at, peer_address="127.0.0.1")
 
-    def number_of(self, provider_id: ProviderId) -> str:
+    def machine(self, provider_id: ProviderId) -> Machine:
+        """The world's machine."""
         zone, _, name = provider_id.partition("/")
-        return self.face.records.get(zone, name).number
+        return self.account.machines[self.face.records.get(zone, name).number]
 
     async def aclose(self) -> None:
         for provider in self.providers:

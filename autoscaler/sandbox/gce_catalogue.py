@@ -26,9 +26,11 @@ class MachineType:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
-    """`path` is "projects/P/global/images/NAME"."""
+    """`path` is "projects/P/global/images/NAME". `state` is "", or DEPRECATED, OBSOLETE or DELETED; the last two make
+    no machine any more, and none of the three is what its family means."""
 
     path: str
+    state: str = ""
     family: str = ""
     disk_gb: int = 10
     arch: str = "x86_64"
@@ -94,7 +96,7 @@ class GceCatalogue:
         """By its own path or its family's newest. Raises GceError(404)."""
         if path in self.images:
             return self.images[path]
-        family = [image for image in self.images.values() if image.family_path == path]
+        family = [image for image in self.images.values() if image.family_path == path and not image.state]
         if not family:
             raise not_found(path)
         return max(family, key=lambda image: (image.created_at, image.path))
@@ -222,6 +224,8 @@ class CatalogueViews:
             "guestOsFeatures": [{"type": kind} for kind in ("UEFI_COMPATIBLE", "VIRTIO_SCSI_MULTIQUEUE", "GVNIC")],
             "architecture": architecture(found.arch),
         }
+        if found.state:
+            shown["deprecated"] = {"state": found.state}
         return shown | ({"family": found.family} if found.family else {})
 
     def subnetwork(self, path: str) -> Json:

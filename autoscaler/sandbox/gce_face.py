@@ -15,11 +15,11 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from autoscaler.sandbox.cloud_driver import CloudDriver
-from autoscaler.sandbox.cloud_machines import Event, Happening
+from autoscaler.sandbox.cloud_machines import Event, Happening, Machine
 from autoscaler.sandbox.gce_access import GceAccess
 from autoscaler.sandbox.gce_behaviour import GceBehaviour
 from autoscaler.sandbox.gce_catalogue import GceCatalogue
-from autoscaler.sandbox.gce_ground import Ground
+from autoscaler.sandbox.gce_ground import STARTUP_SCRIPT, Ground
 from autoscaler.sandbox.gce_instances import Instances
 from autoscaler.sandbox.gce_launch import Launcher
 from autoscaler.sandbox.gce_limits import GceLimits, GceMeter
@@ -105,19 +105,20 @@ class GceFace:
         if self._runner is not None:
             await self._runner.cleanup()
 
-    def facts(self, number: str) -> GceFacts:
-        """What the metadata server of a machine tells. Raises KeyError."""
-        record = self.records.of_number(number)
+    def facts(self, machine: Machine) -> GceFacts:
+        """What the metadata server of a machine tells."""
+        record = self.records.of_number(machine.id)
         return GceFacts(
-            number=number,
-            name=record.name,
-            zone=record.zone,
+            number=machine.id,
+            name=machine.wish.name,
+            zone=machine.capacity_pool.zone,
             project=self.catalogue.project,
             project_number=int(self.catalogue.number),
-            machine_type=record.machine_type,
-            created_at=record.created_at,
-            attributes=record.body.metadata,
-            service_account=record.body.service_account,
+            machine_type=machine.capacity_pool.machine_type,
+            created_at=machine.launched_at,
+            attributes={**machine.wish.tags, STARTUP_SCRIPT: machine.wish.user_data},
+            # None: it was deleted before it booted.
+            service_account="" if record is None else record.body.service_account,
         )
 
     def _now(self) -> float:

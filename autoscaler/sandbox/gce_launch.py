@@ -69,7 +69,7 @@ class Launcher:
         return self._records.new(name, zone, machine_type, body)
 
     def insert(self, record: Record, *, request_id: str, asked: str, user: str) -> Operation:
-        shortage = self._ground.launch(record.place, record.body)
+        shortage = self._try(record)
         faults: tuple[Fault, ...] = ()
         if shortage is not None:
             if shortage is Shortage.QUOTA and self._behaviour.quota_at_once:
@@ -85,6 +85,11 @@ class Launcher:
             user=user,
             faults=faults,
         )
+
+    def _try(self, record: Record) -> Shortage | None:
+        if record.zone in self._catalogue.down:
+            return Shortage.CAPACITY
+        return self._ground.launch(record.place, record.body)
 
     def begin(
         self,
@@ -178,7 +183,7 @@ class Launcher:
             return
         while len(made.records) < bulk.count:
             record = self._records.new(names[len(made.records)], zone, machine_type, bulk.body)
-            shortage = self._ground.launch(record.place, record.body)
+            shortage = self._try(record)
             if shortage is not None:
                 made.short[zone, machine_type] = shortage
                 return
@@ -207,6 +212,9 @@ class Launcher:
     def _check_references(self, body: MachineBody, region: str, where: str) -> None:
         """Raises GceError(404) for the image, 400 for the rest."""
         image = self._catalogue.image(body.image)
+        if image.state in ("OBSOLETE", "DELETED"):
+            why = f"The image is {image.state.lower()}: it cannot be used any more."
+            raise invalid(f"{where}.disks[0].initializeParams.sourceImage", body.image, why)
         if body.disk_gb is not None and body.disk_gb < image.disk_gb:
             why = f"Requested disk size cannot be smaller than the image size ({image.disk_gb} GB)"
             raise invalid(f"{where}.disks[0].initializeParams.diskSizeGb", body.disk_gb, why)

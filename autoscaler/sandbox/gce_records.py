@@ -126,9 +126,8 @@ class Records:
             raise not_found(f"projects/{self._catalogue.project}/zones/{zone}/instances/{name}")
         return found
 
-    def of_number(self, number: str) -> Record:
-        """Raises KeyError."""
-        return self._by_number[number]
+    def of_number(self, number: str) -> Record | None:
+        return self._by_number.get(number)
 
     def names_in(self, zone: str) -> set[str]:
         return {record.name for record in self if record.zone == zone}

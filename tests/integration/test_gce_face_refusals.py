@@ -1,6 +1,7 @@
 """What the sandbox's Compute Engine refuses, in the words of the real one, and the faults of its calls."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,14 @@ from google.auth.exceptions import RefreshError
 from google.cloud import compute_v1 as gce
 
 from tests.gce_site import (
+    FAMILY,
+    IMAGE,
     PROJECT,
+    SLOTS,
     SUBNETWORK,
     ask,
 )
-from tests.integration.gce_cloud import ZONE, Cloud, lawful_cloud
+from tests.integration.gce_cloud import ZONE, Cloud, bulk_body, lawful_cloud
 
 
 @pytest.fixture
@@ -119,3 +123,24 @@ async def test_throttled_and_failing_calls_take_no_effect(cloud: Cloud) -> None:
 
     assert refused.value.errors[0]["reason"] == "rateLimitExceeded"
     assert await cloud.listed() == []
+
+
+async def test_an_image_that_is_obsolete_makes_no_machine_and_is_not_its_familys(cloud: Cloud) -> None:
+    catalogue = cloud.site.face.catalogue
+    catalogue.add_images([replace(catalogue.images[IMAGE], state="OBSOLETE")])
+
+    with pytest.raises(api_errors.BadRequest, match="obsolete"):
+        await cloud.insert("one")
+    with pytest.raises(api_errors.NotFound):
+        await cloud.insert("one", image=FAMILY)
+
+
+async def test_a_zone_that_is_down_has_no_capacity(cloud: Cloud) -> None:
+    cloud.site.face.catalogue.down.add(ZONE)
+
+    alone = await cloud.insert("one")
+    bulk = await cloud.bulk(bulk_body(SLOTS + 1))
+
+    assert alone.error.errors[0].code == "ZONE_RESOURCE_POOL_EXHAUSTED_WITH_DETAILS"
+    assert not bulk.error.errors
+    assert ZONE not in {one.zone.rpartition("/")[2] for one in await cloud.listed()}
