@@ -141,8 +141,15 @@ _REMEMBERED = 1000
 def _rank(pool: Pool, offerings: Sequence[Offering], life_h: float | None) -> Ranking:
     found: dict[CapacityType, list[Ranked]] = {CapacityType.SPOT: [], CapacityType.ON_DEMAND: []}
     excluded: dict[Place, tuple[Offering, str]] = {}
+    bought = {
+        _machine_of(offering): offering.price_usd_hour
+        for offering in offerings
+        if offering.capacity_pool.capacity_type is CapacityType.ON_DEMAND
+    }
     for offering in offerings:
         where = offering.capacity_pool
+        if offering.on_demand_usd_hour is None:
+            offering = replace(offering, on_demand_usd_hour=bought.get(_machine_of(offering)))
         if why := exclusion(pool, offering):
             excluded[place_of(where)] = offering, why
         else:
@@ -151,6 +158,12 @@ def _rank(pool: Pool, offerings: Sequence[Offering], life_h: float | None) -> Ra
         ranked.sort(key=_ORDER)
     spot, on_demand = found[CapacityType.SPOT], found[CapacityType.ON_DEMAND]
     return Ranking(spot=tuple(spot), on_demand=tuple(on_demand), excluded=excluded)
+
+
+def _machine_of(offering: Offering) -> tuple[str, str, str]:
+    """What one on_demand price is for."""
+    where = offering.capacity_pool
+    return where.provider, where.region, where.machine_type
 
 
 def _judged(plain: Ranking, evidence: Mapping[CapacityPool, CapacityEvidence], life_h: float | None) -> Ranking:

@@ -220,7 +220,8 @@ class _Placing:
         if missing and full and (batch := openings.batch(spent)):
             usable, count = self._affordable(batch, missing, is_spill=bool(spill))
             if count:
-                note = f"; spread {self._pool.spot_spread:g} is passed: too few capacity pools are open"
+                if len(openings.ranked) * self._pool.spot_spread >= 1:  # else it can never be kept, and everybody knows
+                    note = f"; spread {self._pool.spot_spread:g} is passed: too few capacity pools are open"
                 self._charge(usable, count, is_spill=bool(spill))
                 chosen[tuple(usable)] = chosen.get(tuple(usable), 0) + count
             missing -= count

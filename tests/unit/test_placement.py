@@ -105,7 +105,13 @@ def test_on_demand_is_no_use_to_a_pool_that_neither_spills_nor_retries_on_it() -
 
 
 def test_the_cheapest_offering_comes_first_where_nothing_is_known_of_the_risk() -> None:
-    assert ranked(DEAR, ELSEWHERE, ON_DEMAND, CHEAP) == [CHEAP, DEAR, ON_DEMAND]
+    found = ranked(DEAR, ELSEWHERE, ON_DEMAND, CHEAP)
+    assert [one.price_usd_hour for one in found] == [0.04, 0.05, 0.10]
+
+
+def test_the_same_machine_on_demand_says_what_spot_saves_where_the_provider_does_not() -> None:
+    known = replace(DEAR, on_demand_usd_hour=0.3)
+    assert [one.on_demand_usd_hour for one in ranked(known, ON_DEMAND, CHEAP)] == [0.10, 0.3, 0.10]
 
 
 def evidence_of(one: Offering, **amounts: float) -> dict[Any, CapacityEvidence]:

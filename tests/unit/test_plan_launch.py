@@ -75,9 +75,12 @@ def test_the_first_machines_are_never_held_up_by_the_spread() -> None:
 
 
 def test_with_too_few_capacity_pools_the_spread_gives_way_and_says_so() -> None:
-    (made,) = launches(planned(world(jobs(60), **with_offerings(SPOTS[0])), WIDE))
-    assert made.count == 60
+    dry = with_offerings(*SPOTS, cooldowns=cooling(*SPOTS[1:]))
+    (made,) = launches(planned(world(jobs(60), **dry), WIDE))
+    assert (made.count, made.offerings) == (60, (SPOTS[0],))
     assert made.reason.endswith("spread 0.5 is passed: too few capacity pools are open")
+    (made,) = launches(planned(world(jobs(60), **with_offerings(SPOTS[0])), WIDE))
+    assert (made.count, made.reason) == (60, "60 queued jobs have no machine"), "nothing to spread over, ever"
 
 
 def test_a_dearer_capacity_pool_keeps_the_spread_and_a_silly_one_does_not() -> None:
@@ -299,7 +302,8 @@ def assert_justified(one: Launch, snapshot: Snapshot, chosen: Pool, made: list[L
 
 
 def assert_spread(made: list[Launch], snapshot: Snapshot, chosen: Pool) -> None:
-    if any("spread" in one.reason for one in made):
+    spots_offered = sum(is_spot(one.capacity_pool) for one in snapshot.offerings[LINUX])
+    if any("spread" in one.reason for one in made) or spots_offered * chosen.spot_spread < 1:
         return
     held = Counter(place_of(row.capacity_pool) for row in snapshot.instances.values() if is_spot(row.capacity_pool))
     spots = [one for one in made if is_spot(one.offerings[0].capacity_pool)]
