@@ -6,7 +6,8 @@ or API fail.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 import structlog
@@ -23,7 +24,6 @@ from autoscaler.spi import (
     Clock,
     InvalidRequest,
     LaunchBatch,
-    LaunchResult,
     Offering,
     OutcomeUnknown,
     Provider,
@@ -148,7 +148,9 @@ class LaunchCalls:
             return self._unsettled(batch.token, error)
         else:
             self._seen.held_back.pop((pool.name, provider_name), None)
-            self._count_launches(provider_name, result, batch.offerings)
+            self._count(provider_name, batch.offerings, "launched", len(result.instances))
+            for outcome, count in Counter(_OUTCOMES.get(type(r.error), "failed") for r in result.refusals).items():
+                self._count(provider_name, batch.offerings, outcome, count)
             self._metrics.launch_seconds.labels(phase="launch").observe(self._clock.monotonic() - started)
             self._report(LaunchAnswered(token=batch.token, result=result, offerings=batch.offerings))
         return True
@@ -177,6 +179,7 @@ class LaunchCalls:
                 pass  # what was asked for cools, and others are asked at once
             case _:
                 self._hold(key, now + AFTER_FAILURE)
+        self._count(provider, offerings, _OUTCOMES.get(type(error), "failed"), 1)
         log.warning("launch_failed", pool=pool.name, error=_one_line(error), kind=type(error).__name__)
         self._rows.note(
             LedgerEntry(
@@ -197,14 +200,19 @@ class LaunchCalls:
         """Calls that run beside each other may be asked to wait for different times: the longest counts."""
         self._seen.retry_after[key] = max(until, self._seen.retry_after.get(key, until))
 
-    def _count_launches(self, provider: ProviderName, result: LaunchResult, offerings: tuple[Offering, ...]) -> None:
-        capacity_type = offerings[0].capacity_pool.capacity_type
-        outcomes = {"launched": len(result.instances), "refused": len(result.refusals)}
-        for outcome, count in outcomes.items():
-            if count:
-                self._metrics.launches_total.labels(
-                    provider=provider, capacity_type=capacity_type, outcome=outcome
-                ).inc(count)
+    def _count(self, provider: ProviderName, offerings: Sequence[Offering], outcome: str, count: int) -> None:
+        if count:
+            word = offerings[0].capacity_pool.capacity_type
+            self._metrics.launches_total.labels(provider=provider, capacity_type=word, outcome=outcome).inc(count)
+
+
+_OUTCOMES: Mapping[type[ProviderError], str] = {
+    CapacityUnavailable: "refused",
+    QuotaExceeded: "quota",
+    Throttled: "throttled",
+    InvalidRequest: "invalid",
+    Unauthorized: "unauthorized",
+}
 
 
 def _one_line(error: BaseException) -> str:

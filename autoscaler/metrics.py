@@ -70,7 +70,9 @@ class Metrics:
             "launches_total", "Launches by outcome", "provider", "capacity_type", "outcome"
         )
         self.orphans_total = self._counter("orphans_total", "Machines and registrations of ours without a row")
-        self.cooldowns = self._gauge("cooldowns", "Capacity pools not tried for a while", "provider", "zone")
+        self.cooldowns = self._gauge(
+            "cooldowns", "Capacity pools not tried for a while; zone '*' is a quota over zones", "provider", "zone"
+        )
         self.direction_changes_total = self._counter(
             "direction_changes_total", "Times a pool turned from growing to shrinking or back", "pool"
         )
@@ -146,7 +148,9 @@ class Metrics:
         for (pool, state, capacity_type), count in instances.items():
             self.instances.labels(pool=pool, state=state, capacity_type=capacity_type).set(count)
         self.cooldowns.clear()
-        for (provider, zone), count in Tally((c.provider, c.zone) for c in snapshot.cooldowns).items():
+        cooling = Tally((one.provider, one.zone) for one in snapshot.cooldowns)
+        cooling.update((one.provider, one.scope.zone or "*") for one in snapshot.scope_cooldowns)
+        for (provider, zone), count in cooling.items():
             self.cooldowns.labels(provider=provider, zone=zone).set(count)
 
     def observe_budgets(self, budgets: Sequence[tuple[str, RateBudget]]) -> None:

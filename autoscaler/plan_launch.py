@@ -164,12 +164,13 @@ class _Placing:
         if missing < wanted or not missing or self._cap:
             self._explain(missing, None)
             return
-        outage = spot.outage()
-        if pool.spill_enabled and not outage.is_waiting:
-            missing = self._place(on_demand, missing, f"{why}; on_demand because {outage}", spill=outage.label)
-            if missing == wanted and not self._cap:
+        outage, for_jobs = spot.outage(), min(missing, len(jobs))
+        if for_jobs and pool.spill_enabled and not outage.is_waiting:  # `min` alone is no reason to pay more
+            left = self._place(on_demand, for_jobs, f"{why}; on_demand because {outage}", spill=outage.label)
+            if left == for_jobs and not self._cap:
                 outage = outage.without(on_demand.outage())
-        self._explain(missing, outage if missing == wanted else None)
+            missing, for_jobs = missing - for_jobs + left, left
+        self._explain(missing, outage, jobs=for_jobs)
 
     def _openings(self, word: CapacityType, *, ceiling: float | None = None) -> Openings:
         ranked = self._ranking.spot if word is CapacityType.SPOT else self._ranking.on_demand
@@ -268,7 +269,7 @@ class _Placing:
 
     # ------------------------------------------------------------------ what is missing
 
-    def _explain(self, missing: int, outage: Outage | None) -> None:
+    def _explain(self, missing: int, outage: Outage | None, *, jobs: int | None = None) -> None:
         """Say why machines are missing: a cap, or what keeps every offering from being used."""
         if not missing:
             return
@@ -277,7 +278,7 @@ class _Placing:
             self._tick.supply.wake(outage.again_at)
             reason = self._because(outage)
         self._tick.supply.blocked.append(
-            Blocked(pool=self._pool.name, jobs=min(missing, len(self._jobs)), reason=reason)
+            Blocked(pool=self._pool.name, jobs=min(missing, len(self._jobs)) if jobs is None else jobs, reason=reason)
         )
 
     def _because(self, outage: Outage) -> str:

@@ -5,18 +5,21 @@ from typing import Any
 
 from autoscaler.config_types import SpillConfig
 from autoscaler.model import Instance, JobState
+from autoscaler.simulate.faults import NO_FAULTS, FaultRates
 from autoscaler.simulate.seeds import Case, Day, make_config, make_pool, run_case
-from autoscaler.simulate.stage import GITHUB, Site
+from autoscaler.simulate.stage import GITHUB, LOCAL, Site
 from autoscaler.spi import CapacityType
 from tests.sim.test_scenarios import run_of, states
 
 ON_DEMAND = {"large": 0.1, "small": 0.05}
 
 
-def live(play: Callable[[Day], Coroutine[Any, Any, None]], *, slots: int, **pool: Any) -> None:
+def live(
+    play: Callable[[Day], Coroutine[Any, Any, None]], *, slots: int, rates: FaultRates = NO_FAULTS, **pool: Any
+) -> None:
     config = make_config("ci", (make_pool("linux", ("linux",), **pool),))
     site = Site(boot=(2.0, 3.0), slots={"large": slots, "small": slots}, on_demand_prices=ON_DEMAND)
-    outcome = run_case(Case(seed="spill", config=config, site=site, quiet_at_s=1.0), play)
+    outcome = run_case(Case(seed="spill", config=config, site=site, rates=rates, quiet_at_s=1.0), play)
     assert not outcome.violations, outcome.report()
 
 
@@ -85,3 +88,18 @@ def test_what_machines_taught_survives_a_kill() -> None:
         assert all(after[place].hours <= one.hours for place, one in before.items()), "it faded, and was not forgotten"
 
     live(play, slots=20)
+
+
+def test_a_cloud_whose_launches_are_never_answered_cools_and_is_asked_again() -> None:
+    async def play(day: Day) -> None:
+        day.daemon.start()
+        day.loop.call_later(6, day.stage.submit, GITHUB, run_of(GITHUB))
+        await day.until(lambda: any("3 launches in here failed in a row" in reason for reason in cooling(day)))
+        await day.until(lambda: states(day) == [JobState.DONE])
+
+    live(play, slots=20, rates=FaultRates(outages=((LOCAL, 5.0, 500.0),)))
+
+
+def cooling(day: Day) -> list[str]:
+    core = day.daemon.core
+    return [one.reason for one in core.snapshot().cooldowns.values()] if core is not None else []

@@ -102,6 +102,15 @@ def test_on_demand_stands_in_when_every_spot_capacity_pool_refuses() -> None:
     assert made.spill == "refused"
 
 
+def test_min_alone_waits_for_spot() -> None:
+    dry = with_offerings(*SPOTS, *BOUGHT, cooldowns=cooling(*SPOTS))
+    made = planned(world(**dry), replace(WIDE, min=3))
+    assert made.actions == ()
+    assert made.wake_at == NOW + timedelta(seconds=30)
+    made = planned(world(jobs(1), **dry), replace(WIDE, min=3))
+    assert [one.count for one in launches(made)] == [1]
+
+
 def test_spot_is_back_as_soon_as_one_cooldown_ends() -> None:
     dry = with_offerings(*SPOTS, *BOUGHT, cooldowns=cooling(*SPOTS[:2], seconds=30) | cooling(SPOTS[2], seconds=5))
     snapshot = world(jobs(3), **dry)
