@@ -189,10 +189,14 @@ class GceSite:
         document = {"token": self.notary.sign(claims)}
         return Evidence(claim=claim, document=document, received_at=at, peer_address="127.0.0.1")
 
+    def number_of(self, provider_id: ProviderId) -> str:
+        """Google's number of an instance, which is the world's id of its machine."""
+        zone, _, name = provider_id.partition("/")
+        return self.face.records.get(zone, name).number
+
     def machine(self, provider_id: ProviderId) -> Machine:
         """The world's machine."""
-        zone, _, name = provider_id.partition("/")
-        return self.account.machines[self.face.records.get(zone, name).number]
+        return self.account.machines[self.number_of(provider_id)]
 
     async def aclose(self) -> None:
         for provider in self.providers:
