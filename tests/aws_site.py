@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -111,19 +112,27 @@ class ServedAws:
     clients: dict[tuple[str, ...], Any] = field(default_factory=dict)
 
     def client(
-        self, service: str, *, region: str = REGION, access_key: str = ACCESS_KEY, secret: str = SECRET, token: str = ""
+        self,
+        service: str,
+        *,
+        region: str = REGION,
+        access_key: str = ACCESS_KEY,
+        secret: str = SECRET,
+        token: str = "",
+        read_timeout_s: float = 30.0,
     ) -> Any:
         """A real boto3 client without retries."""
-        name = (service, region, access_key, secret, token)
+        name = (service, region, access_key, secret, token, str(read_timeout_s))
         if name not in self.clients:
-            session = boto3.Session(
+            self.clients[name] = sdk().client(
+                service,
                 region_name=region,
+                endpoint_url=self.url,
                 aws_access_key_id=access_key,
                 aws_secret_access_key=secret,
                 aws_session_token=token or None,
+                config=Config(retries={"total_max_attempts": 1}, connect_timeout=5, read_timeout=read_timeout_s),
             )
-            config = Config(retries={"total_max_attempts": 1}, connect_timeout=5, read_timeout=30)
-            self.clients[name] = session.client(service, endpoint_url=self.url, config=config)
         return self.clients[name]
 
     async def ask(self, service: str, operation: str, *, key: dict[str, str] | None = None, **parameters: Any) -> Any:
@@ -165,6 +174,12 @@ class ServedAws:
 
     def queue_url(self, region: str = REGION) -> str:
         return self.site.sqs.url(self.site.sqs.queues[region, "notices"])
+
+
+@functools.cache
+def sdk() -> boto3.Session:
+    """One session for all tests: it keeps the service models that it has read."""
+    return boto3.Session()
 
 
 async def in_thread(call: Callable[..., _R], **parameters: Any) -> _R:

@@ -79,6 +79,8 @@ class AwsAccess:
         self.account = account
         self._skew_s = skew_s
         self.calls: list[Call] = []
+        self.regions: Callable[[], Sequence[str]] | None = None
+        """Where EC2 can be called; everywhere where nothing is said."""
         self.roles: dict[str, Policy] = {}
         self._clock = clock
         self._keys: dict[str, Key] = {}
@@ -121,6 +123,9 @@ class AwsAccess:
         words = _Words(signature.service)
         key = self._keys.get(signature.access_key)
         if key is None or key.session_token != request.headers.get("x-amz-security-token", ""):
+            raise words.unknown_key()
+        if self.regions is not None and signature.service == "ec2" and signature.region not in self.regions():
+            # What EC2 says in a region that the account has not opted in to.
             raise words.unknown_key()
         if not is_true(signature, request, secret=key.secret):
             raise words.wrong_signature()

@@ -59,6 +59,9 @@ class Launcher:
     ) -> None:
         """The permissions of making instances, resource by resource: what is made, what it is made from, its tags, the
         role of its profile."""
+        if is_spot and not self._iam.has_spot_role:
+            message = "The provided credentials do not have permission to create the service-linked role for EC2 Spot "
+            raise AwsError("AuthFailure.ServiceLinkedRoleCreationNotPermitted", message + "Instances.", status=403)
         ec2 = f"arn:aws:ec2:{caller.region}:{caller.account}"
         for kind in _MADE if is_spot else _MADE[:-1]:
             tags = specification.tags.get(kind, {})

@@ -8,6 +8,7 @@ Owns the transport and the order of refusals. Region and service are those that 
 be lost after it took effect: the connection is dropped then.
 """
 
+import asyncio
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,11 +42,13 @@ class AwsTroubles:
     """Scripted troubles, beside the shares of `CloudFaults`. Mutable.
 
     `next_errors`: per action ("CreateFleet"), errors that its next calls answer before they take effect;
-    `next_lost`: per action, how many of its next calls take effect and are never answered.
+    `next_lost`: per action, how many of its next calls take effect and then lose their connection;
+    `next_hung`: those that take effect and are never answered, until the caller has had enough.
     """
 
     next_errors: dict[str, list[AwsError]] = field(default_factory=dict)
     next_lost: dict[str, int] = field(default_factory=dict)
+    next_hung: dict[str, int] = field(default_factory=dict)
 
     def fail_next(self, action: str, error: AwsError, *, times: int = 1) -> None:
         self.next_errors.setdefault(action, []).extend([error] * times)
@@ -99,6 +102,8 @@ class AwsFace:
         if response.status == 200 and self._is_lost(exchange.action):
             assert request.transport is not None
             request.transport.abort()
+        if response.status == 200 and _one_less(self.troubles.next_hung, exchange.action):
+            await asyncio.Event().wait()
         return response
 
     def trouble(self, caller: Caller, action: str) -> None:
@@ -112,11 +117,18 @@ class AwsFace:
             raise AwsError("InternalError", "An internal error has occurred", status=500)
 
     def _is_lost(self, action: str) -> bool:
-        if self.troubles.next_lost.get(action, 0) > 0:
-            self.troubles.next_lost[action] -= 1
+        if _one_less(self.troubles.next_lost, action):
             return True
         faults = self.site.faults
         return not action.startswith(_READS) and faults.strikes(faults.lost_answer, "lost_answer")
+
+
+def _one_less(counts: dict[str, int], action: str) -> bool:
+    """Whether this call is one of those that were asked for."""
+    if counts.get(action, 0) <= 0:
+        return False
+    counts[action] -= 1
+    return True
 
 
 def throttled(service: str) -> AwsError:

@@ -38,11 +38,13 @@ def _tag_reader(name: str, tags: Callable[[_T], Mapping[str, str]]) -> Reader[_T
         return lambda thing: tuple(tags(thing))
     if name.startswith("tag:"):
         key = name.removeprefix("tag:")
-        return lambda thing: tuple(value for have, value in tags(thing).items() if have == key)
+        return lambda thing: tags(thing).get(key, ())
     return None
 
 
 def _passes(found: str | Sequence[str], values: Sequence[str]) -> bool:
+    if isinstance(found, str) and found in values:
+        return True
     have = (found,) if isinstance(found, str) else found
     return any(value == one or _is_match(one, value) for one in have for value in values)
 

@@ -37,6 +37,7 @@ class AwsSite:
         self.limits = limits or AwsLimits()
         self.world = AwsWorld(driver.account, self.setup)
         self.access = AwsAccess(self._now, account=self.account, skew_s=lambda: self.faults.clock_skew_s)
+        self.access.regions = lambda: self.setup.regions
         self.iam = Iam()
         self.ec2 = Ec2(self.world, AwsMeter(self.limits, self._now), self.iam, account=self.account)
         self.sqs, self.sts, self.ssm = Sqs(), Sts(), Ssm()

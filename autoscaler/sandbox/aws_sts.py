@@ -48,9 +48,10 @@ class Sts:
 
 
 class Iam:
-    """Instance profiles by name, with the name of their role."""
+    """Instance profiles by name, with the name of their role; whether the role that spot needs was ever made."""
 
     def __init__(self) -> None:
+        self.has_spot_role = True
         self.instance_profiles: dict[str, str] = {}
 
     def answer(self, caller: Caller, parameters: Parameters) -> dict[str, Xml]:

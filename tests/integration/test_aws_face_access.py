@@ -149,6 +149,12 @@ async def test_an_assumed_role_has_its_own_permissions_and_ends() -> None:
         assert (await code_of(aws.ask("ec2", "describe_subnets", key=key | {"token": "forged"})))[0] == "AuthFailure"
 
 
+async def test_a_region_that_the_account_does_not_have_knows_no_key_of_it() -> None:
+    async with served_aws() as aws:
+        elsewhere = aws.ask("ec2", "describe_instances", key={"region": "me-south-1"})
+        assert await code_of(elsewhere) == ("AuthFailure", 401)
+
+
 async def test_unknown_actions_and_parameters_are_refused() -> None:
     async with served_aws() as aws:
         assert await code_of(aws.ec2("describe_vpcs")) == ("InvalidAction", 400)

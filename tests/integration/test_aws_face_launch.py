@@ -5,7 +5,7 @@ import base64
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError, ConnectionClosedError
+from botocore.exceptions import ClientError, ConnectionClosedError, ReadTimeoutError
 
 from autoscaler.sandbox.aws_limits import AwsLimits, Bucket
 from autoscaler.sandbox.aws_query import AwsError
@@ -18,6 +18,7 @@ from tests.aws_site import (
     errors_of,
     fleet_request,
     ids_of,
+    in_thread,
     make_site,
     override,
     served_aws,
@@ -206,6 +207,27 @@ async def test_a_lost_answer_took_effect_and_its_repeat_finds_the_machines() -> 
         made = {machine["InstanceId"] for machine in await aws.machines()}
         assert len(made) == 2
         assert set(ids_of(await aws.ec2("create_fleet", **request))) == made
+
+
+async def test_an_answer_that_never_comes_took_effect_too() -> None:
+    async with served_aws() as aws:
+        request = fleet_request(await aws.template(), count=2, ClientToken="t1")
+        aws.face.troubles.next_hung["CreateFleet"] = 1
+        with pytest.raises(ReadTimeoutError):
+            await in_thread(aws.client("ec2", read_timeout_s=0.3).create_fleet, **request)
+        assert len(await aws.machines()) == 2
+        assert len(ids_of(await aws.ec2("create_fleet", **request))) == 2
+        assert len(await aws.machines()) == 2
+
+
+async def test_spot_needs_its_service_linked_role() -> None:
+    async with served_aws() as aws:
+        aws.site.iam.has_spot_role = False
+        template_id = await aws.template()
+        errors = errors_of(await aws.fleet(template_id))
+        assert errors == [("m7i.large", "AuthFailure.ServiceLinkedRoleCreationNotPermitted")]
+        on_demand = {"TotalTargetCapacity": 1, "DefaultTargetCapacityType": "on-demand"}
+        assert len(ids_of(await aws.fleet(template_id, TargetCapacitySpecification=on_demand))) == 1
 
 
 async def test_answers_of_writes_are_lost_by_share_and_reads_are_not() -> None:
