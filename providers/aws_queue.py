@@ -16,9 +16,9 @@ from autoscaler.spi import Gate, Gates
 
 BATCH = 10
 """Messages in one call, at most: SQS's own limit, of receives and of deletes."""
-WAIT_S = 5
-"""How long a receive waits for a message. SQS allows 20; a daemon that stops waits for it, and an abandoned receive
-would take messages out of sight."""
+WAIT_S = 3
+"""How long a receive waits for a message. SQS allows 20; but a daemon that stops waits for it, as an abandoned receive
+would take messages out of sight, and a million receives a month cost half a dollar."""
 VISIBILITY_S = 30
 """How long a received message is out of sight: if we die with it, it is there again after that."""
 _ANSWER_S = 15.0

@@ -153,6 +153,8 @@ def _structure_problems(shape: Shape, nodes: list[ElementTree.Element], path: st
 
 
 def _node_problems(shape: Shape, node: ElementTree.Element, path: str) -> list[str]:
+    if shape.type_name in ("structure", "list") and (node.text or "").strip():
+        return [f"{path}: {shape.name} is no plain value"]
     if shape.type_name == "structure":
         return _structure_problems(shape, list(node), path)
     if shape.type_name == "list":

@@ -189,7 +189,7 @@ class Sqs:
                 error = _bad_handle()
                 failed = {"Id": entry["Id"], "SenderFault": True, "Code": error.code, "Message": error.message}
                 answer["Failed"].append(failed)
-        return {name: rows for name, rows in answer.items() if rows}
+        return answer
 
     async def _change_visibility(self, caller: Caller, queue: Queue, document: Json) -> Json:
         handle = str(document.get("ReceiptHandle", ""))
