@@ -74,11 +74,11 @@ class _Batch:
         """Machines that ended count: the same token makes no more in all."""
         return max(0, self.batch.count - len(self.made.names))
 
-    def next_request_id(self, part: Part) -> str:
+    def next_attempt(self, part: Part) -> int:
         key = part.region, part.capacity_type
         attempt = self.attempts.get(key, 0)
         self.attempts[key] = attempt + 1
-        return request_id(self.batch.token, *key, attempt)
+        return attempt
 
 
 class GceLauncher:
@@ -148,7 +148,7 @@ class GceLauncher:
             # Also a token that is new here: a daemon before this one may have sent it.
             started = await self._operations.in_flight(
                 {
-                    request_id(token, region, capacity_type, attempt)
+                    request_id(self._deployment, token, region, capacity_type, attempt=attempt)
                     for region in self._settings.regions
                     for capacity_type in CapacityType
                     for attempt in range(_ATTEMPTS)
@@ -230,7 +230,13 @@ class GceLauncher:
         request = compute_v1.BulkInsertRegionInstanceRequest(
             project=self._settings.project,
             region=part.region,
-            request_id=state.next_request_id(part),
+            request_id=request_id(
+                self._deployment,
+                batch.token,
+                part.region,
+                part.capacity_type,
+                attempt=state.next_attempt(part),
+            ),
             bulk_insert_instance_resource_resource=body,
         )
 

@@ -66,9 +66,9 @@ def names(deployment: str, token: BatchToken, count: int) -> list[str]:
     return [f"{beginning}-{index}" for index in range(count)]
 
 
-def request_id(token: BatchToken, region: str, capacity_type: CapacityType, attempt: int) -> str:
+def request_id(deployment: str, token: BatchToken, region: str, capacity_type: CapacityType, *, attempt: int) -> str:
     """The same for a repeat of the same attempt, whatever else has changed: Google takes a request once."""
-    digest = hashlib.sha256(f"{token}/{region}/{capacity_type}/{attempt}".encode()).digest()
+    digest = hashlib.sha256(f"{deployment}/{token}/{region}/{capacity_type}/{attempt}".encode()).digest()
     return str(uuid.UUID(bytes=digest[:16], version=4))
 
 

@@ -128,15 +128,16 @@ def test_a_link_names_its_machine() -> None:
 
 
 def test_a_request_id_depends_on_the_attempt_alone() -> None:
-    first = request_id(BatchToken("b-1"), "us-central1", SPOT, 0)
-    assert first == request_id(BatchToken("b-1"), "us-central1", SPOT, 0)
+    first = request_id("ours", BatchToken("b-1"), "us-central1", SPOT, attempt=0)
+    assert first == request_id("ours", BatchToken("b-1"), "us-central1", SPOT, attempt=0)
     others = {
-        request_id(BatchToken("b-2"), "us-central1", SPOT, 0),
-        request_id(BatchToken("b-1"), "europe-west1", SPOT, 0),
-        request_id(BatchToken("b-1"), "us-central1", ON_DEMAND, 0),
-        request_id(BatchToken("b-1"), "us-central1", SPOT, 1),
+        request_id("theirs", BatchToken("b-1"), "us-central1", SPOT, attempt=0),
+        request_id("ours", BatchToken("b-2"), "us-central1", SPOT, attempt=0),
+        request_id("ours", BatchToken("b-1"), "europe-west1", SPOT, attempt=0),
+        request_id("ours", BatchToken("b-1"), "us-central1", ON_DEMAND, attempt=0),
+        request_id("ours", BatchToken("b-1"), "us-central1", SPOT, attempt=1),
     }
-    assert len(others | {first}) == 5
+    assert len(others | {first}) == 6
 
 
 # ------------------------------------------------------------------ parts
