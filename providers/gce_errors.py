@@ -62,6 +62,7 @@ _MEANINGS: Mapping[str, Meaning] = {
             *("ZONE_RESOURCE_POOL_EXHAUSTED", "ZONE_RESOURCE_POOL_EXHAUSTED_WITH_DETAILS", "RESOURCE_POOL_EXHAUSTED"),
             *("REGION_RESOURCE_POOL_EXHAUSTED", "STOCKOUT", "VM_MIN_COUNT_NOT_REACHED", "UNSUPPORTED_OPERATION"),
             *("resourcePoolExhausted", "stockout", "unsupportedOperation", "INSUFFICIENT_RESOURCES"),
+            *("insufficientCapacity", "INSUFFICIENT_CAPACITY"),
         ),
         Meaning.CAPACITY,
     ),
@@ -117,6 +118,7 @@ _BY_STATUS: Mapping[int, Meaning] = {
 }
 
 _NO_SUCH_TYPE = re.compile(r"machine ?types?\b.*(?:not exist|not found|not available|not supported)", re.I | re.S)
+_NO_ROOM = re.compile(r"not have enough resources available", re.I)
 _METRIC = re.compile(r"[Qq]uota '?([A-Z0-9_]+)'? exceeded")
 _FAMILY_METRIC = re.compile(r"(?:PREEMPTIBLE_)?([A-Z][0-9]+[A-Z]?)_CPUS")
 
@@ -200,12 +202,12 @@ def _of_answer(error: api_errors.GoogleAPICallError, context: Context) -> Provid
     if error.reason:
         reasons.append(str(error.reason))
     text = str(error.message)
-    if status >= 500 and context.is_write:
-        # The server may have acted before it failed; the same request id makes a repeat harmless.
-        return OutcomeUnknown(f"cannot tell whether we {context.doing}: HTTP {status}: {_short(text)}")
     known = [reason for reason in reasons if reason in _MEANINGS]
     code = known[0] if known else reasons[0] if reasons else f"HTTP {status}"
-    meaning = _meaning(code, text, otherwise=_BY_STATUS.get(status))
+    meaning = _meaning(code, text, otherwise=Meaning.TRANSIENT if status >= 500 else _BY_STATUS.get(status))
+    if status >= 500 and meaning is Meaning.TRANSIENT and context.is_write:
+        # The server may have acted before it failed; the same request id makes a repeat harmless.
+        return OutcomeUnknown(f"cannot tell whether we {context.doing}: HTTP {status}: {_short(text)}")
     if status == 404 and meaning is Meaning.INVALID:
         return NotFound(f"cannot {context.doing}: {_short(text)}; {_REMEDIES[Meaning.INVALID]}")
     retry_after_s = _retry_after_s(error)
@@ -214,6 +216,8 @@ def _of_answer(error: api_errors.GoogleAPICallError, context: Context) -> Provid
 
 def _meaning(code: str, text: str, *, otherwise: Meaning | None = None) -> Meaning:
     meaning = _MEANINGS.get(code, otherwise)
+    if meaning in (None, Meaning.TRANSIENT) and _NO_ROOM.search(text):
+        return Meaning.CAPACITY
     if meaning is None:
         _log.warning("gce_error_unknown", code=code, text=_short(text))
         return Meaning.TRANSIENT

@@ -8,7 +8,7 @@ import pytest
 
 from autoscaler.spi import Evidence, LaunchBatch, Offering, Provider, ProviderId
 from tests.contract.provider_contract import ProviderContract
-from tests.gce_site import ACCOUNT, PROJECT, PUBLIC_URL, SLOTS, GceSite, batch, serving
+from tests.gce_site import SLOTS, GceSite, batch, serving
 
 
 class GceDriver:
@@ -34,28 +34,7 @@ class GceDriver:
         return self._site.provider(deployment="theirs")
 
     def evidence(self, provider_id: ProviderId, *, claim: str, at: datetime) -> Evidence:
-        """What the metadata server would sign; machines that never were have one here as well."""
-        zone, _, name = provider_id.rpartition("/")
-        record = self._site.face.records.find(zone, name) if zone else None
-        issued = int(at.timestamp())
-        claims = {
-            "iss": "https://accounts.google.com",
-            "aud": f"{PUBLIC_URL}#{claim}",
-            "email": ACCOUNT,
-            "iat": issued,
-            "exp": issued + 3600,
-            "google": {
-                "compute_engine": {
-                    "project_id": PROJECT,
-                    "zone": zone or "us-central1-a",
-                    "instance_name": name,
-                    "instance_id": record.number if record is not None else "4711",
-                    "instance_creation_timestamp": issued,
-                }
-            },
-        }
-        token = self._site.notary.sign(claims)
-        return Evidence(claim=claim, document={"token": token}, received_at=at, peer_address="127.0.0.1")
+        return self._site.evidence(provider_id, claim=claim, at=at)
 
 
 class TestGceProvider(ProviderContract):

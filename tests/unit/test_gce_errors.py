@@ -76,6 +76,8 @@ def operation_fault(code: str, message: str = "told so", **detail: Any) -> Opera
         (429, "anything", Throttled),
         (500, "backendError", OutcomeUnknown),
         (503, "backendError", OutcomeUnknown),
+        (503, "neverHeardOf", OutcomeUnknown),
+        (503, "resourcePoolExhausted", CapacityUnavailable),
     ],
 )
 def test_an_answer_to_a_write_means(status: int, reason: str, expected: type[ProviderError]) -> None:
@@ -123,6 +125,12 @@ def test_the_cloud_may_say_when_to_come_again() -> None:
 def test_a_machine_type_that_a_zone_lacks_is_a_matter_of_capacity() -> None:
     message = "Machine type with name 'c3-standard-4' does not exist in zone 'us-central1-f'."
     assert type(translate(answer(400, "invalid", message), LAUNCH)) is CapacityUnavailable
+
+
+def test_a_stockout_under_a_code_of_tomorrow_is_told_by_its_words() -> None:
+    message = "The zone 'us-central1-a' does not have enough resources available to fulfill the request."
+    assert type(operation_fault("RESOURCES_GONE_TODAY", message).error) is CapacityUnavailable
+    assert type(translate(answer(503, "backendError", message), LAUNCH)) is CapacityUnavailable
 
 
 def test_a_notice_that_the_api_does_not_take_is_told_from_other_slips() -> None:
