@@ -165,8 +165,7 @@ class GceSite:
         """What a machine sends with its hello: the token that its metadata server signs for it (or would)."""
         zone, _, name = provider_id.partition("/")
         record = self.face.records.find(zone, name)
-        machine = self.account.machines.get(record.number) if record is not None else None
-        facts = self.face.facts(machine) if machine is not None else _nobody(zone if name else ZONES[0], name)
+        facts = self.face.facts(record.number) if record is not None else _nobody(zone if name else ZONES[0], name)
         issued = int(at.timestamp())
         claims = {
             "aud": f"{PUBLIC_URL}#{claim}",

@@ -15,7 +15,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from autoscaler.sandbox.cloud_driver import CloudDriver
-from autoscaler.sandbox.cloud_machines import Event, Happening, Machine
+from autoscaler.sandbox.cloud_machines import Event, Happening
 from autoscaler.sandbox.gce_access import GceAccess
 from autoscaler.sandbox.gce_behaviour import GceBehaviour
 from autoscaler.sandbox.gce_catalogue import GceCatalogue
@@ -105,11 +105,11 @@ class GceFace:
         if self._runner is not None:
             await self._runner.cleanup()
 
-    def facts(self, machine: Machine) -> GceFacts:
-        """What the metadata server of a machine tells."""
-        record = self.records.of_number(machine.id)
+    def facts(self, number: str) -> GceFacts:
+        """What the metadata server of a machine tells. Raises KeyError once the world has forgotten it."""
+        machine, record = self._driver.account.machines[number], self.records.of_number(number)
         return GceFacts(
-            number=machine.id,
+            number=number,
             name=machine.wish.name,
             zone=machine.capacity_pool.zone,
             project=self.catalogue.project,

@@ -19,7 +19,7 @@ class GceMetadataSites:
         self._notary = notary
 
     async def __call__(self, machine: Machine) -> tuple[MetadataSite, Mapping[str, str]]:
-        facts = self._face.facts(machine)
+        facts = self._face.facts(machine.id)
         server = GceMetadataFace(
             machine,
             lambda: facts,
