@@ -10,18 +10,24 @@ import os
 import socket
 import sqlite3
 import ssl
+from collections import Counter
 from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from autoscaler.config_types import Address, Config, TlsConfig
+from autoscaler.model import Pool
+from autoscaler.placement import exclusion
+from autoscaler.rules import rules_of
 from autoscaler.spi import (
+    CapacityType,
     Finding,
     Forge,
     ForgeError,
     ForgeRefused,
     ForgeUnauthorized,
     InvalidRequest,
+    Offering,
     Provider,
     ProviderError,
     Unauthorized,
@@ -30,6 +36,8 @@ from autoscaler.spi import (
 
 _LIMIT_S = 30.0
 _CONNECT_LIMIT_S = 5.0
+FEW_CAPACITY_POOLS = 4
+"""Measured: below that, spot runs dry together often enough to be noticed; six and more make it rare."""
 _SQLITE_MAGIC = b"SQLite format 3\0"
 
 
@@ -198,19 +206,36 @@ def _refused(key: str, error: Exception, *, has_bad_credentials: bool) -> Findin
 
 
 async def _ask_offerings(config: Config, index: int, providers: Sequence[Provider]) -> Finding:
-    pool, key, count = config.pools[index], f"pool[{index}].shape", 0
+    pool, key, found = config.pools[index], f"pool[{index}].shape", list[Offering]()
     for provider in providers:
         if provider.name in pool.providers:
             try:
                 async with asyncio.timeout(_LIMIT_S):
-                    count += len(await provider.offerings(pool.shape))
+                    found += await provider.offerings(pool.shape)
             except (ProviderError, TimeoutError) as error:
                 return _refused(key, error, has_bad_credentials=isinstance(error, Unauthorized))
-    if count:
-        return Finding(verdict=Verdict.OK, key=key, message=f"{count} offerings fit it")
+    if found:
+        spans_regions = any(one.regions for one in config.providers if one.name in pool.providers)
+        return _judge_offerings(key, rules_of(config).pools[pool.name], found, spans_regions=spans_regions)
     return Finding(
         verdict=Verdict.REFUSED,
         key=key,
         message=f'no offering of its providers fits the shape of pool "{pool.name}"',
         remedy="Widen cpus, memory or types, or add a provider or region",
     )
+
+
+def _judge_offerings(key: str, pool: Pool, found: Sequence[Offering], *, spans_regions: bool) -> Finding:
+    """Whether the pool may use any of what fits, and enough of it."""
+    reasons = {offering: exclusion(pool, offering) for offering in found}
+    usable = [offering.capacity_pool for offering, why in reasons.items() if not why]
+    spot = sum(place.capacity_type is CapacityType.SPOT for place in usable)
+    if not usable:
+        why = Counter(reasons.values()).most_common(1)[0][0]
+        message = f'pool "{pool.name}" may use none of the {len(found)} offerings that fit it: {why}'
+        return Finding(verdict=Verdict.REFUSED, key=key, message=message, remedy="Loosen what its reason names")
+    if pool.spot_enabled and spans_regions and spot < FEW_CAPACITY_POOLS:
+        message = f'pool "{pool.name}" can choose among {spot} spot capacity pools only'
+        remedy = "Allow more machine types or zones: when they run dry together its jobs wait, or cost on_demand prices"
+        return Finding(verdict=Verdict.WARNING, key=key, message=message, remedy=remedy)
+    return Finding(verdict=Verdict.OK, key=key, message=f"{len(usable)} offerings fit it")
