@@ -94,13 +94,19 @@ def _client_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--provider", choices=("local",), default="local")
+    parser.add_argument(
+        "--provider",
+        choices=("local", "aws", "gce"),
+        default="local",
+        help="where machines come from: this host, or a sandbox cloud (default local)",
+    )
     parser.add_argument("--duration", type=float, default=60.0, metavar="S", help="seconds of new jobs (default 60)")
     parser.add_argument(
         "--faults",
         default="",
         metavar="NAME=VALUE,...",
-        help="crash (kill -9 per minute), lost_webhook, forge_error, slow_boot (shares)",
+        help="crash (kill -9 per minute), lost_webhook, forge_error, slow_boot, reclaim, no_notice (shares); "
+        "with a cloud also refuse, throttle, lost_answer",
     )
     parser.add_argument(
         "--jobs", type=Path, default=None, metavar="TRACE", help="replay a job trace (CSV, gzip allowed)"

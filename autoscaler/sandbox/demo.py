@@ -12,6 +12,7 @@ Either way no process and no folder is left behind.
 
 import asyncio
 import json
+import os
 import random
 import secrets
 import shutil
@@ -21,7 +22,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +31,17 @@ from autoscaler import logs
 from autoscaler.config import Config, ConfigError, load
 from autoscaler.demand import match_pool
 from autoscaler.model import Instance, InstanceMove, Job
+from autoscaler.money import NANO
 from autoscaler.rules import rules_of
-from autoscaler.sandbox.demo_config import (
-    STANDARD_POOLS,
-    DemoAddresses,
-    DemoPool,
-    choose_isolation,
-    pools_of_trace,
-    world_document,
-    write_config,
-)
+from autoscaler.sandbox.demo_cloud import CloudFaultShares, DemoCloud, cloud_of
+from autoscaler.sandbox.demo_config import DEPLOYMENT, DemoAddresses, world_document, write_config
 from autoscaler.sandbox.demo_daemon import DaemonChild, decisions_of
 from autoscaler.sandbox.demo_forges import DemoForges
 from autoscaler.sandbox.demo_machines import DemoMachines, end_processes, processes_of
 from autoscaler.sandbox.demo_options import DemoError, DemoOptions
+from autoscaler.sandbox.demo_pools import STANDARD_POOLS, DemoPool, pools_of_trace
 from autoscaler.sandbox.demo_progress import Progress, Screen, summary_text
+from autoscaler.sandbox.demo_reclaims import DemoReclaims
 from autoscaler.sandbox.demo_records import DemoRecords, JobRecord, PoolFacts
 from autoscaler.sandbox.demo_report import build_report
 from autoscaler.sandbox.demo_trace import TraceError, replayed
@@ -108,7 +106,9 @@ class _Site:
     config: Config
     pools: Sequence[DemoPool]
     forges: DemoForges
+    cloud: DemoCloud
     daemon: DaemonChild
+    reclaims: DemoReclaims
     machines: DemoMachines
     on_demand_prices: Mapping[PoolName, float | None]
 
@@ -154,6 +154,7 @@ class Demo:
             await site.daemon.end(now=self._stop)
             left = await self._end_machines(site, left)
             ended_at, jobs = time.time(), site.forges.jobs()
+            await site.cloud.aclose()
             await site.forges.aclose()
         return build_report(
             await self._records(site, jobs, started_at=started_at, ended_at=ended_at, instances_left=left),
@@ -178,30 +179,40 @@ class Demo:
         )
         pools = STANDARD_POOLS if options.trace is None else pools_of_trace(self._submissions)
         github, gitlab = await forges.start()
-        isolation = choose_isolation(folder)
-        if isolation == "process":
-            self._screen.say("bubblewrap does not work here: the demo's machines are plain processes of your own user.")
+        cloud = cloud_of(options.provider, DEPLOYMENT, self._screen.say)
         try:
+            made = await cloud.start(folder, pools, faults=self._cloud_faults(), seed=options.seed)
+            os.environ.update(made.environ)  # for the daemon, and for this process's own look at the machines
             path = write_config(
                 folder,
                 addresses=DemoAddresses(github=github, gitlab=gitlab, public_port=public_port, admin_port=admin_port),
                 pools=pools,
+                shapes={pool.name: cloud.shape_of(pool) for pool in pools},
+                cloud=made,
                 scopes={forge: forges.scopes(forge) for forge in forges.repos},
                 secrets=forges.secrets,
                 admin_token=admin_token,
-                slow_share=options.faults.get("slow_boot", 0.0),
                 store=store,
-                seed=options.seed,
-                isolation=isolation,
             )
             config = load(path)
             machines = DemoMachines(config)
             prices = await machines.on_demand_prices()
         except ConfigError as error:
-            await forges.aclose()
             raise DemoError(f"the configuration made for this workload is refused:\n{error}") from error
+        except BaseException:
+            await cloud.aclose()
+            await forges.aclose()
+            raise
         daemon = DaemonChild(
             path, folder / "daemon.log", f"http://127.0.0.1:{admin_port}", admin_token, say=self._screen.say
+        )
+        reclaims = DemoReclaims(
+            forges,
+            daemon,
+            lambda machine, notice_s: cloud.reclaim(machine, notice_s=notice_s),
+            share=options.faults.get("reclaim", 0.0),
+            no_notice=options.faults.get("no_notice", 0.0),
+            seed=options.seed,
         )
         return _Site(
             folder=folder,
@@ -209,13 +220,19 @@ class Demo:
             config=config,
             pools=pools,
             forges=forges,
+            cloud=cloud,
             daemon=daemon,
+            reclaims=reclaims,
             machines=machines,
             on_demand_prices=prices,
         )
 
-    def _world(self, pools: Sequence[DemoPool]) -> dict[str, object]:
-        world = world_document(pools, slow_share=self._options.faults.get("slow_boot", 0.0))
+    def _cloud_faults(self) -> CloudFaultShares:
+        shares = self._options.faults
+        return CloudFaultShares(**{item.name: shares.get(item.name, 0.0) for item in fields(CloudFaultShares)})
+
+    def _world(self, cloud: DemoCloud, pools: Sequence[DemoPool]) -> dict[str, object]:
+        world = world_document(cloud, pools, slow_share=self._options.faults.get("slow_boot", 0.0))
         if self._trace is not None:
             world |= {"trace": self._trace}
             del world["job_s"]
@@ -227,7 +244,7 @@ class Demo:
         """Submit for the duration, have a person cancel what nobody serves, finish the rest."""
         progress = Progress(self._screen, site.daemon, duration_s=self._options.duration_s, tally=site.forges.tally)
         crashes = site.daemon.crash_forever(self._options.faults.get("crash", 0.0), self._options.seed)
-        beside = [asyncio.create_task(progress.run()), asyncio.create_task(crashes)]
+        beside = [asyncio.create_task(one) for one in (progress.run(), crashes, site.reclaims.run())]
         try:
             if await self._unless_stopped(self._submit(site.forges)):
                 await self._unless_stopped(self._finish(site))
@@ -279,6 +296,7 @@ class Demo:
     async def _wind_down(self, site: _Site) -> int:
         """Without faults now: wait until every machine and registration went by itself; machines that did not."""
         site.forges.end_faults()
+        site.cloud.end_faults()
         deadline = time.monotonic() + WIND_DOWN_S
         while not self._stop.is_set():
             left = await site.machines.living()
@@ -311,7 +329,7 @@ class Demo:
         self, site: _Site, jobs: Sequence[JobRecord], *, started_at: float, ended_at: float, instances_left: int
     ) -> DemoRecords:
         rules = rules_of(site.config)
-        stored_jobs, instances, moves = await _stored(site.store)
+        stored_jobs, instances, moves, recorded_usd = await _stored(site.store)
         processes_left = len(await asyncio.to_thread(processes_of, site.folder))
         return DemoRecords(
             jobs=jobs,
@@ -328,6 +346,8 @@ class Demo:
                 for name, pool in rules.pools.items()
             },
             pool_of={(job.forge, job.repo, job.labels): _pool_of(job, site.config) for job in jobs},
+            traits=site.machines.traits,
+            recorded_usd=recorded_usd,
             cap_instances=rules.caps.instances,
             decisions=decisions_of(site.daemon.log),
             started_at=started_at,
@@ -336,7 +356,7 @@ class Demo:
             registrations_left=len(site.forges.registrations()),
             processes_left=processes_left,
             crashes=site.daemon.crashes,
-            world=self._world(site.pools),
+            world=self._world(site.cloud, site.pools),
             faults=self._options.faults,
         )
 
@@ -382,13 +402,17 @@ async def _check_store_is_new(url: str) -> None:
         await store.aclose()
 
 
-async def _stored(url: str) -> tuple[Sequence[Job], Sequence[Instance], dict[InstanceId, Sequence[InstanceMove]]]:
+async def _stored(
+    url: str,
+) -> tuple[Sequence[Job], Sequence[Instance], dict[InstanceId, Sequence[InstanceMove]], float]:
     store: Store = open_store(url)
     await store.open()
     try:
         instances = await store.recent_instances(limit=EVERYTHING)
         moves = {row.id: await store.instance_moves(row.id) for row in instances}
-        return await store.recent_jobs(limit=EVERYTHING), instances, moves
+        costs = await store.costs(datetime.fromtimestamp(0, UTC), datetime.now(UTC))
+        recorded_usd = sum(one.usd_nano for one in costs) / NANO
+        return await store.recent_jobs(limit=EVERYTHING), instances, moves, recorded_usd
     finally:
         await store.aclose()
 

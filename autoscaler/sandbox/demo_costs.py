@@ -1,7 +1,9 @@
 """Money and machine time of a demo, from the histories of its machines. Pure.
 
 A machine is billed per second from its launch (the cloud said yes) until it is terminated; one that the end found
-alive, until then. What it was used for follows from its states: booting, working for a job, the rest is idle.
+alive, until then. What it was used for follows from its states: booting, working for a job, the rest is idle. A life
+shorter than its provider's minimum pays for the minimum, one that the cloud took early enough pays nothing. The daemon
+counts the same as it goes (`money`); this is separate code on purpose.
 """
 
 import math
@@ -9,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from autoscaler.model import Instance, InstanceMove, InstanceState, JobState
+from autoscaler.model import EndReason, Instance, InstanceMove, InstanceState, JobState
 from autoscaler.sandbox.demo_records import DemoRecords, JobRecord
 from autoscaler.spi import CapacityType, InstanceId
 
@@ -37,15 +39,23 @@ def capacity_type_of(row: Instance) -> CapacityType:
 def billed_spans(records: DemoRecords) -> Iterator[BilledSpan]:
     lost = {job.id for job in records.stored_jobs if job.state in (JobState.LOST, JobState.REQUEUED)}
     lost |= {job.id for job in records.stored_jobs if job.state is JobState.ABANDONED and job.started_at is not None}
+    traits = records.traits
     for row in records.instances:
         if row.provider_id is None:
             continue
-        for state, seconds in _billed_states(records.moves.get(row.id, ()), records.ended_at):
+        states = list(_billed_states(records.moves.get(row.id, ()), records.ended_at))
+        running = math.fsum(seconds for state, seconds in states if state not in _STOPPED)
+        is_free = row.ending is EndReason.INTERRUPTED and running <= traits.reclaimed_free_s
+        missing = traits.minimum_billed_s - running
+        if missing > 0 and running > 0 and not is_free:
+            states.append((InstanceState.IDLE, missing))
+        for state, seconds in states:
+            price = 0.0 if is_free else row.price_usd_hour
             yield BilledSpan(
                 use=_use(state, was_lost=row.job in lost),
                 capacity_type=capacity_type_of(row),
                 seconds=seconds,
-                usd=seconds * row.price_usd_hour / 3600,
+                usd=seconds * price / 3600,
             )
 
 

@@ -11,16 +11,24 @@ from autoscaler.sandbox.faults import Faults
 from autoscaler.sandbox.github_auth import AppIdentity
 from autoscaler.sandbox.github_face import GitHubFace
 from autoscaler.sandbox.github_limits import Limits
-from autoscaler.sandbox.github_model import GitHubError
+from autoscaler.sandbox.github_model import GitHubError, WorldPolicy
 from autoscaler.sandbox.github_model import Job as GitHubJob
 from autoscaler.sandbox.github_world import GitHubWorld
 from autoscaler.sandbox.gitlab_face import GitLabFace
 from autoscaler.sandbox.gitlab_model import JobOutcome, JobStatus
+from autoscaler.sandbox.gitlab_workers import Checks
 from autoscaler.sandbox.gitlab_world import GitLabWorld
 from autoscaler.spi import label_set
 
 CALLS_PER_HOUR = 15_000
 """GitHub's budget for an App in a large organisation."""
+GITHUB_LEASE_S = 20.0
+"""How soon GitHub gives up the job of a machine that vanished; ten minutes in reality."""
+GITLAB_SILENT_S = 35.0
+"""The same for GitLab, where it takes more than an hour."""
+GITLAB_CHECKS = Checks(
+    every_s=5.0, running_offset_s=0.0, silent_s=GITLAB_SILENT_S, canceling_s=GITLAB_SILENT_S / 2, row_touch_s=5.0
+)
 HOLDER = "--hold-"
 """In the names of registrations that only keep GitLab from failing queued jobs as stuck."""
 _GITLAB_RUNNING = (JobStatus.RUNNING, JobStatus.CANCELING)
@@ -65,14 +73,15 @@ class DemoForges:
             app_id=app.app_id, private_key=private_key, gitlab_token=token, webhook_secret=secret
         )
         self._github = GitHubFace(
-            GitHubWorld(sorted(self.repos["github"])),
+            GitHubWorld(sorted(self.repos["github"]), policy=WorldPolicy(lease_s=GITHUB_LEASE_S)),
+            renew_s=GITHUB_LEASE_S / 4,
             webhook_url=f"{hooks}github",
             webhook_secret=secret,
             app=app,
             faults=faults,
             limits=Limits(primary_per_hour=CALLS_PER_HOUR),
         )
-        world = GitLabWorld(seed=seed)
+        world = GitLabWorld(seed=seed, checks=GITLAB_CHECKS)
         for repo in sorted(self.repos["gitlab"]):
             world.add_project(repo, time.time())
         self._gitlab = GitLabFace(

@@ -18,7 +18,7 @@ from autoscaler.clock import SystemClock
 from autoscaler.config import Config
 from autoscaler.core import runner_prefix
 from autoscaler.plugins import make_providers
-from autoscaler.spi import CapacityType, MachineState, PoolName, Provider, Surroundings
+from autoscaler.spi import CapacityType, MachineState, PoolName, Provider, ProviderTraits, Surroundings
 
 PROC = Path("/proc")
 KILL_S = 10.0
@@ -63,6 +63,11 @@ class DemoMachines:
             ]
             prices[pool.name] = min(found, default=None) or None
         return prices
+
+    @property
+    def traits(self) -> ProviderTraits:
+        """How the demo's one provider bills."""
+        return self._providers[0].traits
 
     async def aclose(self) -> None:
         for provider in self._providers:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from autoscaler.model import Instance, InstanceMove, Job
-from autoscaler.spi import InstanceId, Labels, PoolName
+from autoscaler.spi import InstanceId, Labels, PoolName, ProviderTraits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +102,9 @@ class DemoRecords:
     moves: Mapping[InstanceId, Sequence[InstanceMove]]
     pools: Mapping[str, PoolFacts]
     pool_of: Mapping[tuple[str, str, Labels], PoolName | None]
+    traits: ProviderTraits
+    recorded_usd: float
+    """What the daemon itself counted as the cost of ended machines."""
     cap_instances: int | None
     decisions: Decisions
     started_at: float

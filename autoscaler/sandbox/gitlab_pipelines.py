@@ -30,7 +30,6 @@ from autoscaler.sandbox.workload import JobSpec, RunSpec
 
 ACK_S = 120.0
 """How long a job that was handed out waits for `PUT running` or a keep-alive (spec 3.4)."""
-ROW_TOUCH_S = 900.0
 """A healthy job's row is written at most this often, so the hourly worker sees its life late (spec 3.4)."""
 _SILENT = frozenset({JobStatus.CREATED, JobStatus.SKIPPED, JobStatus.CANCELING})
 """Moves to these send no Job Hook; `created` is announced once, when the job is made."""
@@ -57,12 +56,19 @@ class Pipelines:
     """All pipelines and jobs. `enqueue_delay_s` is how long a job stays `created` once nothing holds it back."""
 
     def __init__(
-        self, projects: Mapping[int, Project], runners: Runners, *, base_url: Callable[[], str], enqueue_delay_s: float
+        self,
+        projects: Mapping[int, Project],
+        runners: Runners,
+        *,
+        base_url: Callable[[], str],
+        enqueue_delay_s: float,
+        row_touch_s: float,
     ) -> None:
         self._projects = projects
         self._runners = runners
         self._base_url = base_url
         self._enqueue_delay_s = enqueue_delay_s
+        self._row_touch_s = row_touch_s
         self._last_pipeline_id = 2000
         self._last_job_id = 10000
         self._events = 0
@@ -241,7 +247,7 @@ class Pipelines:
 
     def touch(self, job: Job, now: float) -> None:
         """A sign of life of a running job."""
-        if now - job.row_updated_at >= ROW_TOUCH_S:
+        if now - job.row_updated_at >= self._row_touch_s:
             job.row_updated_at = now
 
     def finish(self, job: Job, status: JobStatus, now: float, *, reason: str | None = None) -> None:

@@ -31,12 +31,10 @@ from autoscaler.sandbox.gitlab_model import (
 from autoscaler.sandbox.gitlab_payloads import FAILURE_REASONS, Json, rest_job
 from autoscaler.sandbox.gitlab_pipelines import Pipelines
 from autoscaler.sandbox.gitlab_runners import RunnerRequest, Runners, check_fields
-from autoscaler.sandbox.gitlab_workers import drop_silent, drop_stuck_pending
+from autoscaler.sandbox.gitlab_workers import Checks, drop_silent, drop_stuck_pending
 from autoscaler.sandbox.workload import RunSpec
 
-HOUR_S = 3600.0
 ACK_CHECK_S = 30.0
-RUNNING_CHECK_OFFSET_S = 1200.0
 """The running-job check runs 20 minutes after the hourly worker (spec 3.4)."""
 TRACE_LIMIT = 4 << 20
 DEVELOPER = User(id=3, username="dev", name="Dev Eloper")
@@ -48,7 +46,8 @@ class GitLabWorld:
 
     `base_url` goes into payloads (a face sets it once it listens). `enqueue_delay_s` is how long a runnable job stays
     `created`; `trace_archive_s` how long a final update is answered 202 before the job ends; `failure_reasons` what
-    runners are told they may report (a GitLab before 19.1 does not list `runner_interrupted`).
+    runners are told they may report (a GitLab before 19.1 does not list `runner_interrupted`); `checks` when its own
+    workers look after jobs that hang.
     """
 
     def __init__(
@@ -59,6 +58,7 @@ class GitLabWorld:
         enqueue_delay_s: float = 0.0,
         trace_archive_s: float = 0.0,
         failure_reasons: Sequence[str] = FAILURE_REASONS,
+        checks: Checks | None = None,
     ) -> None:
         self.base_url = base_url
         self.groups: dict[int, Group] = {}
@@ -66,10 +66,15 @@ class GitLabWorld:
         self._group_ids: dict[str, int] = {}
         self._project_ids: dict[str, int] = {}
         self._trace_archive_s = trace_archive_s
+        self._checks = checks or Checks()
         self._failure_reasons = tuple(failure_reasons)
         self._runners = Runners(self.groups, self.projects, f"gitlab/{seed}")
         self._pipelines = Pipelines(
-            self.projects, self._runners, base_url=lambda: self.base_url, enqueue_delay_s=enqueue_delay_s
+            self.projects,
+            self._runners,
+            base_url=lambda: self.base_url,
+            enqueue_delay_s=enqueue_delay_s,
+            row_touch_s=self._checks.row_touch_s,
         )
         self._advanced_to: float | None = None
 
@@ -423,10 +428,11 @@ class GitLabWorld:
         self._pipelines.enqueue_due(now)
         if math.floor(now / ACK_CHECK_S) > math.floor(before / ACK_CHECK_S):
             self._pipelines.drop_unconfirmed(math.floor(now / ACK_CHECK_S) * ACK_CHECK_S, BOT)
-        hour = math.floor((before - RUNNING_CHECK_OFFSET_S) / HOUR_S) * HOUR_S
-        while hour <= now:
-            if before < hour:
-                drop_stuck_pending(self._pipelines, self._runners, hour)
-            if before < hour + RUNNING_CHECK_OFFSET_S <= now:
-                drop_silent(self._pipelines, hour + RUNNING_CHECK_OFFSET_S)
-            hour += HOUR_S
+        checks = self._checks
+        check = math.floor((before - checks.running_offset_s) / checks.every_s) * checks.every_s
+        while check <= now:
+            if before < check:
+                drop_stuck_pending(self._pipelines, self._runners, check)
+            if before < check + checks.running_offset_s <= now:
+                drop_silent(self._pipelines, check + checks.running_offset_s, checks)
+            check += checks.every_s

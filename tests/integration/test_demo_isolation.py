@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from autoscaler.sandbox.demo_config import choose_isolation
+from autoscaler.sandbox.demo_cloud_local import choose_isolation
 from providers.local_isolation import SEARCH_PATH
 
 CHOOSE = """\
 import pathlib, sys
 sys.path[:0] = sys.argv[2:]
-from autoscaler.sandbox.demo_config import choose_isolation
+from autoscaler.sandbox.demo_cloud_local import choose_isolation
 print("chose", choose_isolation(pathlib.Path(sys.argv[1])))
 """
 

@@ -16,6 +16,7 @@ from autoscaler.spi import (
     PoolName,
     ProviderId,
     ProviderName,
+    ProviderTraits,
     Scope,
 )
 
@@ -111,6 +112,8 @@ def a_demo(
             DATA: PoolFacts(name=DATA, target_s=10.0, max=8, on_demand_usd_hour=1.44),
         },
         "cap_instances": 24,
+        "traits": ProviderTraits(),
+        "recorded_usd": 0.0,
         "decisions": Decisions(plans=3, plan_ms=(1.0, 2.0, 9.0)),
         "started_at": T0,
         "ended_at": T0 + 100,

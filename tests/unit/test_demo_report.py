@@ -8,7 +8,7 @@ import pytest
 from autoscaler.model import EndReason, InstanceState, JobState
 from autoscaler.sandbox.demo_progress import summary_text
 from autoscaler.sandbox.demo_report import build_report
-from autoscaler.spi import CapacityType
+from autoscaler.spi import CapacityType, Conclusion, ProviderTraits
 from tests.unit.demo_builders import DATA, LABELS, SMALL, a_demo, a_job, a_machine, a_row
 
 S = InstanceState
@@ -152,6 +152,23 @@ def test_a_second_runner_without_a_requeue_counts_as_served_twice() -> None:
     twice = a_job("twice", (0, 1, 5), (6, 7, 9))
     assert build_report(a_demo([twice]))["served_twice"] == 1
     assert build_report(a_demo([twice], [a_row("twice-0", JobState.REQUEUED)]))["served_twice"] == 0
+
+
+def test_a_genuine_failure_may_ride_along_where_several_jobs_of_its_run_were_lost() -> None:
+    failed = a_job("failed", (0, 1, 5), (6, 7, 9))
+    genuine = a_row("failed-0", JobState.DONE, conclusion=Conclusion.FAILURE)
+    lost = [a_row("a-0", JobState.REQUEUED), a_row("b-0", JobState.REQUEUED)]
+    assert build_report(a_demo([failed], [genuine, *lost]))["served_twice"] == 0
+    assert build_report(a_demo([failed], [genuine, lost[0]]))["served_twice"] == 1
+
+
+def test_a_short_life_pays_its_minimum_and_an_early_reclaim_nothing() -> None:
+    states = ((0, S.REQUESTED), (10, S.LAUNCHED), (20, S.TERMINATED))
+    traits = ProviderTraits(minimum_billed_s=60.0, reclaimed_free_s=3600.0)
+    short = build_report(a_demo(machines=[a_machine("a", *states)], traits=traits))["cost_usd"]
+    assert (short["boot"], short["idle"]) == (pytest.approx(0.001), pytest.approx(0.005))
+    taken = a_machine("a", *states, ending=EndReason.INTERRUPTED)
+    assert build_report(a_demo(machines=[taken], traits=traits))["cost_usd"]["total"] == 0
 
 
 def test_seconds_above_a_cap_and_the_peak_come_from_the_histories() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from autoscaler.sandbox.demo_config import pools_of_trace
+from autoscaler.sandbox.demo_pools import pools_of_trace
 from autoscaler.sandbox.demo_trace import COLUMNS, TraceError, replayed
 
 GOOD = ("0", "j1", "r1", "github", "acme/shop", "ci", "build", "linux x64", "60", "")

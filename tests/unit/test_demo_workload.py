@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoscaler.sandbox.demo_config import STANDARD_POOLS
+from autoscaler.sandbox.demo_pools import STANDARD_POOLS
 from autoscaler.sandbox.demo_workload import LONGEST_S, SHORTEST_S, generated
 
 

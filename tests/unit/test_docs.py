@@ -16,7 +16,7 @@ from autoscaler.cli import make_parser
 from autoscaler.config import load
 from autoscaler.http.openapi import DOCUMENT
 from autoscaler.metrics import Metrics
-from autoscaler.sandbox.demo_config import STANDARD_POOLS
+from autoscaler.sandbox.demo_pools import STANDARD_POOLS
 from tests.config_files import ENVIRON, Steps, example_document, places, write_app_key
 
 ROOT = Path(__file__).parents[2]

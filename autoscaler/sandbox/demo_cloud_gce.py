@@ -1,0 +1,129 @@
+"""The demo on the sandbox's Google Cloud: the real adapter with google-cloud-compute, machines that boot by their
+startup script."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from autoscaler.sandbox.cloud_driver import CloudDriver
+from autoscaler.sandbox.cloud_identity import GoogleNotary
+from autoscaler.sandbox.cloud_machines import Machine
+from autoscaler.sandbox.demo_cloud import IMAGE, CloudConfig, CloudFaultShares
+from autoscaler.sandbox.demo_cloud_world import (
+    SHOWN_AS,
+    DemoWorld,
+    Make,
+    account_of,
+    hosts_of,
+    size_of,
+    supplies_of,
+    types_of,
+)
+from autoscaler.sandbox.demo_pools import DemoPool
+from autoscaler.sandbox.gce_behaviour import GceBehaviour
+from autoscaler.sandbox.gce_catalogue import Image
+from autoscaler.sandbox.gce_face import GceFace
+from autoscaler.sandbox.gce_ground import catalogue_of
+from autoscaler.sandbox.gce_metadata_face import GceMetadataFace
+from autoscaler.sandbox.metadata_site import MetadataSite
+from autoscaler.spi import CapacityType, ProviderId
+
+NAME = "gce"
+PROJECT = "demo-project"
+REGION = "us-central1"
+ZONES = {f"{REGION}-{letter}": REGION for letter in "abc"}
+MAKES = {
+    "m7i.xlarge": ("n2-standard-4", "n2d-standard-4", "e2-standard-4"),
+    "m7i.2xlarge": ("n2-standard-8", "n2d-standard-8", "e2-standard-8"),
+    "r7i.xlarge": ("n2-highmem-4", "n2d-highmem-4", "e2-highmem-4"),
+}
+_IMAGE = f"projects/{PROJECT}/global/images/runner-1"
+_SUBNETWORK = "runners"
+_ACCOUNT = f"runners@{PROJECT}.iam.gserviceaccount.com"
+
+
+class GceCloud:
+    """See `demo_cloud.DemoCloud`."""
+
+    kind = "gce"
+
+    def __init__(self, deployment: str) -> None:
+        self._deployment = deployment
+        self._world: DemoWorld | None = None
+        self._face: GceFace | None = None
+        self._notary = GoogleNotary()
+
+    async def start(
+        self, folder: Path, pools: Sequence[DemoPool], *, faults: CloudFaultShares, seed: int
+    ) -> CloudConfig:
+        makes = [Make(name=name, of=one) for one in types_of(pools) for name in MAKES[one.name]]
+        supplies = supplies_of(NAME, makes, ZONES)
+        account = account_of(supplies, faults=faults, seed=seed, account=PROJECT)
+        catalogue = catalogue_of(account, project=PROJECT)
+        catalogue.add_images([Image(path=_IMAGE, family="runner", disk_gb=20)])
+        driver = CloudDriver(account)
+        behaviour = GceBehaviour(operation_s=(0.2, 0.6), told_after_s=(0.0, 1.0))
+        self._face = GceFace(driver, catalogue, behaviour=behaviour)
+        url = await self._face.start()
+        hosts = hosts_of(driver, folder, name=NAME, metadata=self._metadata)
+        self._world = DemoWorld(driver=driver, hosts=hosts, supplies=supplies)
+        anchors = self._notary.write_anchors(folder)
+        return CloudConfig(provider=NAME, sections=_sections(url, makes, anchors))
+
+    async def _metadata(self, machine: Machine) -> tuple[MetadataSite, Mapping[str, str]]:
+        assert self._face is not None
+        face, number = self._face, machine.id
+        server = GceMetadataFace(machine, lambda: face.facts(number), self._notary)
+        site = await MetadataSite(server.app()).start()
+        return site, {"GCE_METADATA_HOST": site.authority}
+
+    def shape_of(self, pool: DemoPool) -> str:
+        return size_of(pool)
+
+    def capacity_pools(self, pools: Sequence[DemoPool]) -> list[dict[str, object]]:
+        return self._world.described() if self._world is not None else []
+
+    async def reclaim(self, machine: ProviderId, *, notice_s: float) -> None:
+        zone, _, name = machine.partition("/")
+        if self._face is not None and self._world is not None:
+            record = self._face.records.find(zone, name)
+            if record is not None:
+                driver = self._world.driver
+                driver.account.reclaim(record.number, driver.now, notice_s=notice_s)
+                driver.settle()
+
+    def end_faults(self) -> None:
+        if self._world is not None:
+            self._world.end_faults()
+
+    async def aclose(self) -> None:
+        if self._world is not None:
+            await self._world.aclose()
+        if self._face is not None:
+            await self._face.aclose()
+
+
+def _sections(url: str, makes: Sequence[Make], anchors: Path) -> str:
+    prices = ", ".join(
+        f'"{make.name}" = {{ {CapacityType.SPOT} = {make.of.spot_usd_hour}, '
+        f"{CapacityType.ON_DEMAND} = {make.of.on_demand_usd_hour} }}"
+        for make in makes
+    )
+    return f"""[[provider]]
+name = "{NAME}"
+kind = "gce"
+project = "{PROJECT}"
+regions = ["{REGION}"]
+endpoint_url = "{url}"
+networks = {{ {REGION} = {{ subnetwork = "{_SUBNETWORK}" }} }}
+service_account = "{_ACCOUNT}"
+prices = {{ {prices} }}
+trust_anchors = {json.dumps(str(anchors))}
+
+[[image]]
+name = "{IMAGE}"
+[image.references.gce]
+image = "{_IMAGE}"
+github_runner = "{SHOWN_AS["github_runner"]}"
+gitlab_runner = "{SHOWN_AS["gitlab_runner"]}"
+"""
