@@ -148,6 +148,10 @@ class LaunchCalls:
             return self._unsettled(batch.token, error)
         else:
             self._seen.held_back.pop((pool.name, provider_name), None)
+            for refusal in result.refusals:
+                if isinstance(refusal.error, Throttled):
+                    until = self._clock.now() + timedelta(seconds=refusal.error.retry_after_s)
+                    self._hold(throttle_key(provider_name), until)
             self._count(provider_name, batch.offerings, "launched", len(result.instances))
             for outcome, count in Counter(_OUTCOMES.get(type(r.error), "failed") for r in result.refusals).items():
                 self._count(provider_name, batch.offerings, outcome, count)

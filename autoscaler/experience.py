@@ -76,13 +76,18 @@ class Experience:
             if before is not None and before.until <= now:  # one that cools was refused since this was asked for
                 del self._seen.cooldowns[capacity_pool]
         unexplained: dict[str, list[Offering]] = defaultdict(list)
+        errors: dict[str, ProviderError] = {}
         for refusal in fact.result.refusals:
             if _is_unexplained(refusal.error):
                 unexplained[refusal.offering.capacity_pool.region].append(refusal.offering)
+                errors[refusal.offering.capacity_pool.region] = refusal.error
             else:
                 self._refused((refusal.offering,), refusal.error, now)
+                self._unfit(refusal.offering, refusal.error, now)
         for offerings in unexplained.values():
-            self._failed(offerings, fact.result.refusals[0].error, now)
+            self._failed(offerings, errors[offerings[0].capacity_pool.region], now)
+        if not fact.result.instances and not fact.result.refusals:
+            self._failed(fact.offerings, ProviderError("no machine, and no reason"), now)
 
     def _refused(self, offerings: tuple[Offering, ...], error: ProviderError, now: datetime) -> None:
         if _is_unexplained(error):
@@ -97,6 +102,12 @@ class Experience:
             for offering in offerings:
                 self._cool(offering.capacity_pool, now, str(error), is_lasting=error.is_lasting)
                 self._add(offering.capacity_pool, now, asked=1, refused=1)
+
+    def _unfit(self, offering: Offering, error: ProviderError, now: datetime) -> None:
+        """One offering of several cannot be launched as configured: the image does not boot there, a permission is
+        missing. Where all cannot, the launch itself fails, and the pool is held."""
+        if isinstance(error, InvalidRequest | Unauthorized):
+            self._cool(offering.capacity_pool, now, str(error))
 
     def _failed(self, offerings: "tuple[Offering, ...] | list[Offering]", error: ProviderError, now: datetime) -> None:
         """A launch failed and nobody knows why: one failure for each region that it asked."""

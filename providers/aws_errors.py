@@ -234,6 +234,10 @@ def meaning_of(code: str, text: str = "") -> Meaning:
     return found
 
 
+_NEVER_THERE = frozenset({"Unsupported", "UnsupportedOperation"})
+"""The zone does not have the machine type at all: no use to ask again soon."""
+
+
 def of_override(code: str, text: str, offering: Offering, context: Context) -> ProviderError:
     """What one entry of a fleet's Errors says about one offering. A code that nobody knows closes it for a while."""
     place = offering.capacity_pool
@@ -245,7 +249,7 @@ def of_override(code: str, text: str, offering: Offering, context: Context) -> P
         scope = CapacityScope(region=place.region, capacity_type=CapacityType.SPOT)
         return QuotaExceeded(f"{said} ({_REMEDIES[code]})", scope=scope)
     if meaning in (Meaning.CAPACITY, Meaning.TRANSIENT):
-        return CapacityUnavailable(said)
+        return CapacityUnavailable(said, is_lasting=code in _NEVER_THERE)
     return of_code(code, text, context)
 
 

@@ -15,6 +15,7 @@ from autoscaler.spi import (
     CapacityType,
     CapacityUnavailable,
     CloudInstance,
+    InvalidRequest,
     LaunchResult,
     Offering,
     OutcomeUnknown,
@@ -110,6 +111,17 @@ async def test_a_machine_resets_the_cooldown_that_is_over_and_not_the_one_that_c
     world.wait(16)
     await world.see(answer(listed_machine()))
     assert SPOT not in world.snapshot().cooldowns
+
+
+async def test_one_offering_that_cannot_be_launched_as_configured_cools(world: Observing) -> None:
+    await world.see(answer(listed_machine(), refused=((NEXT_DOOR, InvalidRequest("no UEFI boot")),)))
+    assert world.snapshot().cooldowns.keys() == {NEXT_DOOR.capacity_pool}
+
+
+async def test_answers_without_machines_and_reasons_in_a_row_cool(world: Observing) -> None:
+    for _ in range(FAILURES_IN_A_ROW):
+        await world.see(replace(answer(), offerings=(OFFERING,)))
+    assert "no machine, and no reason" in world.snapshot().cooldowns[SPOT].reason
 
 
 # ---------------------------------------------------------------------- evidence
