@@ -158,6 +158,7 @@ class GceCheck:
         except InvalidRequest as error:
             return [_refused(key, str(error), "Correct the image's references for this provider")]
         _, project, _, _, *rest = path.split("/")
+        permission = "compute.images.getFromFamily" if rest[0] == "family" else "compute.images.get"
 
         def read(sdk: Sdk) -> compute_v1.Image:
             if rest[0] == "family":
@@ -165,7 +166,7 @@ class GceCheck:
             return sdk.images.get(project=project, image=rest[0], retry=None, timeout=CALL_S)
 
         try:
-            image = await self._clients.read(read, Context(doing=f"read {path}", permission="compute.images.get"))
+            image = await self._clients.read(read, Context(doing=f"read {path}", permission=permission))
         except NotFound:
             return [_refused(key, f"there is no image {path}", "Bake it, or correct the reference")]
         if image.deprecated.state in _GONE:
