@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from autoscaler.model import EndReason, Instance, InstanceState, Job, JobId, JobState, Rules
-from autoscaler.sandbox.inprocess_cloud import Machine
+from autoscaler.sandbox.inprocess_cloud import Launched
 from autoscaler.spi import CapacityType, InstanceId, LaunchBatch
 from autoscaler.states import INSTANCE_MOVES, JOB_MOVES, is_live
 from autoscaler.store.memory import MemoryDisk
@@ -51,7 +51,7 @@ class Watch:
         *,
         deployment: str,
         rules: Callable[[], Rules],
-        is_busy: Callable[[Machine], str],
+        is_busy: Callable[[Launched], str],
         clock_now: Callable[[], datetime],
         log: EventLog,
         report: Callable[[str], None],
@@ -169,7 +169,7 @@ class Watch:
         if rows < batch.count or made > rows:
             self.violated(f"launch {batch.token} of {batch.count} made {made} machines, {rows} rows are durable")
 
-    def terminating(self, machine: Machine) -> None:
+    def terminating(self, machine: Launched) -> None:
         """A terminate call is about to take effect."""
         self._log.note(f"terminate {machine.provider_id}")
         row = next((row for row in self.disk.instances.values() if row.provider_id == machine.provider_id), None)

@@ -140,9 +140,9 @@ class Day:
 
     def _end_faults(self) -> None:
         self.faults.end()
-        policy = self.stage.cloud.world.policy
-        policy.slow_share = policy.silent_share = policy.refuse_share = 0.0
-        policy.shown_after = (0.0, 0.0)
+        account = self.stage.cloud.world.account
+        account.faults.end()
+        account.times.shown_after = (0.0, 0.0)
 
     async def _until(self, at_s: float) -> None:
         """Wait for a time or for a violation."""

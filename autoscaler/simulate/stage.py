@@ -16,30 +16,25 @@ from typing import Any
 from autoscaler.apply_launch import Launcher
 from autoscaler.config import Config
 from autoscaler.core import make_launcher, runner_prefix
+from autoscaler.sandbox.cloud_account import CloudAccount, CloudTimes
+from autoscaler.sandbox.cloud_capacity import Capacity
+from autoscaler.sandbox.cloud_faults import CloudFaults
 from autoscaler.sandbox.github_model import GitHubError, WorldPolicy
 from autoscaler.sandbox.github_world import GitHubWorld
 from autoscaler.sandbox.gitlab_model import GitLabRefusal
 from autoscaler.sandbox.gitlab_world import GitLabWorld
 from autoscaler.sandbox.inprocess import OutboundWebhook
 from autoscaler.sandbox.inprocess_agent import Agent, BootValues, github_program, gitlab_program
-from autoscaler.sandbox.inprocess_cloud import (
-    Cloud,
-    CloudPolicy,
-    CloudWorld,
-    InProcessProvider,
-    Machine,
-    evidence_of,
-    local_offerings,
-)
+from autoscaler.sandbox.inprocess_cloud import Cloud, CloudWorld, Launched, evidence_of, local_supplies
 from autoscaler.sandbox.inprocess_github import GitHubInProcess, GitHubSite
 from autoscaler.sandbox.inprocess_gitlab import GitLabInProcess, GitLabSite
+from autoscaler.sandbox.inprocess_provider import InProcessProvider
 from autoscaler.sandbox.workload import RunSpec
 from autoscaler.simulate.faults import Faults
 from autoscaler.simulate.invariants import EventLog, Watch
 from autoscaler.simulate.lives import Daemon
 from autoscaler.simulate.virtual_loop import VirtualClock
 from autoscaler.spi import (
-    CapacityPool,
     Forge,
     ForgeName,
     LaunchBatch,
@@ -102,22 +97,14 @@ class Stage:
         for repo in site.gitlab_repos:
             world.add_project(repo, now)
         self.gitlab = GitLabSite(world, clock, send=lambda webhook: self._post(GITLAB, webhook))
-        offerings = local_offerings(LOCAL, site.prices, site.on_demand_prices)
-        slots: dict[CapacityPool, int] = {o.capacity_pool: site.slots[o.capacity_pool.machine_type] for o in offerings}
-        policy = CloudPolicy(
-            boot=site.boot,
-            shown_after=(0.0, rates.shown_late_s),
-            slow_share=rates.slow_boot,
-            silent_share=rates.silent_boot,
-            refuse_share=rates.refused,
-            seed=seed,
+        supplies = local_supplies(LOCAL, site.prices, site.on_demand_prices, slots=site.slots)
+        account = CloudAccount(
+            Capacity.of(supplies),
+            times=CloudTimes(boot=site.boot, end=(0.5, 3.0), shown_after=(0.0, rates.shown_late_s), notice_s=0.0),
+            faults=CloudFaults(slow_boot=rates.slow_boot, silent=rates.silent_boot, refuse=rates.refused, seed=seed),
+            images=frozenset({IMAGE}),
         )
-        self.cloud = Cloud(
-            CloudWorld(offerings, slots=slots, images=frozenset({IMAGE}), policy=policy),
-            clock,
-            booted=self._booted,
-            gone=self._gone,
-        )
+        self.cloud = Cloud(CloudWorld(account, seed=seed), clock, booted=self._booted, gone=self._gone)
 
     # ------------------------------------------------------------------ daemons
 
@@ -163,7 +150,7 @@ class Stage:
             ),
         }
 
-        def launched(batch: LaunchBatch, made: Sequence[Machine]) -> None:
+        def launched(batch: LaunchBatch, made: Sequence[Launched]) -> None:
             watch.launched(batch, len(made))
 
         provider = InProcessProvider(
@@ -182,7 +169,7 @@ class Stage:
 
     # ------------------------------------------------------------------ machines
 
-    def _booted(self, machine: Machine) -> None:
+    def _booted(self, machine: Launched) -> None:
         """Power is on: its agent begins."""
         document = json.loads(machine.user_data)
         daemon = next(d for d in self.daemons if d.config.autoscaler.name == machine.deployment)
@@ -221,7 +208,7 @@ class Stage:
         if self.faults.strikes("machines/die", self.faults.rates.deaths):
             self.die_later(machine.provider_id, self._machine_faults.uniform(0.5, 120))
 
-    async def _live(self, machine: Machine, agent: Agent) -> None:
+    async def _live(self, machine: Launched, agent: Agent) -> None:
         try:
             cause = await agent.run()
         except Exception as error:
@@ -229,24 +216,24 @@ class Stage:
             raise
         self.log.note(f"machine {machine.provider_id} powers off: {cause}")
         self._lives.pop(machine.provider_id, None)
-        self.cloud.die(machine.provider_id, "exit 0")
+        self.cloud.power_off(machine.provider_id)
 
     def die_later(self, id_: ProviderId, after_s: float) -> None:
         asyncio.get_running_loop().call_later(after_s, self._die, id_)
 
     def _die(self, id_: ProviderId) -> None:
-        machine = self.cloud.world.machines.get(id_)
+        machine = self.cloud.world.machine(id_)
         if machine is not None and machine.is_up:
             self.faults.note(f"machine {id_} dies running {self.job_on(machine) or 'nothing'}")
-            self.cloud.die(id_, "lost power")
+            self.cloud.fail(id_, "lost power")
 
-    def _gone(self, machine: Machine) -> None:
+    def _gone(self, machine: Launched) -> None:
         """Power is off: whatever ran is gone without a word."""
         task = self._lives.pop(machine.provider_id, None)
         if task is not None:
             task.cancel()
 
-    def job_on(self, machine: Machine) -> str:
+    def job_on(self, machine: Launched) -> str:
         """The job that the machine's runner runs, as its forge says; "" for none."""
         agent = self.agents.get(machine.provider_id)
         name = agent.runner_name if agent is not None else ""

@@ -6,14 +6,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from autoscaler.clock import SystemClock
-from autoscaler.sandbox.inprocess_cloud import (
-    Cloud,
-    CloudPolicy,
-    CloudWorld,
-    InProcessProvider,
-    evidence_of,
-    local_offerings,
-)
+from autoscaler.sandbox.cloud_account import CloudAccount, CloudTimes
+from autoscaler.sandbox.cloud_capacity import Capacity
+from autoscaler.sandbox.inprocess_cloud import Cloud, CloudWorld, evidence_of, local_supplies
+from autoscaler.sandbox.inprocess_provider import InProcessProvider
 from autoscaler.spi import BatchToken, Evidence, LaunchBatch, Offering, PoolName, ProviderId, ProviderName
 from tests.contract.provider_contract import ProviderContract
 
@@ -26,14 +22,13 @@ class CloudSite:
     slots = 3
 
     def __init__(self) -> None:
-        offerings = local_offerings(NAME, {"small": 0.01, "tiny": 0.02})
-        world = CloudWorld(
-            offerings,
-            slots={offering.capacity_pool: self.slots for offering in offerings},
+        supplies = local_supplies(NAME, {"small": 0.01, "tiny": 0.02}, slots={"small": self.slots, "tiny": self.slots})
+        account = CloudAccount(
+            Capacity.of(supplies),
+            times=CloudTimes(boot=(0.01, 0.05), end=(0.01, 0.05), notice_s=0.0),
             images=frozenset({"image"}),
-            policy=CloudPolicy(boot=(0.01, 0.05), stop=(0.01, 0.05)),
         )
-        self.cloud = Cloud(world, SystemClock())
+        self.cloud = Cloud(CloudWorld(account), SystemClock())
         self.provider = self.restarted()
 
     @property
@@ -58,7 +53,7 @@ class CloudSite:
         return InProcessProvider(self.cloud, name=NAME, deployment="theirs")
 
     def evidence(self, provider_id: ProviderId, *, claim: str, at: datetime) -> Evidence:
-        machine = self.cloud.world.machines.get(provider_id)
+        machine = self.cloud.world.machine(provider_id)
         document = {"instance_id": provider_id, "time": "0", "signature": "00"}
         if machine is not None:
             document = evidence_of(machine, claim, at.timestamp())
