@@ -125,7 +125,7 @@ class Machines:
         if not provider_id.startswith(ID_PREFIX) or "/" in provider_id:
             return None
         meta = _read_json(folder / "meta.json")
-        if meta == {} and _is_alive(folder):
+        if meta == {} and is_alive(folder):
             raise OSError(f"{provider_id}: meta.json is unreadable and its supervisor lives")
         if not meta or meta.get("provider") != self._provider:
             return None
@@ -320,8 +320,8 @@ def _exists(entry: os.DirEntry[str]) -> bool:
     return True
 
 
-def _is_alive(folder: Path) -> bool:
-    """Whether a supervisor holds the folder's lock."""
+def is_alive(folder: Path) -> bool:
+    """Whether a supervisor holds the lock of a machine's folder: the last of a machine to go."""
     try:
         with (folder / "alive").open() as alive:
             fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)

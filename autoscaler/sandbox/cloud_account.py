@@ -106,6 +106,7 @@ class CloudAccount:
             shown_at=now + self._between(self.times.shown_after),
             address=f"{self._network}.{number // 250 % 250}.{number % 250 + 4}",
             tags=dict(wish.tags),
+            arch=self.capacity.supplies[pool].arch,
             changed_at=now,
         )
         if pool.capacity_type is CapacityType.SPOT:

@@ -19,15 +19,17 @@ from typing import Any, Protocol
 import structlog
 
 from autoscaler.sandbox.cloud_driver import CloudDriver
-from autoscaler.sandbox.cloud_machines import Event, Happening, Machine
+from autoscaler.sandbox.cloud_machines import BROKEN, Event, Happening, Machine
 from autoscaler.sandbox.metadata_site import MetadataSite
 from autoscaler.spi import BatchToken, PoolName, ProviderId, ProviderName
 from providers.local_isolation import SEARCH_PATH, Isolation, probe
-from providers.local_machines import ID_PREFIX, Machines, Plan
+from providers.local_machines import ID_PREFIX, Machines, Plan, is_alive
 
 log = structlog.get_logger()
 
 LOOK_S = 0.2
+CLEAN_S = 30.0
+KEPT_S = 600.0
 LONGEST_LIFE_S = 24 * 3600.0
 END_S = 10.0
 _ENTER = "import os; os.execv('/bin/sh', ['/bin/sh', '{folder}/user-data'])"
@@ -89,6 +91,8 @@ class CloudHosts:
             passed.chmod(0o711)
         self._isolation: Isolation = probe(root, isolation)
         self._machines = Machines(root / "hosts", ProviderName(name))
+        for left in self._machines.read_all():  # a sandbox that was killed leaves its machines running
+            self._machines.terminate(left.instance.provider_id)
         self._lines: dict[str, _Line] = {}
         self._writing = asyncio.Lock()
         self._is_closed = False
@@ -132,8 +136,15 @@ class CloudHosts:
         if not machine.is_up or self._is_closed:
             return
         site, environ = await self._metadata(machine)
-        async with self._writing:
-            host = await asyncio.to_thread(self._start, machine, environ)
+        try:
+            async with self._writing:
+                host = await asyncio.to_thread(self._start, machine, environ)
+        except OSError as error:
+            log.warning("cloud_host_failed", machine=machine.id, error=str(error))
+            await site.aclose()
+            self._driver.account.fail(machine.id, self._driver.now, BROKEN)
+            self._driver.settle()
+            return
         line.host = _Host(host.provider_id, site, host.folder)
         if machine.life != life:
             await self._end(line)
@@ -142,7 +153,10 @@ class CloudHosts:
         provider_id = ProviderId(f"{ID_PREFIX}{secrets.token_hex(8)}")
         machines = self._machines
         with machines.locked():
-            uid = machines.free_uids()[0] if self._isolation.drops_root else os.getuid()
+            uids = machines.free_uids() if self._isolation.drops_root else [os.getuid()]
+            if not uids:
+                raise OSError("no free uid is left for another machine")
+            uid = uids[0]
             command = self._isolation.command(
                 machines.root / provider_id,
                 uid=uid,
@@ -180,21 +194,32 @@ class CloudHosts:
         await asyncio.to_thread(self._machines.terminate, host.provider_id)
         await host.site.aclose()
         deadline = asyncio.get_running_loop().time() + END_S
-        while not (host.folder / "end.json").exists():
+        while not (host.folder / "end.json").exists() or await asyncio.to_thread(is_alive, host.folder):
             if asyncio.get_running_loop().time() > deadline:
                 log.warning("cloud_host_left", folder=str(host.folder))
                 return
             await asyncio.sleep(0.05)
 
     async def _watch_ends(self) -> None:
-        """A tree that ended by itself is a machine that powered itself off."""
+        """A tree that ended by itself is a machine that powered itself off. Folders of ended machines go in time."""
+        clean_at = 0.0
         while True:
             await asyncio.sleep(LOOK_S)
-            ended = await asyncio.to_thread(self._ended, {id_: line.host for id_, line in self._lines.items()})
+            try:
+                ended = await asyncio.to_thread(self._ended, {id_: line.host for id_, line in self._lines.items()})
+                if asyncio.get_running_loop().time() >= clean_at:
+                    await asyncio.to_thread(self._clean)
+                    clean_at = asyncio.get_running_loop().time() + CLEAN_S
+            except OSError as error:
+                log.warning("cloud_hosts_unreadable", error=str(error))
+                continue
             for id_ in ended:
                 self._driver.account.power_off_by_itself(id_, self._driver.now)
             if ended:
                 self._driver.settle()
+
+    def _clean(self) -> None:
+        self._machines.clean(self._machines.read_all(), keep_ended_s=KEPT_S)
 
     @staticmethod
     def _ended(hosts: Mapping[str, _Host | None]) -> list[str]:

@@ -15,6 +15,7 @@ TAKEN_AND_STOPPED = "Server.SpotInstanceShutdown"
 BY_ITSELF = "Client.InstanceInitiatedShutdown"
 BY_USER = "Client.UserInitiatedShutdown"
 NO_CAPACITY = "Server.InsufficientInstanceCapacity"
+BROKEN = "Server.InternalError"
 
 
 class Happening(StrEnum):
@@ -72,6 +73,7 @@ class Machine:
     shown_at: float
     address: str
     tags: dict[str, str]
+    arch: str = "x86_64"
     state: MachineState = MachineState.PENDING
     history: list[tuple[float, MachineState, str]] = field(default_factory=list)
     """Every state it came into: when, which, and the reason."""

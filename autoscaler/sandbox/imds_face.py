@@ -1,9 +1,11 @@
 """EC2's instance metadata service (IMDSv2) for one machine of the sandbox.
 
-    PUT /latest/api/token, header X-aws-ec2-metadata-token-ttl-seconds: 1..21600   the token as text; else 400
+    PUT /latest/api/token, header X-aws-ec2-metadata-token-ttl-seconds: 1..21600   the token as text; else 400, and 403
+                                                                                   for what a proxy passed on
     GET <path>, header X-aws-ec2-metadata-token                                    text; 401 without a valid one
 
 What there is follows the machine as it is now: a notice appears, a rebalance recommendation appears, tags are its tags.
+A path with something below it lists that, one name a line, those of folders with a slash.
 Facts from the EC2 user guide, as in the adapter's own notes.
 """
 
@@ -11,14 +13,16 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 from aiohttp import web
 
+from autoscaler.sandbox.cloud_driver import CloudDriver
 from autoscaler.sandbox.cloud_faults import CloudFaults
 from autoscaler.sandbox.cloud_identity import AwsNotary
 from autoscaler.sandbox.cloud_machines import Machine
+from autoscaler.sandbox.metadata_site import MetadataSite
 from autoscaler.spi import CapacityType
 
 _LONGEST_TTL_S = 21600
@@ -54,6 +58,8 @@ class Imds:
         return app
 
     async def _token(self, request: web.Request) -> web.Response:
+        if "X-Forwarded-For" in request.headers:
+            return web.Response(status=403, text="Forbidden")
         ttl = request.headers.get(_TTL, "")
         if not (ttl.isascii() and ttl.isdigit() and 1 <= int(ttl) <= _LONGEST_TTL_S):
             return web.Response(status=400, text="Bad Request")
@@ -85,27 +91,34 @@ class Imds:
                 return None
 
     def _meta_data(self, path: str) -> str | None:
-        machine = self._machine
-        if path.startswith("tags/instance/"):
-            return machine.tags.get(path.removeprefix("tags/instance/"))
+        facts = self._facts()
+        if path in facts:
+            return facts[path]
+        folder = f"{path}/" if path else ""
+        below = [name[len(folder) :] for name, text in facts.items() if text is not None and name.startswith(folder)]
+        names = {name.partition("/")[0] + ("/" if "/" in name else "") for name in below}
+        return "\n".join(sorted(names)) or None
+
+    def _facts(self) -> dict[str, str | None]:
+        """By path; None where there is nothing now."""
+        machine, place = self._machine, self._machine.capacity_pool
         taken = machine.noticed_at is not None and machine.is_up
-        place = machine.capacity_pool
-        facts: dict[str, str | None] = {
+        rebalance = json.dumps({"noticeTime": _instant(machine.rebalanced_at)}) if machine.rebalanced_at else None
+        return {
+            "ami-id": machine.wish.image,
+            "events/maintenance/scheduled": "[]",
+            "events/recommendations/rebalance": rebalance,
+            "hostname": f"ip-{machine.address.replace('.', '-')}.{place.region}.compute.internal",
             "instance-id": machine.id,
+            "instance-life-cycle": "spot" if place.capacity_type is CapacityType.SPOT else "on-demand",
             "instance-type": place.machine_type,
             "local-ipv4": machine.address,
-            "ami-id": machine.wish.image,
             "placement/availability-zone": place.zone,
             "placement/region": place.region,
-            "instance-life-cycle": "spot" if place.capacity_type is CapacityType.SPOT else "on-demand",
-            "events/maintenance/scheduled": "[]",
             "spot/instance-action": self._action() if taken else None,
             "spot/termination-time": _instant(machine.reclaim_at) if taken and not self._stops else None,
-            "events/recommendations/rebalance": (
-                json.dumps({"noticeTime": _instant(machine.rebalanced_at)}) if machine.rebalanced_at else None
-            ),
+            **{f"tags/instance/{key}": value for key, value in machine.tags.items()},
         }
-        return facts.get(path)
 
     @property
     def _stops(self) -> bool:
@@ -133,7 +146,7 @@ class Imds:
         machine, place = self._machine, self._machine.capacity_pool
         document = {
             "accountId": self._account,
-            "architecture": "x86_64",
+            "architecture": self._machine.arch,
             "availabilityZone": place.zone,
             "billingProducts": None,
             "devpayProductCodes": None,
@@ -149,6 +162,22 @@ class Imds:
             "version": "2017-09-30",
         }
         return json.dumps(document, indent=2, separators=(",", " : "))
+
+
+class ImdsSites:
+    """What `cloud_hosts` starts beside each machine of a cloud: its metadata service. `notary` signs documents."""
+
+    def __init__(self, driver: CloudDriver, notary: AwsNotary) -> None:
+        self._driver = driver
+        self._notary = notary
+
+    async def __call__(self, machine: Machine) -> tuple[MetadataSite, Mapping[str, str]]:
+        account = self._driver.account
+        server = Imds(
+            machine, self._notary, account=account.account, faults=account.faults, clock=lambda: self._driver.now
+        )
+        site = await MetadataSite(server.app()).start()
+        return site, {"AWS_EC2_METADATA_SERVICE_ENDPOINT": f"http://{site.authority}"}
 
 
 def _instant(at: float | None) -> str:

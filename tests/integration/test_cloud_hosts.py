@@ -1,7 +1,7 @@
 """Machines of the sandbox's clouds as processes: they boot their user data and end with their power."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -11,9 +11,8 @@ from autoscaler.sandbox.cloud_capacity import Capacity, Supply
 from autoscaler.sandbox.cloud_driver import CloudDriver
 from autoscaler.sandbox.cloud_hosts import CloudHosts, InstalledProgram
 from autoscaler.sandbox.cloud_identity import AwsNotary
-from autoscaler.sandbox.cloud_machines import BY_ITSELF, Machine, Wish
-from autoscaler.sandbox.imds_face import Imds
-from autoscaler.sandbox.metadata_site import MetadataSite
+from autoscaler.sandbox.cloud_machines import BROKEN, BY_ITSELF, Machine, Wish
+from autoscaler.sandbox.imds_face import ImdsSites
 from autoscaler.spi import CapacityPool, CapacityType, MachineState, ProviderName
 from tests.local_site import processes_with
 from tests.polling import until
@@ -42,7 +41,6 @@ class Site:
         times = CloudTimes(boot=(0.05, 0.1), start=(0.05, 0.1), end=(0.05, 0.1), stop=(0.05, 0.1))
         self.account = CloudAccount(Capacity.of([supply]), times=times)
         self.driver = CloudDriver(self.account)
-        self._notary = AwsNotary(("r",))
         program = folder / "program"
         program.mkdir(parents=True)
         (program / "program").write_text("#!/bin/sh\necho the program runs\n")
@@ -52,13 +50,9 @@ class Site:
             self.driver,
             folder / "clouds",
             name="aws",
-            metadata=self._metadata,
+            metadata=ImdsSites(self.driver, AwsNotary(("r",))),
             programs=(InstalledProgram(key="tool", shown_as="/opt/program", source=str(program / "program")),),
         )
-
-    async def _metadata(self, machine: Machine) -> tuple[MetadataSite, Mapping[str, str]]:
-        site = await MetadataSite(Imds(machine, self._notary, account="1").app()).start()
-        return site, {"AWS_EC2_METADATA_SERVICE_ENDPOINT": f"http://{site.authority}"}
 
     def launch(self, script: str) -> Machine:
         machine = self.account.launch(POOL, Wish(image="ami-1", user_data=script), self.driver.now)
@@ -122,3 +116,32 @@ async def test_closing_ends_machines_that_are_just_booting(site: Site) -> None:
     for _ in range(3):
         site.launch("#!/bin/sh\nsleep 60\n")
     await asyncio.sleep(0)
+
+
+async def test_a_machine_that_cannot_be_started_here_fails_as_clouds_machines_do(site: Site, tmp_path: Path) -> None:
+    program = tmp_path / "site" / "program" / "program"
+    program.unlink()
+    program.parent.rmdir()
+    root = tmp_path / "site" / "clouds" / "aws" / "hosts"
+    root.rename(root.with_name("away"))
+    machine = site.launch("#!/bin/sh\nsleep 60\n")
+    await until(lambda: machine.state is MachineState.TERMINATED)
+    assert machine.reason == BROKEN
+    root.with_name("away").rename(root)
+
+
+async def test_machines_that_a_killed_sandbox_left_are_ended_by_the_next(tmp_path: Path) -> None:
+    killed = Site(tmp_path / "site")
+    killed.launch("#!/bin/sh\nsleep 86398\n")
+    await until(lambda: processes_with("86398"))
+    following = CloudHosts(
+        killed.driver,
+        tmp_path / "site" / "clouds",
+        name="aws",
+        metadata=ImdsSites(killed.driver, AwsNotary(("r",))),
+        programs=(),
+    )
+    await until(lambda: not processes_with("86398"))
+    for hosts in (killed.hosts, following):
+        await hosts.aclose()
+    killed.driver.close()

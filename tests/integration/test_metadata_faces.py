@@ -10,6 +10,7 @@ from asn1crypto import cms
 
 from autoscaler.sandbox.cloud_account import CloudAccount, CloudTimes
 from autoscaler.sandbox.cloud_capacity import Capacity, Supply
+from autoscaler.sandbox.cloud_faults import CloudFaults
 from autoscaler.sandbox.cloud_identity import AwsNotary, GoogleNotary
 from autoscaler.sandbox.cloud_machines import Machine, Wish
 from autoscaler.sandbox.gce_metadata_face import GceFacts, GceMetadataFace
@@ -100,12 +101,45 @@ async def test_the_identity_document_is_inside_the_signed_message(cloud: Cloud, 
     token = await token_of(imds)
     _, text = await imds.get("/latest/dynamic/instance-identity/rsa2048", **token)
     _, document = await imds.get("/latest/dynamic/instance-identity/document", **token)
-    message = cms.ContentInfo.load(base64.b64decode(text), strict=True)
+    signed = base64.b64decode(text)
+    assert signed[:2] == b"\x30\x80", "BER of indefinite length, as EC2's"
+    message = cms.ContentInfo.load(signed, strict=True)
     content = message["content"]
     assert content["encap_content_info"]["content"].native == document.encode()
     assert len(content["signer_infos"]) == 1
     assert not content["certificates"]
     assert json.loads(document)["instanceId"] == cloud.machine.id
+
+
+async def test_a_folder_lists_what_is_in_it_now(cloud: Cloud, imds: Asked) -> None:
+    token = await token_of(imds)
+    _, listed = await imds.get("/latest/meta-data/", **token)
+    assert {"instance-id", "placement/", "tags/"} < set(listed.split("\n"))
+    assert "spot/" not in listed
+    assert await imds.get("/latest/meta-data/tags/instance", **token) == (200, "autoscaler-batch")
+    cloud.account.reclaim(cloud.machine.id, T0 + 30)
+    assert (await imds.get("/latest/meta-data/spot/", **token))[1].split("\n") == [
+        "instance-action",
+        "termination-time",
+    ]
+    assert (await imds.get("/latest/meta-data/autoscaling/target-lifecycle-state", **token))[0] == 404
+
+
+async def test_a_session_token_is_not_given_through_a_proxy(imds: Asked) -> None:
+    assert (await imds.put("/latest/api/token", **{TTL: "60", "X-Forwarded-For": "10.0.0.1"}))[0] == 403
+
+
+async def test_metadata_services_refuse_by_share_and_recover(cloud: Cloud) -> None:
+    faults = CloudFaults(unauthorized=1.0)
+    face = Imds(cloud.machine, AwsNotary(("us-east-1",)), account="1", faults=faults, clock=lambda: cloud.now)
+    site = await MetadataSite(face.app()).start()
+    async with aiohttp.ClientSession() as session:
+        asked = Asked(site, session)
+        token = await token_of(asked)
+        assert (await asked.get("/latest/meta-data/instance-id", **token))[0] == 401
+        faults.end()
+        assert (await asked.get("/latest/meta-data/instance-id", **token))[0] == 200
+    await site.aclose()
 
 
 @pytest.fixture
@@ -126,6 +160,21 @@ async def test_googles_server_answers_only_with_its_header(google: Asked) -> Non
     assert await google.get(f"{INSTANCE}/id", **GOOGLE) == (200, "4711")
     assert await google.get(f"{INSTANCE}/attributes/autoscaler-batch", **GOOGLE) == (200, "b-1")
     assert (await google.get(f"{INSTANCE}/attributes/nothing", **GOOGLE))[0] == 404
+
+
+async def test_googles_server_lists_folders_and_knows_the_project(google: Asked) -> None:
+    assert (await google.get(f"{INSTANCE}/attributes/", **GOOGLE)) == (200, "autoscaler-batch\n")
+    assert (await google.get("/computeMetadata/v1/project/project-id", **GOOGLE)) == (200, "p")
+    email = "runner@p.iam.gserviceaccount.com"
+    assert (await google.get(f"{INSTANCE}/service-accounts/default/email", **GOOGLE)) == (200, email)
+    assert (await google.get(f"{INSTANCE}/id", **GOOGLE, **{"X-Forwarded-For": "10.0.0.1"}))[0] == 403
+    assert (await google.get("/computeMetadata/v2/instance/id", **GOOGLE))[0] == 404
+
+
+async def test_who_knows_an_older_value_is_answered_at_once(google: Asked) -> None:
+    waiting = f"{INSTANCE}/preempted?wait_for_change=true&timeout_sec=60&last_etag=0"
+    assert await google.get(waiting, **GOOGLE) == (200, "FALSE")
+    assert (await google.get(f"{INSTANCE}/preempted?wait_for_change=true&timeout_sec=x", **GOOGLE))[0] == 400
 
 
 async def test_who_waits_for_a_preemption_is_answered_when_it_comes(cloud: Cloud, google: Asked) -> None:
