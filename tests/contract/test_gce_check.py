@@ -8,8 +8,8 @@ import pytest
 
 from autoscaler.spi import CapacityType, Finding, Provider, Verdict
 from providers.gce_check import INSTANCE_PERMISSIONS
+from tests.gce_law import LawfulExchanges
 from tests.gce_site import IMAGE, PRICES, REGION, ZONES, GceSite, serving
-from tests.integration.gce_law import LawfulExchanges
 
 IMAGES = {"ubuntu": {"image": IMAGE, "github_runner": "/opt/actions-runner"}}
 

@@ -31,8 +31,8 @@ from autoscaler.spi import (
     Unauthorized,
 )
 from providers.gce_names import place_of
+from tests.gce_law import LawfulExchanges
 from tests.gce_site import FAMILY, IMAGE, LARGE, OTHER_REGION, REGION, SLOTS, SMALL, ZONES, GceSite, batch, serving
-from tests.integration.gce_law import LawfulExchanges
 from tests.polling import until
 
 SPOT, ON_DEMAND = CapacityType.SPOT, CapacityType.ON_DEMAND
