@@ -13,6 +13,8 @@ from autoscaler.spi import Clock, ProviderId
 _PATIENCE = timedelta(seconds=60)
 _BEFORE = timedelta(minutes=10)
 """A warning precedes the end by two minutes, the listing that shows the end may be minutes late."""
+_SETTLED = timedelta(seconds=60)
+"""What the first listings show to have ended may have ended before we listened."""
 _REMEMBERED = 20_000
 
 
@@ -54,10 +56,10 @@ class Silence:
             self._heard.popitem(last=False)
 
     def expect(self, provider_id: ProviderId, at: datetime, *, region: str) -> None:
-        """This machine ended at `at`. Repeats change nothing."""
+        """This machine was seen to have ended, at `at`. Repeats change nothing."""
         state = self._regions.get(region)
-        if state is None or state.listening_since is None or at < state.listening_since:
-            return  # nobody listened when it was told
+        if state is None or state.listening_since is None or at < state.listening_since + _SETTLED:
+            return  # nobody may have listened when it was told
         heard_at = self._heard.get(provider_id)
         if provider_id not in self._expected and (heard_at is None or heard_at < at - _BEFORE):
             self._expected[provider_id] = (region, max(at, self._clock.now()) + _PATIENCE)

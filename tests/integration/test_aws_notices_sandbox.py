@@ -121,10 +121,11 @@ async def test_a_rule_that_is_not_wired_is_told_when_a_machine_ends_unheard(flee
     await fleet.launch(2)
     fleet.served.site.sqs.queues[REGION, "notices"].send("nothing of EventBridge's", time.time())
     await until(lambda: fleet.notices.dropped == {"malformed": 1})
+    fleet.clock.ahead = timedelta(seconds=61)
     fleet.served.site.reclaim(fleet.ids[0], notice_s=0.0)
     fleet.notices.ended(fleet.ids[0], fleet.clock.now(), region=REGION)
     assert fleet.notices.troubles() == ()
-    fleet.clock.ahead = timedelta(seconds=61)
+    fleet.clock.ahead = timedelta(seconds=122)
     (trouble,) = fleet.notices.troubles()
     assert f"no message came for {fleet.ids[0]}" in trouble
     rule.is_wired = True

@@ -325,6 +325,7 @@ def clock() -> SetClock:
 def silence(clock: SetClock) -> Silence:
     made = Silence(clock, regions=[REGION])
     made.listening(REGION)
+    clock.at += timedelta(minutes=1)
     return made
 
 
@@ -357,7 +358,7 @@ def test_a_message_before_or_after_the_end_is_enough(silence: Silence, clock: Se
 
 
 def test_ends_while_nobody_listened_say_nothing(silence: Silence, clock: SetClock) -> None:
-    silence.expect(ENDED, clock.at - timedelta(minutes=1), region=REGION)
+    silence.expect(ENDED, clock.at - timedelta(seconds=1), region=REGION)
     silence.expect(ENDED, clock.at, region="without-a-queue")
     silence.expect(ProviderId(OURS[1]), clock.at, region=REGION)
     silence.pause(REGION)
