@@ -26,7 +26,9 @@ _NO_CONTEXT: Mapping[str, str] = {}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One permission that a call needed: "ec2:RunInstances", its resource types or ARN, its condition keys."""
+    """One permission that a call needed: "ec2:RunInstances", its resource's ARN, its condition keys.
+
+    `names_nothing`: the resource does not exist, so that conditions on it cannot be looked at and hold."""
 
     permission: str
     region: str
@@ -34,6 +36,7 @@ class Call:
     resource: str = "*"
     context: Mapping[str, str] = field(default_factory=dict)
     is_dry_run: bool = False
+    names_nothing: bool = False
 
     @property
     def service(self) -> str:
@@ -161,6 +164,7 @@ class Caller:
         resource: str = "*",
         context: Mapping[str, str] = _NO_CONTEXT,
         is_dry_run: bool = False,
+        names_nothing: bool = False,
     ) -> None:
         """Records the call. Raises AwsError where the key's policy does not allow it."""
         call = Call(
@@ -170,6 +174,7 @@ class Caller:
             resource=resource,
             context=context,
             is_dry_run=is_dry_run,
+            names_nothing=names_nothing,
         )
         self.access.calls.append(call)
         if not self.key.allows(call):

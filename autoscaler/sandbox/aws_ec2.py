@@ -12,6 +12,7 @@ from autoscaler.sandbox.aws_ec2_templates import LaunchTemplates
 from autoscaler.sandbox.aws_idempotency import ClientTokens
 from autoscaler.sandbox.aws_limits import AwsMeter
 from autoscaler.sandbox.aws_query import AwsError, Parameters, Xml
+from autoscaler.sandbox.aws_small_services import Ssm
 from autoscaler.sandbox.aws_sts import Iam
 from autoscaler.sandbox.aws_world import AwsWorld
 
@@ -22,9 +23,9 @@ _SELECTING = ("Filter.", "InstanceId.", "MaxResults", "SpotInstanceRequestId.", 
 class Ec2:
     """The actions that our adapter calls; others are invalid, as they would be in an older EC2."""
 
-    def __init__(self, world: AwsWorld, meter: AwsMeter, iam: Iam, *, account: str) -> None:
+    def __init__(self, world: AwsWorld, meter: AwsMeter, *, iam: Iam, ssm: Ssm, account: str) -> None:
         self.templates = LaunchTemplates()
-        self.launcher = Launcher(world, meter, iam)
+        self.launcher = Launcher(world, meter, iam=iam, ssm=ssm)
         self.instances = Instances(world, self.launcher, meter, account=account)
         self._meter = meter
         tokens = ClientTokens()

@@ -136,7 +136,7 @@ class Instances:
         machines = self._named(caller, [id_ for id_ in ids if id_.startswith("i-")])
         for machine in machines:
             context = tag_context(machine.tags, kind="ResourceTag") | tag_context(tags, kind="RequestTag")
-            caller.need("ec2:CreateTags", resource=_arn(caller, machine), context=context)
+            caller.need("ec2:CreateTags", resource=_arn(caller, machine.id), context=context)
         parameters.complete()
         for machine in machines:
             machine.tags.update(tags)
@@ -152,14 +152,18 @@ class Instances:
         if len(ids) > _MOST_ENDED:
             raise AwsError("InvalidParameterValue", f"At most {_MOST_ENDED} instances in one call")
         is_dry_run = parameters.flag("DryRun")
-        machines = self._named(caller, list(dict.fromkeys(ids)))
+        try:
+            machines = self._named(caller, list(dict.fromkeys(ids)))
+        except AwsError:
+            caller.need(permission, resource=_arn(caller, ids[0]), is_dry_run=is_dry_run, names_nothing=True)
+            raise
         allowed: set[tuple[tuple[str, str], ...]] = set()
         for machine in machines:
             tags = tuple(sorted(machine.tags.items()))
             if tags not in allowed:
                 allowed.add(tags)
                 context = tag_context(machine.tags, kind="ResourceTag")
-                caller.need(permission, resource=_arn(caller, machine), context=context, is_dry_run=is_dry_run)
+                caller.need(permission, resource=_arn(caller, machine.id), context=context, is_dry_run=is_dry_run)
         parameters.complete()
         return machines
 
@@ -183,5 +187,5 @@ def _wrong_state(machine: Machine, wanted: str) -> AwsError:
     return AwsError("IncorrectInstanceState", message)
 
 
-def _arn(caller: Caller, machine: Machine) -> str:
-    return f"arn:aws:ec2:{caller.region}:{caller.account}:instance/{machine.id}"
+def _arn(caller: Caller, id_: str) -> str:
+    return f"arn:aws:ec2:{caller.region}:{caller.account}:instance/{id_}"

@@ -9,6 +9,8 @@ from autoscaler.sandbox.aws_ec2_spot import SpotRequests
 from autoscaler.sandbox.aws_ec2_templates import LaunchTemplate
 from autoscaler.sandbox.aws_limits import AwsMeter, limit_exceeded
 from autoscaler.sandbox.aws_query import AwsError
+from autoscaler.sandbox.aws_setup import Image
+from autoscaler.sandbox.aws_small_services import Ssm
 from autoscaler.sandbox.aws_sts import Iam, role_arn
 from autoscaler.sandbox.aws_world import AwsWorld, Launched, Made, Place, Refused
 from autoscaler.spi import CapacityType
@@ -20,11 +22,12 @@ _MADE = ("instance", "volume", "network-interface", "spot-instances-request")
 class Launcher:
     """Makes machines in the world, with the spot requests behind them."""
 
-    def __init__(self, world: AwsWorld, meter: AwsMeter, iam: Iam) -> None:
+    def __init__(self, world: AwsWorld, meter: AwsMeter, *, iam: Iam, ssm: Ssm) -> None:
         self.spot_requests = SpotRequests()
         self.world = world
         self._meter = meter
         self._iam = iam
+        self._ssm = ssm
 
     def place(self, caller: Caller, specification: Specification, *, capacity_type: CapacityType) -> Place:
         """Where a specification would launch. Raises AwsError in EC2's words: what it names must exist."""
@@ -38,7 +41,7 @@ class Launcher:
         if specification.zone not in ("", subnet.zone):
             message = f"The subnet {subnet.id} is not in the Availability Zone {specification.zone}"
             raise AwsError("InvalidParameterCombination", message)
-        image = setup.image(region, specification.image_id)
+        image = self._image(caller, specification.image_id)
         for group in specification.groups:
             setup.check_group(region, group)
         self._check_profile(specification.instance_profile)
@@ -59,9 +62,8 @@ class Launcher:
     ) -> None:
         """The permissions of making instances, resource by resource: what is made, what it is made from, its tags, the
         role of its profile."""
-        if is_spot and not self._iam.has_spot_role:
-            message = "The provided credentials do not have permission to create the service-linked role for EC2 Spot "
-            raise AwsError("AuthFailure.ServiceLinkedRoleCreationNotPermitted", message + "Instances.", status=403)
+        if is_spot:
+            self._need_spot_role(caller)
         ec2 = f"arn:aws:ec2:{caller.region}:{caller.account}"
         for kind in _MADE if is_spot else _MADE[:-1]:
             tags = specification.tags.get(kind, {})
@@ -70,7 +72,9 @@ class Launcher:
             if tags:
                 context = {**context, "ec2:CreateAction": "RunInstances"}
                 caller.need("ec2:CreateTags", resource=f"{ec2}:{kind}/*", context=context, is_dry_run=is_dry_run)
-        used = [f"arn:aws:ec2:{caller.region}::image/{specification.image_id}"]
+        used = []
+        if specification.image_id.startswith("ami-"):
+            used.append(f"arn:aws:ec2:{caller.region}::image/{specification.image_id}")
         used += [f"{ec2}:subnet/{specification.subnet_id}"] if specification.subnet_id else []
         used += [f"{ec2}:security-group/{group}" for group in specification.groups]
         for arn in used:
@@ -82,6 +86,32 @@ class Launcher:
             context = {"iam:PassedToService": "ec2.amazonaws.com"}
             arn = role_arn(caller.account, role)
             caller.need("iam:PassRole", resource=arn, context=context, is_dry_run=is_dry_run)
+
+    def _need_spot_role(self, caller: Caller) -> None:
+        """The first spot launch of an account makes the role that spot needs."""
+        if self._iam.has_spot_role:
+            return
+        arn = role_arn(caller.account, "aws-service-role/spot.amazonaws.com/AWSServiceRoleForEC2Spot")
+        try:
+            context = {"iam:AWSServiceName": "spot.amazonaws.com"}
+            caller.need("iam:CreateServiceLinkedRole", resource=arn, context=context)
+        except AwsError:
+            message = "The provided credentials do not have permission to create the service-linked role for EC2 Spot "
+            code = "AuthFailure.ServiceLinkedRoleCreationNotPermitted"
+            raise AwsError(code, message + "Instances.", status=403) from None
+        self._iam.has_spot_role = True
+
+    def _image(self, caller: Caller, reference: str) -> Image:
+        """By id, or by the parameter that holds it: "resolve:ssm:/path"."""
+        name = reference.removeprefix("resolve:ssm:")
+        if name == reference:
+            return self.world.setup.image(caller.region, reference)
+        arn = f"arn:aws:ssm:{caller.region}:{caller.account}:parameter/{name.lstrip('/')}"
+        caller.need("ssm:GetParameters", resource=arn)
+        found = self._ssm.parameters.get((caller.region, name))
+        if found is None:
+            raise AwsError("InvalidParameterValue", f"The SSM parameter {name} cannot be resolved to an image id")
+        return self.world.setup.image(caller.region, found)
 
     def launch(
         self,

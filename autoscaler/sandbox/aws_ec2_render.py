@@ -60,7 +60,7 @@ def show_instance(machine: Machine, launched: Launched, *, account: str) -> dict
     is_spot = machine.capacity_pool.capacity_type is CapacityType.SPOT
     shown: dict[str, Xml] = {
         "instanceId": machine.id,
-        "imageId": specification.image_id,
+        "imageId": launched.place.image.id,
         "instanceState": {"code": code, "name": name},
         "privateDnsName": "" if is_gone else _dns(machine.address),
         "dnsName": "",

@@ -39,11 +39,16 @@ def _applies(statement: Mapping[str, Any], call: Call) -> bool:
     return (
         any(fnmatchcase(call.permission.lower(), action.lower()) for action in actions)
         and any(fnmatchcase(call.resource, resource) for resource in resources)
-        and all(
-            _holds(operator, call.context.get(key), _listed(wanted))
-            for operator, keys in statement.get("Condition", {}).items()
-            for key, wanted in keys.items()
-        )
+        and (call.names_nothing or _hold(statement, call))
+    )
+
+
+def _hold(statement: Mapping[str, Any], call: Call) -> bool:
+    """Whether every condition does."""
+    return all(
+        _holds(operator, call.context.get(key), _listed(wanted))
+        for operator, keys in statement.get("Condition", {}).items()
+        for key, wanted in keys.items()
     )
 
 

@@ -39,8 +39,9 @@ class AwsSite:
         self.access = AwsAccess(self._now, account=self.account, skew_s=lambda: self.faults.clock_skew_s)
         self.access.regions = lambda: self.setup.regions
         self.iam = Iam()
-        self.ec2 = Ec2(self.world, AwsMeter(self.limits, self._now), self.iam, account=self.account)
         self.sqs, self.sts, self.ssm = Sqs(), Sts(), Ssm()
+        meter = AwsMeter(self.limits, self._now)
+        self.ec2 = Ec2(self.world, meter, iam=self.iam, ssm=self.ssm, account=self.account)
         self.quotas = ServiceQuotas(self.setup)
         self.pricing = Pricing(self._on_demand_prices)
         self.fis = Fis(find_spot=self._running_spot, rebalance=self._rebalance_all, interrupt=self._reclaim_all)

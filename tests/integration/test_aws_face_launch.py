@@ -7,14 +7,17 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError, ConnectionClosedError, ReadTimeoutError
 
+from autoscaler.sandbox.aws_access import all_but
 from autoscaler.sandbox.aws_limits import AwsLimits, Bucket
 from autoscaler.sandbox.aws_query import AwsError
 from autoscaler.sandbox.cloud_faults import CloudFaults
 from autoscaler.spi import CapacityPool, CapacityType
 from tests.aws_site import (
+    ACCESS_KEY,
     AMI,
     ARM_AMI,
     REGION,
+    SECRET,
     errors_of,
     fleet_request,
     ids_of,
@@ -224,10 +227,23 @@ async def test_spot_needs_its_service_linked_role() -> None:
     async with served_aws() as aws:
         aws.site.iam.has_spot_role = False
         template_id = await aws.template()
+        aws.site.access.grant(ACCESS_KEY, SECRET, allows=all_but("iam:CreateServiceLinkedRole"))
         errors = errors_of(await aws.fleet(template_id))
         assert errors == [("m7i.large", "AuthFailure.ServiceLinkedRoleCreationNotPermitted")]
         on_demand = {"TotalTargetCapacity": 1, "DefaultTargetCapacityType": "on-demand"}
         assert len(ids_of(await aws.fleet(template_id, TargetCapacitySpecification=on_demand))) == 1
+        aws.site.access.grant(ACCESS_KEY, SECRET)
+        assert len(ids_of(await aws.fleet(template_id))) == 1
+        assert aws.site.iam.has_spot_role
+
+
+async def test_an_image_may_be_named_by_a_parameter() -> None:
+    async with served_aws() as aws:
+        template_id = await aws.template(ImageId="resolve:ssm:/runners/image")
+        assert errors_of(await aws.fleet(template_id)) == [("m7i.large", "InvalidParameterValue")]
+        aws.site.ssm.parameters[REGION, "/runners/image"] = AMI
+        (machine,) = await aws.machines(InstanceIds=ids_of(await aws.fleet(template_id)))
+        assert machine["ImageId"] == AMI
 
 
 async def test_answers_of_writes_are_lost_by_share_and_reads_are_not() -> None:
