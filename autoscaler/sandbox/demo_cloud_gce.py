@@ -2,12 +2,11 @@
 startup script."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from autoscaler.sandbox.cloud_driver import CloudDriver
 from autoscaler.sandbox.cloud_identity import GoogleNotary
-from autoscaler.sandbox.cloud_machines import Machine
 from autoscaler.sandbox.demo_cloud import IMAGE, CloudConfig, CloudFaultShares
 from autoscaler.sandbox.demo_cloud_world import (
     SHOWN_AS,
@@ -24,8 +23,7 @@ from autoscaler.sandbox.gce_behaviour import GceBehaviour
 from autoscaler.sandbox.gce_catalogue import Image
 from autoscaler.sandbox.gce_face import GceFace
 from autoscaler.sandbox.gce_ground import catalogue_of
-from autoscaler.sandbox.gce_metadata_face import GceMetadataFace
-from autoscaler.sandbox.metadata_site import MetadataSite
+from autoscaler.sandbox.gce_metadata_sites import GceMetadataSites
 from autoscaler.spi import CapacityType, ProviderId
 
 NAME = "gce"
@@ -65,17 +63,11 @@ class GceCloud:
         behaviour = GceBehaviour(operation_s=(0.2, 0.6), told_after_s=(0.0, 1.0))
         self._face = GceFace(driver, catalogue, behaviour=behaviour)
         url = await self._face.start()
-        hosts = hosts_of(driver, folder, name=NAME, metadata=self._metadata)
+        metadata = GceMetadataSites(driver, self._face, self._notary)
+        hosts = hosts_of(driver, folder, name=NAME, metadata=metadata)
         self._world = DemoWorld(driver=driver, hosts=hosts, supplies=supplies)
         anchors = self._notary.write_anchors(folder)
         return CloudConfig(provider=NAME, sections=_sections(url, makes, anchors))
-
-    async def _metadata(self, machine: Machine) -> tuple[MetadataSite, Mapping[str, str]]:
-        assert self._face is not None
-        face, number = self._face, machine.id
-        server = GceMetadataFace(machine, lambda: face.facts(number), self._notary)
-        site = await MetadataSite(server.app()).start()
-        return site, {"GCE_METADATA_HOST": site.authority}
 
     def shape_of(self, pool: DemoPool) -> str:
         return size_of(pool)
