@@ -10,7 +10,6 @@ from autoscaler.sandbox.aws_setup import Image, Subnet
 from autoscaler.sandbox.aws_site import AwsSite
 from autoscaler.sandbox.cloud_driver import CloudDriver
 from autoscaler.sandbox.cloud_identity import AwsNotary
-from autoscaler.sandbox.cloud_machines import Machine
 from autoscaler.sandbox.demo_cloud import IMAGE, CloudConfig, CloudFaultShares
 from autoscaler.sandbox.demo_cloud_world import (
     SHOWN_AS,
@@ -23,8 +22,7 @@ from autoscaler.sandbox.demo_cloud_world import (
     types_of,
 )
 from autoscaler.sandbox.demo_pools import DemoPool
-from autoscaler.sandbox.imds_face import Imds
-from autoscaler.sandbox.metadata_site import MetadataSite
+from autoscaler.sandbox.imds_face import ImdsSites
 from autoscaler.spi import ProviderId
 
 NAME = "aws"
@@ -70,7 +68,7 @@ class AwsCloud:
         site.access.grant(_ACCESS_KEY, secret)
         self._face = AwsFace(site)
         url = await self._face.start()
-        hosts = hosts_of(driver, folder, name=NAME, metadata=self._metadata)
+        hosts = hosts_of(driver, folder, name=NAME, metadata=ImdsSites(driver, self._notary))
         self._world = DemoWorld(driver=driver, hosts=hosts, supplies=supplies)
         anchors = self._notary.write_anchors(folder)
         return CloudConfig(
@@ -82,11 +80,6 @@ class AwsCloud:
                 "AWS_EC2_METADATA_DISABLED": "true",
             },
         )
-
-    async def _metadata(self, machine: Machine) -> tuple[MetadataSite, Mapping[str, str]]:
-        imds = Imds(machine, self._notary, account=ACCOUNT)
-        site = await MetadataSite(imds.app()).start()
-        return site, {"AWS_EC2_METADATA_SERVICE_ENDPOINT": f"http://{site.authority}"}
 
     def shape_of(self, pool: DemoPool) -> str:
         return size_of(pool)

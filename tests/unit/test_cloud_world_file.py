@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from autoscaler.sandbox.cloud_account import CloudAccount
+from autoscaler.sandbox.cloud_capacity import Capacity, Shortage
+from autoscaler.sandbox.cloud_faults import CloudFaults
+from autoscaler.sandbox.cloud_machines import Happening, Wish
 from autoscaler.sandbox.cloud_spans import Lognormal, drawn
 from autoscaler.sandbox.cloud_world_file import WorldError, load_supplies, load_world
 from autoscaler.spi import CapacityType, ProviderName
@@ -91,3 +95,26 @@ def test_the_capacity_pools_of_a_world_may_be_renamed_to_a_provider() -> None:
     world = load_world(require_shared() / "data/scenarios/advisor9/world-seed1.toml", provider=ProviderName("mine"))
     assert {one.pool.provider for one in world.supplies} == {"mine"}
     assert isinstance(world.times.boot, Lognormal)
+
+
+@pytest.mark.parametrize("name", ["v100x9", "n16x3"])
+def test_a_recorded_capacity_pool_never_holds_more_machines_than_it_has_after_a_step(name: str) -> None:
+    world = load_world(require_shared() / f"data/scenarios/{name}/world-seed1.toml")
+    supply = next(
+        one for one in world.supplies if one.availability is not None and len(set(one.availability.values)) > 1
+    )
+    account = CloudAccount(Capacity.of([supply]), times=world.times, faults=CloudFaults(no_notice=0.3, seed=5))
+    now, refused, most = 0.0, 0, 0
+    while now < 6 * 86400:
+        account.advance(now)
+        assert account.capacity.used(supply.pool) <= supply.slots_at(now)
+        for _ in range(3):
+            refused += isinstance(account.launch(supply.pool, Wish(image="", user_data=""), now), Shortage)
+        most = max(most, account.capacity.used(supply.pool))
+        now += 97.0
+    events = account.drain()
+    taken = {event.machine.id for event in events if event.machine.was_taken}
+    warned = {event.machine.id for event in events if event.kind is Happening.WARNED}
+    assert refused
+    assert most > 50
+    assert 0.5 < len(taken & warned) / len(taken) < 0.9
