@@ -105,6 +105,10 @@ class AwsAccess:
         self._keys[access_key] = key
         return key
 
+    def allows(self, call: Call) -> bool:
+        """Whether the key of a recorded call may make it now."""
+        return self._keys[call.access_key].allows(call)
+
     def assume(self, role_arn: str, *, session: str, duration_s: float) -> tuple[Key, Secret]:
         """A temporary key of a role in `roles`. Raises KeyError: no such role."""
         allows = self.roles[role_arn]

@@ -56,7 +56,7 @@ class Pricing:
             if filter_.get("Type") != "TERM_MATCH":
                 raise AwsError("InvalidParameterException", "The filter type is not known here.")
             wanted[filter_["Field"]] = filter_["Value"]
-        found = [product for product in self._products() if _matches(product["product"]["attributes"], wanted)]
+        found = [product for product in self._products() if _matches(product["product"], wanted)]
         size = min(_PAGE, int(document.get("MaxResults", _PAGE)))
         start = _start(document.get("NextToken", ""))
         answer: Json = {
@@ -82,7 +82,9 @@ def _start(token: str) -> int:
     return int(number)
 
 
-def _matches(attributes: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
+def _matches(product: Json, wanted: Mapping[str, str]) -> bool:
+    """A filter's field is an attribute, or one of the product's own: its family, its SKU."""
+    attributes = {**product["attributes"], "productFamily": product["productFamily"], "sku": product["sku"]}
     return all(attributes.get(field) == value for field, value in wanted.items())
 
 

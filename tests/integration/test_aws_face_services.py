@@ -21,6 +21,7 @@ LINUX = {
     "preInstalledSw": "NA",
     "capacitystatus": "Used",
     "regionCode": REGION,
+    "productFamily": "Compute Instance",
 }
 
 
