@@ -14,6 +14,7 @@ from botocore.config import Config
 from botocore.credentials import AssumeRoleCredentialFetcher, DeferredRefreshableCredentials
 
 from autoscaler.spi import Clock, Gates, ProviderError, RateBudget, Throttled
+from providers import aws_describe
 from providers.aws_errors import Context, translate
 from providers.aws_settings import AwsSettings
 from providers.rate_budgets import Family, RateBudgets
@@ -66,9 +67,12 @@ class Sdk:
             max_pool_connections=_READ_THREADS + _WRITE_THREADS,
             ignore_configured_endpoint_urls=True,
         )
-        return self._session.client(
+        client = self._session.client(
             service, region_name=region, endpoint_url=self._settings.endpoint_url or None, config=config
         )
+        if service == "ec2":
+            aws_describe.prepare(client)
+        return client
 
 
 def _session(settings: AwsSettings) -> Any:

@@ -36,8 +36,8 @@ class Described:
 
 
 def read_instances(ec2: Any, **parameters: Any) -> Iterator[Described]:
-    """Every instance of every page. Blocking. Raises boto3's exceptions; any page that fails fails all."""
-    _listen(ec2)
+    """Every instance of every page, by a client that was `prepare`d. Blocking. Raises boto3's exceptions; any page
+    that fails fails all."""
     token = ""
     while True:
         answer = ec2.describe_instances(**parameters, **({"NextToken": token} if token else {}))
@@ -52,11 +52,10 @@ def read_instances(ec2: Any, **parameters: Any) -> Iterator[Described]:
             return
 
 
-def _listen(ec2: Any) -> None:
-    """Once per client: keep the body of good answers, give the parser an empty one."""
-    events = ec2.meta.events
-    events.unregister(_EVENT, _take_body, unique_id=_RAW)
-    events.register(_EVENT, _take_body, unique_id=_RAW)
+def prepare(ec2: Any) -> None:
+    """Have a new client keep the body of good answers and give its parser an empty one. Once, before threads share
+    it: a client that several of them change at once would lose answers."""
+    ec2.meta.events.register(_EVENT, _take_body, unique_id=_RAW)
 
 
 def _take_body(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any) -> None:
