@@ -73,7 +73,7 @@ MEANINGS: Mapping[str, Meaning] = {
         Meaning.CAPACITY,
         *("InsufficientInstanceCapacity", "UnfulfillableCapacity", "Unsupported", "InsufficientCapacityOnHost"),
         *("InsufficientHostCapacity", "InsufficientVolumeCapacity", "VolumeTypeNotAvailableInZone"),
-        *("ReservationCapacityExceeded", "SpotMaxPriceTooLow", "InsufficientCapacity", "UnsupportedOperation"),
+        *("ReservationCapacityExceeded", "SpotMaxPriceTooLow", "InsufficientCapacity"),
     ),
     **_each(Meaning.SPOT_QUOTA, "MaxSpotInstanceCountExceeded", "MaxSpotFleetRequestCountExceeded"),
     **_each(Meaning.ON_DEMAND_QUOTA, "VcpuLimitExceeded", "InstanceLimitExceeded"),
@@ -99,7 +99,7 @@ MEANINGS: Mapping[str, Meaning] = {
         *("InvalidBlockDeviceMapping", "ValidationException", "InvalidParameterException", "UnknownParameter"),
         *("InvalidFleetConfig", "InvalidFleetConfiguration", "InvalidLaunchTemplateName.MalformedException"),
         *("InvalidSpotInstanceRequestID.Malformed", "IncorrectInstanceState", "InvalidTagKey.Malformed"),
-        *("MaxConfigLimitExceededException", "InvalidAction", "InvalidRegion"),
+        *("MaxConfigLimitExceededException", "InvalidAction", "InvalidRegion", "UnsupportedOperation"),
     ),
     **_each(
         Meaning.TEMPLATE_GONE,
@@ -127,6 +127,8 @@ MEANINGS: Mapping[str, Meaning] = {
     ),
 }
 
+_NEVER_THERE = frozenset({"Unsupported", "UnsupportedOperation", "VolumeTypeNotAvailableInZone"})
+"""The zone does not have the machine type at all: no use to ask again soon."""
 _PROFILE = re.compile(r"instance profile", re.I)
 _FREE_TIER = re.compile(r"not eligible for free tier", re.I)
 _IDS = re.compile(r"\bi-[0-9a-zA-Z-]+")
@@ -200,7 +202,7 @@ def of_code(code: str, text: str, context: Context) -> ProviderError:
         said += f" ({remedy})"
     match meaning:
         case Meaning.CAPACITY:
-            return CapacityUnavailable(said)
+            return CapacityUnavailable(said, is_lasting=code in _NEVER_THERE)
         case Meaning.SPOT_QUOTA | Meaning.ON_DEMAND_QUOTA | Meaning.QUOTA | Meaning.ADDRESSES:
             return QuotaExceeded(said, scope=_scope(meaning, context.region, zone=None))
         case Meaning.THROTTLED:
@@ -234,10 +236,6 @@ def meaning_of(code: str, text: str = "") -> Meaning:
     return found
 
 
-_NEVER_THERE = frozenset({"Unsupported", "UnsupportedOperation"})
-"""The zone does not have the machine type at all: no use to ask again soon."""
-
-
 def of_override(code: str, text: str, offering: Offering, context: Context) -> ProviderError:
     """What one entry of a fleet's Errors says about one offering. A code that nobody knows closes it for a while."""
     place = offering.capacity_pool
@@ -248,7 +246,7 @@ def of_override(code: str, text: str, offering: Offering, context: Context) -> P
     if code == "AuthFailure.ServiceLinkedRoleCreationNotPermitted":
         scope = CapacityScope(region=place.region, capacity_type=CapacityType.SPOT)
         return QuotaExceeded(f"{said} ({_REMEDIES[code]})", scope=scope)
-    if meaning in (Meaning.CAPACITY, Meaning.TRANSIENT):
+    if meaning in (Meaning.CAPACITY, Meaning.TRANSIENT) or code in _NEVER_THERE:
         return CapacityUnavailable(said, is_lasting=code in _NEVER_THERE)
     return of_code(code, text, context)
 
