@@ -141,8 +141,7 @@ class AwsTemplates:
                     LaunchTemplateName=template.name,
                     LaunchTemplateData=template.content,
                     TagSpecifications=specifications(tags, ["launch-template"]),
-                    ClientToken=hashlib.sha256(f"{template.name}/{region}".encode()).hexdigest()[:32],
-                )
+                )  # no client token: after a deletion behind our back EC2 would answer as the first time, and make none
             except ec2.exceptions.ClientError as error:
                 if error.response["Error"]["Code"] != _TAKEN:
                     raise
