@@ -126,6 +126,7 @@ class AwsProvider:
     async def list_instances(self) -> Sequence[CloudInstance]:
         listed = await self._machines.listing()
         self._expect_notices(listed)
+        await self._power.settle(listed)
         if self._clock.now() >= self._cleaned_at + _CLEAN_EVERY:
             self._cleaned_at = self._clock.now()
             await self._templates.clean()

@@ -129,7 +129,9 @@ class AwsLauncher:
                 break
             try:
                 await self._launch_part(part, state)
-            except (Throttled, InvalidRequest, Unauthorized) as error:
+            except OutcomeUnknown:
+                raise  # a repeat finds by the tag what the parts before have made
+            except ProviderError as error:
                 if not state.made and not state.refusals:
                     raise
                 state.refusals += [Refusal(offering=one, error=error) for one in part.offerings]
@@ -291,12 +293,13 @@ class AwsLauncher:
                 state.refusals.append(Refusal(offering=offering, error=error))
                 continue
             for instance in answer["Instances"]:
-                self._note(ProviderId(instance["InstanceId"]), offering, state)
+                request_id = instance.get("SpotInstanceRequestId", "")
+                self._note(ProviderId(instance["InstanceId"]), offering, state, spot_request=request_id)
 
     # ------------------------------------------------------------------ parts of it
 
-    def _note(self, id_: ProviderId, offering: Offering, state: _Launch) -> None:
-        self._machines.note_launched(id_, offering.capacity_pool.region)
+    def _note(self, id_: ProviderId, offering: Offering, state: _Launch, *, spot_request: str = "") -> None:
+        self._machines.note_launched(id_, offering.capacity_pool.region, spot_request=spot_request)
         batch = state.batch
         state.made[id_] = CloudInstance(
             provider=self._settings.name,

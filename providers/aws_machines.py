@@ -71,6 +71,8 @@ class AwsMachines:
         self._deployment = deployment
         self._clock = clock
         self._regions: dict[ProviderId, str] = {}
+        self._launched: dict[ProviderId, datetime] = {}
+        """When those that no listing showed yet were launched."""
         self._spot_requests: dict[ProviderId, str] = {}
         self._sizes: dict[str, int] = {}
         self._ended: set[ProviderId] = set()
@@ -87,8 +89,12 @@ class AwsMachines:
         """They were asked to end: nobody proves to be one of them any more."""
         self._ended.update(id_ for id_ in ids if id_ in self._regions)
 
-    def note_launched(self, provider_id: ProviderId, region: str) -> None:
+    def note_launched(self, provider_id: ProviderId, region: str, *, spot_request: str = "") -> None:
+        """`spot_request`: of one that can be stopped, which lives on until it is cancelled."""
         self._regions[provider_id] = region
+        self._launched[provider_id] = self._clock.now()
+        if spot_request:
+            self._spot_requests[provider_id] = spot_request
 
     def region_of(self, provider_id: ProviderId) -> str | None:
         return self._regions.get(provider_id)
@@ -102,12 +108,14 @@ class AwsMachines:
         await self._catalog.load_prices()
         found = await asyncio.gather(*(self._list_region(region) for region in self._settings.regions))
         machines = [machine for one in found for machine in one]
-        alive = {machine.provider_id for machine in machines}
-        recent = {id_: region for id_, region in self._regions.items() if id_ in alive}
-        self._spot_requests = {id_: one for id_, one in self._spot_requests.items() if id_ in alive}
-        # A machine that was just launched may not be listed yet; forgetting it would only cost a look-up.
-        self._regions = recent
-        self._ended &= recent.keys()
+        # A machine that was launched while we listed, or that EC2 does not show yet, is ours all the same: a notice for
+        # it must not be taken for a stranger's.
+        since, shown = self._clock.now() - _SHOWN_AFTER, {machine.provider_id for machine in machines}
+        self._launched = {id_: at for id_, at in self._launched.items() if at > since and id_ not in shown}
+        known = shown | self._launched.keys()
+        self._regions = {id_: region for id_, region in self._regions.items() if id_ in known}
+        self._spot_requests = {id_: one for id_, one in self._spot_requests.items() if id_ in known}
+        self._ended &= known
         self._has_listed = True
         return machines
 

@@ -1,15 +1,19 @@
 """Ending, stopping, starting and reclaiming machines on AWS.
 
-A persistent spot request that is not cancelled launches another machine when its own ends: it is cancelled first. One
-unknown id fails a whole call: it is cut out and the rest repeated.
+A persistent spot request that is not cancelled launches another machine when its own ends: it is cancelled first, and
+as soon as a listing shows that its machine ended in another way. One unknown id fails a whole call: it is cut out and
+the rest repeated.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import structlog
+
 from autoscaler.spi import (
     CapacityType,
     CapacityUnavailable,
+    CloudInstance,
     InvalidRequest,
     MachineState,
     ProviderError,
@@ -21,6 +25,8 @@ from providers.aws_errors import Context, NotFound, bad_ids
 from providers.aws_machines import AwsMachines
 from providers.aws_settings import AwsSettings
 
+_log = structlog.get_logger(__name__)
+
 _AT_ONCE = 500
 _LOST_IDS = 5
 """How often unknown ids are cut out of one call; each time at least one goes."""
@@ -31,6 +37,8 @@ class AwsPower:
         self._settings = settings
         self._clients = clients
         self._machines = machines
+        self._cancelled: set[ProviderId] = set()
+        """Machines whose spot requests launch no others."""
 
     async def terminate(self, ids: Sequence[ProviderId]) -> None:
         """Only what carries our tag: ids come from our rows and listings, and the policy allows no other."""
@@ -45,19 +53,20 @@ class AwsPower:
             await self._each_batch(region, members, "stop", "ec2:StopInstances", "stop_instances")
 
     async def start(self, ids: Sequence[ProviderId]) -> Mapping[ProviderId, ProviderError]:
-        """One by one where a batch is refused: EC2 refuses all of a call for one capacity pool."""
+        """One by one where a batch is refused: EC2 refuses all of a call for one capacity pool, or for one machine that
+        cannot be started."""
         failed: dict[ProviderId, ProviderError] = {}
         for region, members in self._machines.by_region(await self._ours(ids)).items():
             try:
                 await self._each_batch(region, members, "start", "ec2:StartInstances", "start_instances")
-            except (CapacityUnavailable, QuotaExceeded) as error:
+            except (CapacityUnavailable, QuotaExceeded, InvalidRequest) as error:
                 if len(members) == 1:
                     failed[members[0]] = error
                     continue
                 for id_ in members:
                     try:
                         await self._each_batch(region, [id_], "start", "ec2:StartInstances", "start_instances")
-                    except (CapacityUnavailable, QuotaExceeded) as single:
+                    except (CapacityUnavailable, QuotaExceeded, InvalidRequest) as single:
                         failed[id_] = single
         return failed
 
@@ -71,6 +80,22 @@ class AwsPower:
         others = [one.provider_id for one in living if one.capacity_pool.capacity_type is CapacityType.ON_DEMAND]
         if others:
             await self.terminate(others)
+
+    async def settle(self, machines: Sequence[CloudInstance]) -> None:
+        """Cancel the spot requests of machines that ended without us: they would launch others. Failures are for the
+        next listing."""
+        self._cancelled &= {machine.provider_id for machine in machines}
+        ended = [
+            machine.provider_id
+            for machine in machines
+            if machine.state in (MachineState.TERMINATING, MachineState.TERMINATED)
+            and machine.provider_id not in self._cancelled
+        ]
+        for region, members in self._machines.by_region(ended).items():
+            try:
+                await self._cancel_requests(region, members)
+            except ProviderError as error:
+                _log.warning("spot_requests_not_cancelled", provider=self._settings.name, error=str(error))
 
     async def _ours(self, ids: Sequence[ProviderId]) -> list[ProviderId]:
         """Ids of another deployment's machines, and ones that were never EC2's, are left alone."""
@@ -95,6 +120,7 @@ class AwsPower:
                 await self._clients.write(cancel, context)
             except NotFound:
                 continue  # closed ones are forgotten after a while, and launch nothing any more
+        self._cancelled.update(ids)
 
     async def _each_batch(
         self, region: str, ids: Sequence[ProviderId], verb: str, permission: str, method: str
