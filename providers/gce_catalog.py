@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import structlog
@@ -22,7 +23,7 @@ _log = structlog.get_logger(__name__)
 
 _FRESH = timedelta(hours=24)
 _AFTER_FAILURE = timedelta(minutes=5)
-_LOAD_S = 120.0
+_LISTING = Context(doing="list machine types", permission="compute.machineTypes.list", family="lists")
 _ARCHITECTURES = {"ARM64": "arm64", "X86_64": "x86_64"}
 _GONE = frozenset({"OBSOLETE", "DELETED"})
 
@@ -53,6 +54,7 @@ class GceCatalog:
         self._clock = clock
         self._loading = asyncio.Lock()
         self._catalogue: Catalogue | None = None
+        self._types_in: dict[str, tuple[datetime, tuple[MachineType, ...]]] = {}
         self._not_before: datetime | None = None
 
     async def offerings(self, shape: Shape) -> Sequence[Offering]:
@@ -74,36 +76,43 @@ class GceCatalog:
             now, last = self._clock.now(), self._catalogue
             if last is not None and (now - last.loaded_at < _FRESH or (self._not_before or now) > now):
                 return last
-            context = Context(doing="list machine types", permission="compute.machineTypes.list", family="lists")
             try:
-                zones, types = await self._clients.read(self._read, context, timeout_s=_LOAD_S)
+                self._catalogue = await self._read(now)
             except ProviderError as error:
                 if last is None:
                     raise
                 self._not_before = now + _AFTER_FAILURE
                 _log.warning("catalogue_not_loaded", provider=self._settings.name, error=str(error))
                 return last
-            self._catalogue = Catalogue(zones=zones, types=types, loaded_at=now)
-            _log.info("catalogue_loaded", provider=self._settings.name, zones=len(zones), types=len(types))
             return self._catalogue
 
-    def _read(self, sdk: Sdk) -> tuple[frozenset[str], tuple[MachineType, ...]]:
-        zones = frozenset(
+    async def _read(self, now: datetime) -> Catalogue:
+        """Zone by zone: what was read before a failure is not read again."""
+        zones = await self._clients.read(self._read_zones, _LISTING)
+        for zone in sorted(zones):
+            read_at, _ = self._types_in.get(zone, (None, ()))
+            if self._settings.uses_zone(zone) and (read_at is None or now - read_at >= _FRESH):
+                self._types_in[zone] = now, await self._clients.read(partial(self._read_types, zone), _LISTING)
+        types = tuple(one for zone in sorted(zones) for one in self._types_in.get(zone, (now, ()))[1])
+        _log.info("catalogue_loaded", provider=self._settings.name, zones=len(zones), types=len(types))
+        return Catalogue(zones=zones, types=types, loaded_at=now)
+
+    def _read_zones(self, sdk: Sdk) -> frozenset[str]:
+        return frozenset(
             item["name"]
             for page in sdk.pages("zones")
             for item in page.get("items", ())
             if region_of(item["name"]) in self._settings.regions and item.get("status", "UP") == "UP"
         )
-        types = tuple(
+
+    def _read_types(self, zone: str, sdk: Sdk) -> tuple[MachineType, ...]:
+        return tuple(
             parsed
-            for zone in sorted(zones)
-            if self._settings.uses_zone(zone)
             for page in sdk.pages(f"zones/{zone}/machineTypes")
             for item in page.get("items", ())
             if item["name"] in self._settings.priced_types
             if (parsed := _parse(item, zone)) is not None
         )
-        return zones, types
 
     def _offerings_of(self, machine_type: MachineType) -> list[Offering]:
         region, name = region_of(machine_type.zone), machine_type.name

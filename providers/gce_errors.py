@@ -31,7 +31,7 @@ from autoscaler.spi import (
 
 _log = structlog.get_logger(__name__)
 
-THROTTLED_S = 5.0
+THROTTLED_S = 2.0
 """Rates are counted by the minute; nothing in the answer says when to come again unless Retry-After does."""
 
 

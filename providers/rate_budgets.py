@@ -2,7 +2,7 @@
 
 Each family has a bucket of its own, so that listing and cleaning up never starve launching. A call waits where its
 turn comes soon and is refused as `Throttled` where it does not, before the cloud has to. When the cloud throttles
-anyway (the account is shared, or its limits are lower than documented) the believed rate of that family is halved,
+anyway (the account is shared, or its limits are lower than documented) the believed budget of that family is halved,
 down to a sixteenth, and doubles again with each quiet minute.
 """
 
@@ -79,7 +79,7 @@ class _Believed:
         """Takes and returns 0.0, or takes nothing and returns the seconds until it could."""
         self._adapt(now)
         reserve = self.family.reserve if can_wait else 0.0
-        needed = min(cost + reserve, self.family.limit)
+        needed = min(cost + reserve, self.bucket.capacity)
         wait_s = self.bucket.wait_s(needed, now)
         if wait_s <= 0:
             self.bucket.take(min(cost, needed), now)
@@ -89,15 +89,19 @@ class _Believed:
         self._adapt(now)
         self.share = max(_LEAST_SHARE, self.share / 2)
         self.share_since = now
-        self.bucket.refill_per_s = self.family.refill_per_s * self.share
-        self.bucket.take(self.bucket.level(now), now)
+        self._believe()
+        self.bucket.level(now)  # no more than it holds from now on
         self.bucket.block(retry_after_s, now)
+
+    def _believe(self) -> None:
+        self.bucket.refill_per_s = self.family.refill_per_s * self.share
+        self.bucket.capacity = max(1.0, self.family.limit * self.share)
 
     def shown(self, name: str, now: float) -> RateBudget:
         self._adapt(now)
         return RateBudget(
             family=name,
-            limit=self.family.limit,
+            limit=self.bucket.capacity,
             remaining=self.bucket.level(now),
             refill_per_s=self.bucket.refill_per_s,
         )
@@ -108,4 +112,4 @@ class _Believed:
         if self.share < 1:
             self.share = min(1.0, self.share * 2 ** ((now - self.share_since) / _DOUBLES_IN_S))
             self.share_since = now
-            self.bucket.refill_per_s = self.family.refill_per_s * self.share
+            self._believe()

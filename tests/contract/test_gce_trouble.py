@@ -453,3 +453,31 @@ def place_name(machine: CloudInstance) -> str:
     place = place_of(machine.provider_id)
     assert place is not None
     return place.name
+
+
+# ------------------------------------------------------------------ what is offered
+
+
+async def test_what_was_read_of_the_catalogue_is_not_read_again_after_a_failure(site: GceSite) -> None:
+    provider = site.provider()
+    site.faults.internal_error = 0.5
+
+    failures: list[ProviderError] = []
+
+    async def offered() -> Sequence[Offering]:
+        try:
+            return await provider.offerings(Shape())
+        except ProviderError as error:
+            failures.append(error)
+            return ()
+
+    await until(offered, timeout_s=60)
+    assert failures
+    answered = [call.resource for call in site.face.calls if call.method == "machineTypes.list"]
+    assert len(answered) == 3
+
+
+async def test_a_zone_that_is_down_is_not_offered(site: GceSite) -> None:
+    site.face.catalogue.down.add(ZONES[0])
+    zones = {one.capacity_pool.zone for one in await site.provider().offerings(Shape())}
+    assert zones == {ZONES[1], ZONES[2]}

@@ -69,6 +69,7 @@ async def test_a_throttle_halves_the_rate_and_holds_the_family_back() -> None:
     made.throttled("launches", 30)
     assert rate(made, "launches") == pytest.approx(1)
     assert rate(made, "lists") == 2
+    assert next(one.limit for one in made.budgets() if one.family == "launches") == 5
     with pytest.raises(Throttled) as refused:
         await made.take("launches")
     assert refused.value.retry_after_s == pytest.approx(30)
