@@ -153,6 +153,8 @@ class LiveRows:
             # What its machine cost was for nothing, unless the job turns out to have succeeded.
             was_for_nothing = to_state in (JobState.LOST, JobState.REQUEUED, JobState.ABANDONED, JobState.QUEUED)
             self._buffer.job_uses[job.instance] = Use.LOST if was_for_nothing else Use.JOB
+            if (machine := self.instances.get(job.instance)) is not None:
+                self.amend(machine, is_job_lost=was_for_nothing)
         return self._save_job(replace(move_job(job, to_state), **fields))
 
     def add_instance(self, instance: Instance, *, cause: str) -> Instance:
@@ -193,7 +195,7 @@ class LiveRows:
         lines = cost_lines(ended, self._traits.get(ended.provider, _NO_TRAITS), now)
         self._buffer.costs.extend(lines)
         job = self.jobs.get(ended.job) if ended.job is not None else None
-        is_lost = job is not None and job.state is JobState.LOST
+        is_lost = ended.is_job_lost or (job is not None and job.state is JobState.LOST)
         if is_lost:
             self._buffer.job_uses[ended.id] = Use.LOST
         self.billed.extend(replace(line, use=Use.LOST) if is_lost and line.use is Use.JOB else line for line in lines)

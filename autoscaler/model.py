@@ -192,6 +192,8 @@ class Instance:
     job_us: int = 0
     stopped_us: int = 0
     """Microseconds in the states it has left, by what they are charged to (see `money`)."""
+    is_job_lost: bool = False
+    """Its job was lost while it still lived: what it cost was for nothing, whatever became of the job's row since."""
 
     @property
     def runner(self) -> RunnerRef | None:

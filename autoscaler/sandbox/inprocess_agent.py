@@ -12,7 +12,7 @@ import hashlib
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from autoscaler.sandbox.github_model import GitHubError
 from autoscaler.sandbox.gitlab_model import GitLabRefusal, Offer
@@ -31,6 +31,7 @@ CALL_S = 10.0
 BATCH = 16
 STOPPED = "stopped by its agent"
 """Why a runner's task is cancelled when it may still speak; without it the machine lost its power."""
+RECLAIMED = "stopped by its agent for a reclaim"
 _POLL_S = 1.0
 _RENEW_S = 60.0
 
@@ -106,6 +107,7 @@ class Agent:
         self._is_job_completed = False
         self._max_job_runtime_s = float("inf")
         self._end_after_job = ""
+        self._stop_at = self._reclaim_at = float("inf")
         self.runner_name = ""
         """Set once an assignment arrived."""
 
@@ -148,12 +150,25 @@ class Agent:
             case "runner_exited":
                 self._report_exit(value)
                 return "job_done" if self._job_started_at is not None else self._end_after_job or "runner_failed"
+            case "notice":
+                return self._take_notice(value)
             case "end":
                 if not self.runs_job:
                     return str(value)
                 # The daemon decided before it knew of the job: let it finish.
                 self._end_after_job = str(value)
         return ""
+
+    def warn(self, reclaim_at: float) -> None:
+        """Its host tells that the machine will be taken, at epoch seconds."""
+        self._put("notice", reclaim_at)
+
+    def _take_notice(self, reclaim_at: float) -> str:
+        self._report("notice", reclaim_at=f"{reclaim_at:.3f}", source="host")
+        left_s = max(0.0, reclaim_at - self._clock.now().timestamp())
+        self._reclaim_at = self._clock.monotonic() + left_s
+        self._stop_at = self._reclaim_at - min(self._boot.stop_grace_s, left_s / 2)
+        return "" if self.runs_job else "reclaimed"
 
     def _start(self, assignment: Mapping[str, Any]) -> None:
         self._report("assignment_received")
@@ -182,7 +197,7 @@ class Agent:
     # ------------------------------------------------------------------ the end
 
     def _limits(self) -> list[tuple[float, str]]:
-        limits = [(self._born + self._boot.max_lifetime_s, "max_runtime")]
+        limits = [(self._stop_at, "reclaimed"), (self._born + self._boot.max_lifetime_s, "max_runtime")]
         if self.runs_job and self._job_started_at is not None:
             limits.append((self._job_started_at + self._max_job_runtime_s, "max_runtime"))
         if not self._session.instance:
@@ -201,7 +216,8 @@ class Agent:
     async def _end(self, cause: str) -> None:
         if self._runner is not None:
             runner = self._runner
-            runner.cancel(STOPPED)
+            self._report("runner_stopping", cause=cause)
+            runner.cancel(RECLAIMED if cause == "reclaimed" else STOPPED)
             await asyncio.wait({runner}, timeout=self._boot.stop_grace_s)
             self._report_exit(143)
         self._report("ending", cause=cause)
@@ -324,8 +340,11 @@ class Agent:
             self._put("end", "not_needed")
 
 
-def github_program(site: GitHubSite, dice: random.Random, *, took: Callable[[int], None]) -> RunnerProgram:
-    """`run.sh --jitconfig` as a task: connect, poll, run one job, leave. `took` hears the id of the job."""
+def github_program(
+    site: GitHubSite, dice: random.Random, *, took: Callable[[int], None], cut: Callable[[int], None]
+) -> RunnerProgram:
+    """`run.sh --jitconfig` as a task: connect, poll, run one job, leave. `took` hears the id of the job, `cut` that of
+    one that was ended for a reclaim."""
 
     async def run(secret: str, _: Mapping[str, str], told: Told) -> int:
         world = site.world
@@ -355,9 +374,14 @@ def github_program(site: GitHubSite, dice: random.Random, *, took: Callable[[int
             site.settle()
         except GitHubError:
             return 1  # The registration is gone, or the job is no longer ours.
-        except asyncio.CancelledError as cut:
-            if cut.args == (STOPPED,):
-                _leave_github(site, runner_id)
+        except asyncio.CancelledError as why:
+            if why.args in ((STOPPED,), (RECLAIMED,)):
+                # What a graceful end comes to differs by what the job was doing.
+                is_reclaim = why.args == (RECLAIMED,)
+                if is_reclaim and (held := site.world.runner(runner_id).job_id) is not None:
+                    cut(held)
+                is_failed = not is_reclaim or dice.random() < 0.5
+                _leave_github(site, runner_id, "failure" if is_failed else "cancelled")
             raise
         await site.clock.sleep(dice.uniform(0.1, 0.5))
         return 0
@@ -365,17 +389,19 @@ def github_program(site: GitHubSite, dice: random.Random, *, took: Callable[[int
     return run
 
 
-def _leave_github(site: GitHubSite, runner_id: int) -> None:
-    """A runner that was told to stop: it fails its job, or closes its session."""
+def _leave_github(site: GitHubSite, runner_id: int, conclusion: Literal["failure", "cancelled"]) -> None:
+    """A runner that was told to stop: it ends its job, or closes its session."""
     with contextlib.suppress(GitHubError):
         if site.world.runner(runner_id).busy:
-            site.world.complete(runner_id, "failure", site.now)
+            site.world.complete(runner_id, conclusion, site.now)
         else:
             site.world.disconnect(runner_id, site.now)
     site.settle()
 
 
-def gitlab_program(site: GitLabSite, dice: random.Random, *, took: Callable[[int], None]) -> RunnerProgram:
+def gitlab_program(
+    site: GitLabSite, dice: random.Random, *, took: Callable[[int], None], cut: Callable[[int], None]
+) -> RunnerProgram:
     """`gitlab-runner run-single --max-builds 1` as a task: ask, confirm, touch, report the end."""
 
     async def run(secret: str, _: Mapping[str, str], told: Told) -> int:
@@ -391,8 +417,10 @@ def gitlab_program(site: GitLabSite, dice: random.Random, *, took: Callable[[int
             told("job_started")
             try:
                 state = await _work(site, offer)
-            except asyncio.CancelledError as cut:
-                if cut.args == (STOPPED,):
+            except asyncio.CancelledError as why:
+                if why.args == (RECLAIMED,):
+                    cut(offer.job_id)
+                if why.args in ((STOPPED,), (RECLAIMED,)):
                     site.world.update_job(offer.token, "failed", site.now, failure_reason="runner_system_failure")
                     site.settle()
                 raise

@@ -7,10 +7,11 @@ A machine proves itself as a local one does: an HMAC over its id, the time and t
 its own.
 """
 
+import asyncio
 import hashlib
 import hmac
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -31,6 +32,9 @@ from autoscaler.spi import (
     ProviderId,
     ProviderName,
 )
+
+
+HIDDEN_S = 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +73,9 @@ class CloudWorld:
         self._launched: dict[ProviderId, Launched] = {}
         self._seed = seed
         self._ids = itertools.count(1)
+        self._receipts = itertools.count(1)
         self._notices: dict[str, Notice] = {}
+        self._hidden: dict[str, float] = {}
 
     @property
     def machines(self) -> dict[ProviderId, Launched]:
@@ -137,12 +143,12 @@ class CloudWorld:
     # ------------------------------------------------------------------ notices
 
     def note(self, event: Event) -> None:
-        """Keep what the cloud says of a machine until its deployment has it."""
+        """Keep what the cloud says of a machine until its deployment has it. Said again, it is another message."""
         machine = event.machine
         kind = {Happening.WARNED: NoticeKind.RECLAIM, Happening.REBALANCE: NoticeKind.REBALANCE}.get(event.kind)
         if kind is None:
             return
-        receipt = f"{machine.id}/{machine.life}/{kind}"
+        receipt = f"{machine.id}/{machine.life}/{kind}/{next(self._receipts)}"
         self._notices[receipt] = Notice(
             provider_id=ProviderId(machine.id),
             kind=kind,
@@ -152,22 +158,35 @@ class CloudWorld:
             noticed_at=datetime.fromtimestamp(event.at, UTC),
         )
 
-    def notices(self, deployment: str, provider: ProviderName) -> list[Notice]:
-        """Those not yet acknowledged, oldest first."""
+    def notices(self, deployment: str, provider: ProviderName, now: float) -> list[Notice]:
+        """Those not yet acknowledged and not handed out lately, oldest first."""
         return [
             notice
             for notice in self._notices.values()
-            if (launched := self._launched.get(notice.provider_id)) is not None
+            if self._hidden.get(notice.receipt, now) <= now
+            and (launched := self._launched.get(notice.provider_id)) is not None
             and (launched.deployment, launched.provider) == (deployment, provider)
         ]
+
+    def hand_out(self, deployment: str, provider: ProviderName, now: float) -> list[Notice]:
+        """The same, which come again unless they are acknowledged in time."""
+        found = self.notices(deployment, provider, now)
+        self._hidden.update((notice.receipt, now + HIDDEN_S) for notice in found)
+        return found
 
     def forget(self, notices: Iterable[Notice]) -> None:
         for notice in notices:
             self._notices.pop(notice.receipt, None)
+            self._hidden.pop(notice.receipt, None)
+
+    @property
+    def has_notices(self) -> bool:
+        return bool(self._notices)
 
 
 class Cloud:
-    """A world on a clock. `booted` starts what runs on a machine, `gone` ends it at once."""
+    """A world on a clock. `booted` starts what runs on a machine, `gone` ends it at once. `warned` tells it of a
+    reclaim, and says after how many seconds each copy of the message about it is in the queue."""
 
     def __init__(
         self,
@@ -176,11 +195,13 @@ class Cloud:
         *,
         booted: Callable[[Launched], None] = lambda _: None,
         gone: Callable[[Launched], None] = lambda _: None,
+        warned: Callable[[Launched], Sequence[float]] = lambda _: (0.0,),
     ) -> None:
         self.world = world
         self.clock = clock
         self._booted = booted
         self._gone = gone
+        self._warned = warned
         self._driver = CloudDriver(world.account, clock=lambda: clock.now().timestamp())
         self._driver.listen(self._hear)
 
@@ -193,8 +214,12 @@ class Cloud:
         self._driver.settle()
 
     def _hear(self, event: Event) -> None:
-        self.world.note(event)
         launched = self.world.machine(ProviderId(event.machine.id))
+        if launched is not None and event.kind is Happening.WARNED:
+            for delay_s in self._warned(launched):
+                asyncio.get_running_loop().call_later(delay_s, self.world.note, event)
+        else:
+            self.world.note(event)
         if launched is not None and event.kind is Happening.BOOTED:
             self._booted(launched)
         elif launched is not None and event.kind is Happening.POWER_LOST:
@@ -214,9 +239,9 @@ class Cloud:
         self.world.account.fail(id_, self.now, reason)
         self.settle()
 
-    def reclaim(self, id_: ProviderId) -> None:
-        """The cloud takes it back, with its usual notice."""
-        self.world.account.reclaim(id_, self.now)
+    def reclaim(self, id_: ProviderId, *, notice_s: float | None = None) -> None:
+        """The cloud takes it back, with its usual notice or the given one; 0.0: without a word."""
+        self.world.account.reclaim(id_, self.now, notice_s=notice_s)
         self.settle()
 
     def stop(self) -> None:

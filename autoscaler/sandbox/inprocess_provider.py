@@ -22,6 +22,7 @@ from autoscaler.spi import (
     LaunchBatch,
     LaunchResult,
     Notice,
+    NoticeKind,
     Offering,
     OutcomeUnknown,
     ProviderError,
@@ -42,7 +43,7 @@ _R = TypeVar("_R")
 class InProcessProvider:
     """`spi.Provider` over a cloud, for one deployment. `road` carries its calls.
 
-    `on_launch` and `on_terminate` hear of each effect at the moment it happens, for invariants.
+    `on_launch`, `on_terminate` and `on_acknowledge` hear of each effect at the moment it happens, for invariants.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class InProcessProvider:
         road: Road | None = None,
         on_launch: Callable[[LaunchBatch, Sequence[Launched]], None] = lambda _batch, _made: None,
         on_terminate: Callable[[Launched], None] = lambda _: None,
+        on_acknowledge: Callable[[Launched], None] = lambda _: None,
     ) -> None:
         self._cloud = cloud
         self._world = cloud.world
@@ -62,6 +64,7 @@ class InProcessProvider:
         self._road = road or ClearRoad()
         self._on_launch = on_launch
         self._on_terminate = on_terminate
+        self._on_acknowledge = on_acknowledge
 
     @property
     def name(self) -> ProviderName:
@@ -142,12 +145,19 @@ class InProcessProvider:
 
     async def notices(self) -> Sequence[Notice]:
         """At once what there is; only what there is travels."""
-        if not self._world.notices(self._deployment, self._name):
+        if not self._world.notices(self._deployment, self._name, self._cloud.now):
             return ()
-        return await self._call("notices", lambda: self._world.notices(self._deployment, self._name))
+        return await self._call(
+            "notices", lambda: self._world.hand_out(self._deployment, self._name, self._cloud.now)
+        )
 
     async def ack(self, notices: Sequence[Notice]) -> None:
-        await self._call("ack", lambda: self._world.forget(notices))
+        def forget() -> None:
+            for launched in self._ours([notice.provider_id for notice in notices if notice.kind is NoticeKind.RECLAIM]):
+                self._on_acknowledge(launched)
+            self._world.forget(notices)
+
+        await self._call("ack", forget)
 
     async def interrupt(self, ids: Sequence[ProviderId]) -> None:
         def take() -> None:

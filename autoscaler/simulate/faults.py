@@ -18,7 +18,9 @@ class FaultRates:
 
     `request_lost` .. `silent` are shares of calls of any forge or provider, `listing_failed` of listings on top.
     `outages` are (target, from, to); while one lasts, every call of that target is lost. `store_outages` likewise.
-    `deaths` is the share of machines that die by themselves at a random time; `crashes` how often the daemon is
+    `deaths` is the share of machines that die by themselves at a random time, `reclaims` of those that the cloud takes:
+    `no_notice` of these without a word; of the others `agent_deaf` agents hear nothing, and messages are lost, late or
+    doubled. `crashes` is how often the daemon is
     killed. `latency` is what one way of a call takes at least and at most, `store_latency` what a commit takes.
     """
 
@@ -37,6 +39,12 @@ class FaultRates:
     silent_boot: float = 0.0
     refused: float = 0.0
     deaths: float = 0.0
+    reclaims: float = 0.0
+    no_notice: float = 0.0
+    agent_deaf: float = 0.0
+    message_lost: float = 0.0
+    message_late: float = 0.0
+    message_doubled: float = 0.0
     shown_late_s: float = 0.0
     crashes: int = 0
     outages: tuple[tuple[str, float, float], ...] = ()
@@ -58,6 +66,12 @@ _WORST = FaultRates(
     silent_boot=0.15,
     refused=0.3,
     deaths=0.25,
+    reclaims=0.5,
+    no_notice=0.6,
+    agent_deaf=0.5,
+    message_lost=0.6,
+    message_late=0.5,
+    message_doubled=0.5,
     shown_late_s=6.0,
 )
 
@@ -168,6 +182,19 @@ class Faults:
     def store_is_out(self) -> bool:
         now = self.now()
         return not self.is_over and any(start <= now < end for start, end in self.rates.store_outages)
+
+    def message_delays(self, label: str) -> list[float]:
+        """After how many seconds each copy of a cloud's message arrives; none where it is lost."""
+        rates, dice = self.rates, self.dice("messages/when")
+        usual, late, doubled = dice.uniform(0.1, 2), dice.uniform(2, 60), dice.uniform(0.1, 30)
+        if self.strikes("messages/lost", rates.message_lost):
+            self.note(f"message lost: {label}")
+            return []
+        delays = [late if self.strikes("messages/late", rates.message_late) else usual]
+        if self.strikes("messages/doubled", rates.message_doubled):
+            delays.append(delays[0] + doubled)
+        self.note(f"message after {delays}: {label}")
+        return delays
 
     # ------------------------------------------------------------------ webhooks
 

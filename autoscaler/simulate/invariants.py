@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from autoscaler.model import EndReason, Instance, InstanceState, Job, JobId, JobState, Rules
 from autoscaler.sandbox.inprocess_cloud import Launched
 from autoscaler.spi import CapacityType, InstanceId, LaunchBatch
-from autoscaler.states import INSTANCE_MOVES, JOB_MOVES, is_live
+from autoscaler.states import INSTANCE_MOVES, JOB_MOVES, is_live, is_live_job
 from autoscaler.store.memory import MemoryDisk
 
 _MAY_END_BUSY = frozenset({EndReason.MAX_RUNTIME, EndReason.OPERATOR, EndReason.CHAOS})
@@ -132,6 +132,10 @@ class Watch:
         self._moves_seen[row.id] = len(moves)
         if moves and moves[-1].to_state is not row.state:
             self.violated(f"instance {row.id} is {row.state} but its history ends with {moves[-1].to_state}")
+        if row.state is InstanceState.DRAINING and row.id not in self.disk.interruptions:
+            self.violated(f"instance {row.id} drains and no interruption is on record")
+        if row.ending is EndReason.INTERRUPTED and row.id not in self.disk.interruptions:
+            self.violated(f"instance {row.id} ended as interrupted and no interruption is on record")
         if row.job is not None and self._served.setdefault(row.id, row.job) != row.job:
             self.violated(f"instance {row.id} served {self._served[row.id]} and now {row.job}")
         if is_live(row):
@@ -179,7 +183,21 @@ class Watch:
             ending = f"{row.id} {row.state} {row.ending}" if row is not None else "no row"
             self.violated(f"machine {machine.provider_id} ({ending}) is terminated while its forge says it runs {job}")
 
+    def acknowledged(self, machine: Launched) -> None:
+        """A notice of a reclaim is about to be forgotten by the cloud: what it said must be durable."""
+        rows = [row for row in self.disk.instances.values() if row.provider_id == machine.provider_id]
+        for row in rows:
+            is_over = row.job is not None and row.job not in self._live_jobs()
+            is_going = row.state in (InstanceState.TERMINATING, InstanceState.TERMINATED)
+            if row.id not in self.disk.interruptions and not is_over and not is_going:
+                self.violated(f"the notice of {row.id} ({row.state}) was acknowledged and nothing of it is durable")
+
+    def _live_jobs(self) -> set[JobId]:
+        return {job.id for job in self.disk.jobs.values() if is_live_job(job)}
+
     def _may_end_busy(self, row: Instance) -> bool:
+        if row.ending is EndReason.INTERRUPTED:
+            return row.id in self.disk.interruptions
         if row.ending is not EndReason.MAX_RUNTIME:
             return row.ending in _MAY_END_BUSY
         pool = self._rules().pools.get(row.pool)
@@ -198,6 +216,11 @@ class Watch:
             counts[row.pool] += 1
             if row.state not in (InstanceState.READY, InstanceState.IDLE):
                 found.append(f"instance {id_} is {row.state}")
+        found += [
+            f"the interruption of {one.instance} is open"
+            for one in self.disk.interruptions.values()
+            if one.ended_at is None and one.instance not in self._live
+        ]
         for pool, count in counts.items():
             if count > mins.get(pool, 0):
                 found.append(f"pool {pool} keeps {count} instances, min is {mins.get(pool, 0)}")

@@ -1,5 +1,6 @@
 """When a simulated day is at rest, and whether what became of its jobs is explained."""
 
+from collections.abc import Mapping
 from datetime import timedelta
 from itertools import pairwise
 
@@ -51,10 +52,9 @@ def _unexplained(stage: Stage) -> list[str]:
             found.append(f"github job {record.key} of run {record.run_id} has not ended")
             continue
         newest = stage.github.world.jobs[record.job_ids[-1]]
-        if newest.conclusion == "failure" and not newest.spec.fails:
-            found += _excuse(
-                stage, rows.get(job_id(GITHUB, str(newest.id))), f"github job {newest.id} {newest.spec.name}"
-            )
+        is_cut = newest.conclusion == "cancelled" and f"{GITHUB}:{newest.id}" in stage.cut
+        if is_cut or (newest.conclusion == "failure" and not newest.spec.fails):
+            found += _excuse(stage, rows, job_id(GITHUB, str(newest.id)), f"github job {newest.id} {newest.spec.name}")
     for outcome in stage.gitlab.world.outcomes():
         if outcome.finished_at is None and outcome.status != "skipped":
             found.append(f"gitlab job {outcome.job_ids[-1]} is {outcome.status}")
@@ -63,9 +63,7 @@ def _unexplained(stage: Stage) -> list[str]:
         if last.id in stage.cancelled:
             continue
         if last.status in ("failed", "canceled") and not last.spec.fails:
-            found += _excuse(
-                stage, rows.get(job_id(GITLAB, str(last.id))), f"gitlab job {last.id} {last.failure_reason}"
-            )
+            found += _excuse(stage, rows, job_id(GITLAB, str(last.id)), f"gitlab job {last.id} {last.failure_reason}")
     return found
 
 
@@ -95,7 +93,10 @@ def _unasked(stage: Stage) -> list[str]:
     return found
 
 
-def _excuse(stage: Stage, row: Job | None, what: str) -> list[str]:
+def _excuse(stage: Stage, rows: Mapping[JobId, Job], id_: JobId, what: str) -> list[str]:
+    row = rows.get(id_)
+    if row is None and id_ in stage.cut:
+        return []  # no webhook of it arrived, and before a listing could show it, its agent ended it for a reclaim
     if row is not None and row.state is JobState.ABANDONED and row.reason:
         return []
     if row is not None and (row.reason.startswith("max_runtime") or _ran_too_long(stage, row)):

@@ -76,6 +76,8 @@ class Stage:
         self.daemons: list[Daemon] = []
         self.agents: dict[ProviderId, Agent] = {}
         self.took: dict[ProviderId, list[str]] = {}
+        self.cut: set[str] = set()
+        """Jobs that an agent ended for a reclaim, as "gh:4711"."""
         self.cancelled: set[int] = set()
         """GitLab jobs that a person cancelled."""
         self.run_again: set[tuple[int, int]] = set()
@@ -160,6 +162,7 @@ class Stage:
             road=self.faults,
             on_launch=launched,
             on_terminate=watch.terminating,
+            on_acknowledge=watch.acknowledged,
         )
         return forges, {LOCAL: provider}
 
@@ -197,8 +200,8 @@ class Stage:
             clock=self.clock,
             evidence=lambda claim: evidence_of(machine, claim, self.clock.now().timestamp()),
             programs={
-                "github": github_program(self.github, dice, took=took(GITHUB)),
-                "gitlab": gitlab_program(self.gitlab, dice, took=took(GITLAB)),
+                "github": github_program(self.github, dice, took=took(GITHUB), cut=self._cut_at(GITHUB)),
+                "gitlab": gitlab_program(self.gitlab, dice, took=took(GITLAB), cut=self._cut_at(GITLAB)),
             },
             dice=dice,
         )
@@ -207,6 +210,11 @@ class Stage:
         self._lives[machine.provider_id] = self._spawn(self._live(machine, agent))
         if self.faults.strikes("machines/die", self.faults.rates.deaths):
             self.die_later(machine.provider_id, self._machine_faults.uniform(0.5, 120))
+        if self.faults.strikes("machines/reclaim", self.faults.rates.reclaims):
+            self.reclaim_later(machine.provider_id, self._machine_faults.uniform(0.5, 120))
+
+    def _cut_at(self, forge: str) -> Callable[[int], None]:
+        return lambda job_id: self.cut.add(f"{forge}:{job_id}")
 
     async def _live(self, machine: Launched, agent: Agent) -> None:
         try:
@@ -226,6 +234,29 @@ class Stage:
         if machine is not None and machine.is_up:
             self.faults.note(f"machine {id_} dies running {self.job_on(machine) or 'nothing'}")
             self.cloud.fail(id_, "lost power")
+
+    def reclaim_later(self, id_: ProviderId, after_s: float) -> None:
+        asyncio.get_running_loop().call_later(after_s, self.reclaim, id_)
+
+    def reclaim(self, id_: ProviderId, *, notice_s: float | None = None) -> None:
+        """The cloud takes a machine: with a notice of `notice_s` (by chance, or none, by default)."""
+        machine = self.cloud.world.machine(id_)
+        if machine is None or not machine.is_up:
+            return
+        if notice_s is None:
+            usual_s = self._machine_faults.uniform(8, 30)
+            notice_s = 0.0 if self.faults.strikes("machines/no_notice", self.faults.rates.no_notice) else usual_s
+        when = f"will be taken in {notice_s:.1f} s" if notice_s > 0 else "is taken without a word"
+        self.faults.note(f"machine {id_} {when}, running {self.job_on(machine) or 'nothing'}")
+        self.cloud.reclaim(id_, notice_s=notice_s)
+
+    def _warned(self, machine: Launched) -> list[float]:
+        """Its host warns its agent, and messages go into the account's queue."""
+        agent = self.agents.get(machine.provider_id)
+        is_deaf = self.faults.strikes("machines/deaf", self.faults.rates.agent_deaf)
+        if agent is not None and machine.machine.reclaim_at is not None and not is_deaf:
+            agent.warn(machine.machine.reclaim_at)
+        return self.faults.message_delays(f"{machine.provider_id} will be taken")
 
     def _gone(self, machine: Launched) -> None:
         """Power is off: whatever ran is gone without a word."""
