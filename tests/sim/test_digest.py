@@ -27,7 +27,7 @@ def _digest(seed: int, hash_seed: str) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("seed", [8, 19])
+@pytest.mark.parametrize("seed", [12, 27])
 def test_digest_is_the_same_in_every_run_and_under_every_hash_seed(seed: int) -> None:
     assert case_of(seed).rates.crashes > 0
     assert {run_seed(seed).digest, run_seed(seed).digest, _digest(seed, "1"), _digest(seed, "2")} == {
