@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from autoscaler.live import LiveRows
-from autoscaler.model import EndReason, Instance, InstanceState, Interruption, Job
+from autoscaler.model import EndReason, Instance, Interruption, Job
 from autoscaler.sightings import Sightings
 from autoscaler.spi import Conclusion, InstanceId
 from autoscaler.states import WORKING_STATES
@@ -73,16 +73,15 @@ class CutOffs:
             return False
         machine = self._rows.by_runner(runner)
         if machine is not None:
-            interruption = self._rows.interruptions.get(machine.id)
-            return machine.state is InstanceState.DRAINING and _is_since(interruption, conclusion, finished_at)
+            return _is_since(self._rows.interruptions.get(machine.id), conclusion, finished_at)
         machine = self._rows.ended_runners.get(runner)
-        if machine is None or machine.ending not in INTERRUPTED:
+        if machine is None or machine.ending is EndReason.JOB_DONE:
             return False
         interruption = self._rows.interruption_of(machine.id)
-        if _is_since(interruption, conclusion, finished_at):
-            return True
-        is_failure = conclusion is Conclusion.FAILURE
-        return is_failure and interruption is None and _is_within(machine, finished_at)
+        if interruption is not None:
+            return _is_since(interruption, conclusion, finished_at)
+        is_failure = conclusion is Conclusion.FAILURE and machine.ending in INTERRUPTED
+        return is_failure and _is_within(machine, finished_at)
 
 
 def _is_within(machine: Instance, finished_at: datetime) -> bool:

@@ -17,7 +17,7 @@ from autoscaler.live import LiveRows
 from autoscaler.metrics import Metrics
 from autoscaler.model import EndReason, Instance, InstanceState, Interruption, LedgerEntry
 from autoscaler.sightings import Sightings
-from autoscaler.spi import CloudInstance, InstanceId, MachineState, NoticeKind
+from autoscaler.spi import CloudInstance, InstanceId, MachineState, Notice, NoticeKind
 from autoscaler.states import WORKING_STATES
 
 log = structlog.get_logger()
@@ -28,6 +28,8 @@ NEXT_HEARTBEAT = timedelta(seconds=6)
 """A machine that is found gone was gone by the time at which its agent should have been heard again."""
 STOP_GRACE = timedelta(seconds=30)
 """How long before a reclaim an agent ends its runner (`stop_grace_s`, at most half of the time left)."""
+TOLD_LATE = timedelta(minutes=10)
+"""A cloud's own time of a notice is believed as far back as this."""
 _UP = (MachineState.PENDING, MachineState.RUNNING)
 
 _S = InstanceState
@@ -58,15 +60,15 @@ class LossObserver:
         source = notice.source or "queue"
         row = self._rows.by_provider_id(fact.provider, notice.provider_id)
         if row is not None:
-            self._noticed(row, notice.kind, source, notice.reclaim_at, now)
+            self._noticed(row, notice.kind, source, notice.reclaim_at, now, told_at=notice.noticed_at)
             return
         ended = self._rows.ended_machines.get((fact.provider, notice.provider_id))
         if ended is None:
             self._drop(fact.provider, "unknown")
-        elif ended.ending is not EndReason.VANISHED or notice.kind is not NoticeKind.RECLAIM:
-            self._drop(fact.provider, "ended")
+        elif notice.kind is NoticeKind.RECLAIM and _is_unexplained(ended):
+            self._explain(ended, notice, source, now)
         else:
-            self._explain(ended, source, now)
+            self._drop(fact.provider, "ended")
 
     def agent_noticed(self, fact: AgentNoticed, now: datetime) -> None:
         row = self._rows.instances.get(fact.instance)
@@ -86,7 +88,16 @@ class LossObserver:
         if row.state is not _S.TERMINATING:
             self._merge(row, "heartbeat", now, is_announced=False)
 
-    def _noticed(self, row: Instance, kind: NoticeKind, source: str, reclaim_at: datetime, now: datetime) -> None:
+    def _noticed(
+        self,
+        row: Instance,
+        kind: NoticeKind,
+        source: str,
+        reclaim_at: datetime,
+        now: datetime,
+        *,
+        told_at: datetime | None = None,
+    ) -> None:
         match kind:
             case NoticeKind.REBALANCE:
                 if row.capacity_pool is not None and row.id not in self._seen.rebalanced:
@@ -100,7 +111,11 @@ class LossObserver:
                 elif row.state in WORKING_STATES and row.job is not None and row.job not in self._rows.jobs:
                     self._drop(row.provider, "finished")
                 else:
-                    self._merge(row, source, now, reclaim_at=reclaim_at, is_announced=reclaim_at > now)
+                    noticed_at = _told_at(told_at, now)
+                    is_announced = reclaim_at > noticed_at
+                    self._merge(
+                        row, source, now, noticed_at=noticed_at, reclaim_at=reclaim_at, is_announced=is_announced
+                    )
             case NoticeKind.STATE_CHANGE:
                 pass  # no proof of anything: `notices` has the machine looked at
 
@@ -110,11 +125,19 @@ class LossObserver:
     # ------------------------------------------------------------------ the record
 
     def _merge(
-        self, row: Instance, source: str, now: datetime, *, reclaim_at: datetime | None = None, is_announced: bool
+        self,
+        row: Instance,
+        source: str,
+        now: datetime,
+        *,
+        is_announced: bool,
+        noticed_at: datetime | None = None,
+        reclaim_at: datetime | None = None,
     ) -> None:
         before = self._rows.interruptions.get(row.id)
         if before is None:
-            self._first_word(row, source, now, reclaim_at=reclaim_at, is_announced=is_announced)
+            first = _first_record(row, source, noticed_at or now, reclaim_at=reclaim_at, is_announced=is_announced)
+            self._first_word(row, first, now)
             return
         told = [at for at in (before.reclaim_at, reclaim_at) if at is not None]
         sources = before.sources if source in before.sources else (*before.sources, source)
@@ -122,16 +145,22 @@ class LossObserver:
         if merged != before:
             self._rows.record(merged)
 
-    def _first_word(
-        self, row: Instance, source: str, now: datetime, *, reclaim_at: datetime | None, is_announced: bool
-    ) -> None:
-        self._open(row, source, now, reclaim_at=reclaim_at, is_announced=is_announced)
-        if row.capacity_pool is not None:
-            self._experience.note_interrupted(row.capacity_pool, now)
-        if is_announced and reclaim_at is not None:
-            self._metrics.notice_lead_seconds.observe((reclaim_at - now).total_seconds())
-        when = f" at {reclaim_at:%H:%M:%S}" if reclaim_at is not None else ""
-        what = f"its cloud takes it back{when}" if is_announced else "its cloud took it without a word before"
+    def _first_word(self, row: Instance, first: Interruption, now: datetime) -> None:
+        """Count it once, and say it once."""
+        self._rows.record(first)
+        place = row.capacity_pool
+        self._metrics.interruptions_total.labels(
+            provider=row.provider,
+            zone=place.zone if place is not None else "",
+            machine_type=place.machine_type if place is not None else "",
+            announced="yes" if first.is_announced else "no",
+        ).inc()
+        if place is not None:
+            self._experience.note_interrupted(place, now)
+        if first.is_announced and first.reclaim_at is not None:
+            self._metrics.notice_lead_seconds.observe(max(0.0, (first.reclaim_at - now).total_seconds()))
+        when = f" at {first.reclaim_at:%H:%M:%S}" if first.reclaim_at is not None else ""
+        what = f"its cloud takes it back{when}" if first.is_announced else "its cloud took it without a word before"
         self._rows.note(
             LedgerEntry(
                 at=now,
@@ -139,52 +168,30 @@ class LossObserver:
                 action="interruption",
                 subject=row.id,
                 pool=row.pool,
-                reason=f"{what}: told by its {source}",
+                reason=f"{what}: {first.told_by}",
                 outcome=f"it was {row.state}",
             )
         )
-        log.info("instance_interrupted", instance=row.id, pool=row.pool, source=source, announced=is_announced)
-
-    def _open(
-        self,
-        row: Instance,
-        source: str,
-        now: datetime,
-        *,
-        reclaim_at: datetime | None = None,
-        is_announced: bool = False,
-        ended_at: datetime | None = None,
-    ) -> None:
-        place = row.capacity_pool
-        self._metrics.interruptions_total.labels(
-            provider=row.provider,
-            zone=place.zone if place is not None else "",
-            machine_type=place.machine_type if place is not None else "",
-            announced="yes" if is_announced else "no",
-        ).inc()
-        self._rows.record(
-            Interruption(
-                instance=row.id,
-                provider=row.provider,
-                pool=row.pool,
-                capacity_pool=place,
-                noticed_at=now,
-                sources=(source,),
-                is_announced=is_announced,
-                job=row.job,
-                reclaim_at=reclaim_at,
-                cutoff_at=ended_at,
-                ended_at=ended_at,
-            )
+        log.info(
+            "instance_interrupted",
+            instance=row.id,
+            pool=row.pool,
+            source=first.sources[0],
+            announced=first.is_announced,
         )
 
-    def _explain(self, ended: Instance, source: str, now: datetime) -> None:
-        """A late word about a machine that vanished: what became of its job is settled, why it vanished is not."""
+    def _explain(self, ended: Instance, notice: Notice, source: str, now: datetime) -> None:
+        """A late word about a machine that ended and nobody knew why; it counts for a job that is not settled yet."""
         known = self._rows.interruption_of(ended.id)
-        if known is None:
-            self._open(ended, source, now, ended_at=ended.since)
-        elif source not in known.sources:
-            self._rows.record(replace(known, sources=(*known.sources, source)))
+        if known is not None:
+            if source not in known.sources:
+                self._rows.record(replace(known, sources=(*known.sources, source)))
+            return
+        told_at = min(_told_at(notice.noticed_at, now), ended.since)
+        is_announced = notice.reclaim_at > told_at
+        first = _first_record(ended, source, told_at, reclaim_at=notice.reclaim_at, is_announced=is_announced)
+        cutoff_at = min(ended.since, _stop_at(first, ended.since))
+        self._first_word(ended, replace(first, cutoff_at=cutoff_at, ended_at=ended.since), now)
 
     # ------------------------------------------------------------------ what follows
 
@@ -204,7 +211,7 @@ class LossObserver:
             return
         heard = self._heard_at(ended.id)
         gone_by = min(now, heard + NEXT_HEARTBEAT) if heard is not None else now
-        cutoff_at = known.cutoff_at or gone_by
+        cutoff_at = known.cutoff_at or min(gone_by, _stop_at(known, now))
         self._rows.record(replace(known, ended_at=now, cutoff_at=cutoff_at, job=ended.job or known.job))
 
     def settle(self, now: datetime) -> None:
@@ -223,8 +230,34 @@ class LossObserver:
                 self._rows.move(row, _S.DRAINING, now=now, cause=cause)
 
 
+def _first_record(
+    row: Instance, source: str, noticed_at: datetime, *, reclaim_at: datetime | None, is_announced: bool
+) -> Interruption:
+    return Interruption(
+        instance=row.id,
+        provider=row.provider,
+        pool=row.pool,
+        capacity_pool=row.capacity_pool,
+        noticed_at=noticed_at,
+        sources=(source,),
+        is_announced=is_announced,
+        job=row.job,
+        reclaim_at=reclaim_at,
+    )
+
+
+def _told_at(told_at: datetime | None, now: datetime) -> datetime:
+    """When the cloud said it, by its own clock as far as that can be true."""
+    return now if told_at is None else min(now, max(told_at, now - TOLD_LATE))
+
+
+def _is_unexplained(ended: Instance) -> bool:
+    """It vanished, or powered itself off and its agent's last words did not arrive."""
+    return ended.ending is EndReason.VANISHED or (ended.ending is EndReason.SELF_ENDED and not ended.detail)
+
+
 def _stop_at(known: Interruption, now: datetime) -> datetime:
     """When its agent ended the runner, by the agent's own rule, where it did not say."""
-    if known.reclaim_at is None:
+    if known.reclaim_at is None or not known.is_announced:
         return now
     return known.reclaim_at - min(STOP_GRACE, (known.reclaim_at - known.noticed_at) / 2)

@@ -118,7 +118,8 @@ def _ended_while_away(stage: Stage, row: Job) -> bool:
     """A new life finds the machine gone and its job failed, and nobody remembers which came first."""
     for daemon in stage.daemons:
         machine = daemon.watch.disk.instances.get(row.instance) if row.instance is not None else None
-        if machine is not None and machine.ending in INTERRUPTED and row.finished_at is not None:
+        was_taken = machine is not None and (machine.ending in INTERRUPTED or row.id in stage.cut)
+        if was_taken and machine is not None and row.finished_at is not None:
             return any(row.finished_at - SILENCE <= began <= machine.since for began in daemon.began)
     return False
 

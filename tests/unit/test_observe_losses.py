@@ -9,7 +9,7 @@ from autoscaler.facts import AgentNoticed, AgentReported, MachinesDescribed, Not
 from autoscaler.model import EndReason, Instance, InstanceState, Interruption, JobState
 from autoscaler.plan_ends import RECLAIM_GRACE, plan_ends
 from autoscaler.spi import CloudInstance, Conclusion, MachineState, Notice, NoticeKind, ProviderId
-from tests.unit.observing import CLOUD, Observing, completed, listed_machine, provider_id, seen_job, started
+from tests.unit.observing import CLOUD, Observing, completed, id_of, listed_machine, provider_id, seen_job, started
 
 S = InstanceState
 
@@ -89,7 +89,7 @@ async def test_agent_queue_and_listing_tell_of_one_loss(world: Observing) -> Non
     assert told.sources == ("agent", "queue", "listing")
     assert told.reclaim_at == world.now + timedelta(seconds=118)
     assert told.is_announced
-    assert told.job == row.id or told.job is not None
+    assert told.job == id_of(1)
     assert counted(world, "yes") == 1
     assert list(await world.store.recent_interruptions(limit=9)) == [told]
     actions = [entry.action for _, entry in await world.store.ledger(limit=9, subject=row.id)]
