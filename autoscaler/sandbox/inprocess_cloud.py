@@ -33,7 +33,6 @@ from autoscaler.spi import (
     ProviderName,
 )
 
-
 HIDDEN_S = 20.0
 
 

@@ -147,9 +147,7 @@ class InProcessProvider:
         """At once what there is; only what there is travels."""
         if not self._world.notices(self._deployment, self._name, self._cloud.now):
             return ()
-        return await self._call(
-            "notices", lambda: self._world.hand_out(self._deployment, self._name, self._cloud.now)
-        )
+        return await self._call("notices", lambda: self._world.hand_out(self._deployment, self._name, self._cloud.now))
 
     async def ack(self, notices: Sequence[Notice]) -> None:
         def forget() -> None:

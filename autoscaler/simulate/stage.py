@@ -106,7 +106,9 @@ class Stage:
             faults=CloudFaults(slow_boot=rates.slow_boot, silent=rates.silent_boot, refuse=rates.refused, seed=seed),
             images=frozenset({IMAGE}),
         )
-        self.cloud = Cloud(CloudWorld(account, seed=seed), clock, booted=self._booted, gone=self._gone)
+        self.cloud = Cloud(
+            CloudWorld(account, seed=seed), clock, booted=self._booted, gone=self._gone, warned=self._warned
+        )
 
     # ------------------------------------------------------------------ daemons
 

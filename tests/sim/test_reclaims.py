@@ -6,10 +6,11 @@ from datetime import datetime
 import pytest
 
 from autoscaler.model import EndReason, InstanceState, Interruption, JobState
+from autoscaler.sandbox.cloud_machines import Event, Happening
 from autoscaler.simulate.faults import FaultRates
 from autoscaler.simulate.seeds import Day
 from autoscaler.simulate.stage import GITHUB, Site
-from autoscaler.spi import ForgeName, NoticeKind, ProviderId
+from autoscaler.spi import ForgeName, ProviderId
 from tests.sim.test_scenarios import both_forges, live, run_of, servings, states
 
 BY_QUEUE = FaultRates(agent_deaf=1.0)
@@ -81,7 +82,9 @@ def test_machine_whose_cloud_never_takes_it_finishes_its_job() -> None:
 
     async def play(day: Day) -> None:
         machine = await one_running(day, GITHUB, duration_s=300)
-        day.stage.cloud.send(day.stage.cloud.world.machines[machine], NoticeKind.RECLAIM)
+        taken = day.stage.cloud.world.machines[machine].machine
+        event = Event(kind=Happening.WARNED, machine=taken, at=day.clock.now().timestamp(), state=taken.state)
+        day.stage.cloud.world.note(event)
         await day.until(lambda: first(day) is InstanceState.DRAINING, within_s=4)
         await day.until(lambda: states(day) == [JobState.DONE], within_s=900)
         assert len(servings(day)) == 1
@@ -91,7 +94,7 @@ def test_machine_whose_cloud_never_takes_it_finishes_its_job() -> None:
 
 KILLS: dict[str, Callable[[str, Day], bool]] = {
     "after_reading_the_message": lambda step, _: step == "local.notices answered",
-    "before_the_record_is_written": lambda step, day: step == "store.commit" and bool(day.stage.cloud.messages),
+    "before_the_record_is_written": lambda step, day: step == "store.commit" and day.stage.cloud.world.has_notices,
     "after_the_record_was_written": lambda step, day: step == "store.committed" and bool(interruptions(day)),
     "before_the_acknowledgement": lambda step, _: step == "local.ack",
     "after_the_acknowledgement": lambda step, _: step == "local.ack answered",
@@ -103,13 +106,13 @@ def test_daemon_killed_between_reading_writing_and_acknowledging_loses_and_doubl
     async def play(day: Day) -> None:
         machine = await one_running(day, GITHUB)
         day.stage.reclaim(machine, notice_s=100)
-        await day.until(lambda: day.stage.cloud.messages, within_s=3)
+        await day.until(lambda: day.stage.cloud.world.has_notices, within_s=3)
         day.reaper.kill_when(lambda step: KILLS[when](step, day))
         await day.until(lambda: day.daemon.lives == 2)
         await day.until(lambda: states(day) == [JobState.DONE, JobState.REQUEUED], within_s=1500)
         (told,) = interruptions(day)
         assert told.is_announced
-        assert not day.stage.cloud.messages
+        assert not day.stage.cloud.world.has_notices
         assert len(servings(day)) == 2
 
     live(play, rates=BY_QUEUE)
@@ -143,7 +146,7 @@ def test_unacknowledged_notices_come_again_and_change_nothing_more() -> None:
         began: datetime = day.clock.now()
         day.stage.reclaim(machine, notice_s=100)
         await day.until(lambda: interruptions(day), within_s=10)
-        await day.until(lambda: not day.stage.cloud.messages, within_s=90)
+        await day.until(lambda: not day.stage.cloud.world.has_notices, within_s=90)
         (told,) = interruptions(day)
         assert told.sources == ("queue",)
         assert (told.noticed_at - began).total_seconds() < 10
