@@ -28,6 +28,8 @@ _TYPES_FRESH = timedelta(hours=24)
 _SPOT_FRESH = timedelta(minutes=5)
 _ON_DEMAND_FRESH = timedelta(hours=12)
 _AFTER_FAILURE = timedelta(minutes=2)
+_AFTER_FIRST_FAILURE = timedelta(seconds=10)
+"""Of on-demand prices, which spot can do without, so that no listing waits each time for a service that hangs."""
 _LOAD_S = 120.0
 _LINUX = "Linux/UNIX"
 _ARCHITECTURES = {"x86_64": "x86_64", "arm64": "arm64"}
@@ -72,9 +74,22 @@ class AwsCatalog:
         self._locks: dict[tuple[str, str], asyncio.Lock] = {}
 
     async def offerings(self, shape: Shape) -> Sequence[Offering]:
-        """Raises ProviderError where a region was never heard of; one that once was keeps what it had."""
-        found = await asyncio.gather(*(self._offerings_in(region, shape) for region in self._settings.regions))
-        every = [offering for one in found for offering in one]
+        """A region keeps what it had while it does not answer; one that never did is left out. Raises ProviderError
+        when none ever answered."""
+        regions = self._settings.regions
+        found = await asyncio.gather(*(self._offerings_in(one, shape) for one in regions), return_exceptions=True)
+        every: list[Offering] = []
+        failed: list[BaseException] = []
+        for region, one in zip(regions, found, strict=True):
+            if isinstance(one, list):
+                every += one
+                continue
+            if not isinstance(one, ProviderError):
+                raise one
+            failed.append(one)
+            _log.warning("region_left_out", provider=self._settings.name, region=region, error=str(one))
+        if len(failed) == len(regions):
+            raise failed[0]
         return sorted(every, key=lambda offering: (offering.price_usd_hour, offering.capacity_pool))
 
     async def subnets(self, region: str) -> Mapping[str, str]:
@@ -139,7 +154,10 @@ class AwsCatalog:
     async def _prices(self, region: str) -> tuple[Mapping[tuple[str, str], float], Mapping[str, float]]:
         spot = await self._fresh("spot", region, _SPOT_FRESH, lambda sdk: self._read_spot(sdk, region))
         if self._settings.prices is None:
-            await self._fresh("on_demand", region, _ON_DEMAND_FRESH, lambda sdk: _read_on_demand(sdk, region))
+            try:
+                await self._fresh("on_demand", region, _ON_DEMAND_FRESH, lambda sdk: _read_on_demand(sdk, region))
+            except ProviderError as error:  # spot has prices of its own, from its own region
+                _log.warning("on_demand_prices_unknown", provider=self._settings.name, error=str(error))
         return spot, self._on_demand_now(region)
 
     def _on_demand_now(self, region: str) -> Mapping[str, float]:
@@ -155,7 +173,9 @@ class AwsCatalog:
         async with self._locks.setdefault(key, asyncio.Lock()):
             kept, now = self._kept.setdefault(key, _Kept()), self._clock.now()
             is_fresh = kept.loaded_at is not None and now < kept.loaded_at + life
-            if is_fresh or (kept.value is not None and kept.not_before is not None and now < kept.not_before):
+            if is_fresh:
+                return kept.value
+            if kept.not_before is not None and now < kept.not_before:
                 return kept.value
             permission = _PERMISSIONS[kind]
             context = Context(doing=f"read {kind} of {region}", permission=permission, region=region)
@@ -163,6 +183,8 @@ class AwsCatalog:
                 kept.value = await self._clients.read(read, context, timeout_s=_LOAD_S)
             except ProviderError as error:
                 if kept.value is None:
+                    if kind == "on_demand":
+                        kept.not_before = now + _AFTER_FIRST_FAILURE
                     raise
                 kept.not_before = now + _AFTER_FAILURE
                 _log.warning("catalogue_not_loaded", provider=self._settings.name, what=kind, error=str(error))

@@ -4,7 +4,7 @@ Order: who we are (account, clock), then for each region its subnets and groups,
 quotas, permissions to launch and to end, the notice queue; at last the certificates.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -87,22 +87,39 @@ class AwsCheck:
     async def _sign_in(self) -> list[Finding]:
         region, account = self._settings.regions[0], self._settings.account
 
-        def ask(sdk: Sdk) -> tuple[str, str, datetime | None]:
-            answer = sdk.client("sts", region).get_caller_identity()
-            said = answer["ResponseMetadata"]["HTTPHeaders"].get("date", "")
-            return answer["Account"], answer["Arn"], parsedate_to_datetime(said) if said else None
+        dated: list[datetime] = []
+
+        def ask(sdk: Sdk) -> tuple[str, str]:
+            try:
+                answer = sdk.client("sts", region).get_caller_identity()
+            except ClientError as error:
+                dated.extend(_date_of(error.response))
+                raise
+            dated.extend(_date_of(answer))
+            return answer["Account"], answer["Arn"]
 
         context = Context(doing="sign in", permission="sts:GetCallerIdentity", region=region)
-        actual, arn, said = await self._clients.read(ask, context)
+        try:
+            actual, arn = await self._clients.read(ask, context)
+        except Unauthorized:
+            if skewed := self._skewed(dated):
+                return skewed  # and not the credentials, whatever AWS calls it
+            raise
         if actual != account:
             message = f"the credentials are of account {actual}, the configuration says {account}"
             return [_refused("account", message, "Correct account, or give the provider other credentials")]
         found = [Finding(verdict=Verdict.OK, key="credentials", message=f"signed in as {arn}")]
-        if said is not None and abs(said - self._clock.now()) > _SKEW:
-            message = f"this host's clock is {abs(said - self._clock.now()).total_seconds():.0f} s off AWS's"
-            found.append(
-                _refused("credentials", message, "Synchronise the clock: identity checks and signatures need it")
-            )
+        return [*found, *self._skewed(dated)]
+
+    def _skewed(self, dated: Sequence[datetime]) -> list[Finding]:
+        """Whether our clock is off what AWS dated its answer with."""
+        found = []
+        for said in dated:
+            off_s = abs((said - self._clock.now()).total_seconds())
+            if off_s > _SKEW.total_seconds():
+                message = f"this host's clock is {off_s:.0f} s off AWS's"
+                remedy = "Synchronise the clock: identity checks and signatures need it"
+                found.append(_refused("credentials", message, remedy))
         return found
 
     async def _subnets(self, region: str) -> list[Finding]:
@@ -257,6 +274,11 @@ def _rehearse(method: str, region: str, request: Mapping[str, Any], sdk: Sdk) ->
     except ClientError as error:
         if error.response["Error"]["Code"] != _DRY:
             raise
+
+
+def _date_of(answer: Mapping[str, Any]) -> list[datetime]:
+    said = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "")
+    return [parsedate_to_datetime(said)] if said else []
 
 
 def _zones(subnets: list[Mapping[str, Any]]) -> set[str]:

@@ -1,0 +1,55 @@
+"""What AWS knows is missing in part: a region, the price list, the right time; the rest goes on."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from autoscaler.sandbox.aws_access import Call
+from autoscaler.spi import CapacityType, ProviderError, Shape, Verdict
+from tests.aws_site import ACCESS_KEY, GROUP, REGION, SECRET, subnet
+from tests.contract.aws_driver import AwsDriver, aws_driver
+
+CLOSED = "eu-west-9"
+"""The account has not opted in to it."""
+
+
+@pytest.fixture
+async def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[AwsDriver]:
+    async with aws_driver(tmp_path, monkeypatch) as one:
+        yield one
+
+
+def network() -> dict[str, list[str]]:
+    return {"subnets": [subnet("a"), subnet("b")], "security_groups": [GROUP]}
+
+
+async def test_a_region_that_never_answered_leaves_the_others_their_offerings(driver: AwsDriver) -> None:
+    both = driver.make("ours", regions=(CLOSED, REGION), networks={REGION: network(), CLOSED: network()})
+    found = await both.offerings(Shape())
+    assert {one.capacity_pool.region for one in found} == {REGION}
+
+
+async def test_without_any_region_there_is_no_answer(driver: AwsDriver) -> None:
+    lost = driver.make("ours", regions=(CLOSED,), networks={CLOSED: network()}, notices={}, trust_anchors={})
+    with pytest.raises(ProviderError):
+        await lost.offerings(Shape())
+
+
+async def test_spot_is_offered_while_the_price_list_is_closed(driver: AwsDriver) -> None:
+    def allows(call: Call) -> bool:
+        return call.permission != "pricing:GetProducts"
+
+    driver.served.site.access.grant(ACCESS_KEY, SECRET, allows=allows)
+    found = await driver.provider.offerings(Shape())
+    assert {one.capacity_pool.capacity_type for one in found} == {CapacityType.SPOT}
+    assert all(one.on_demand_usd_hour is None for one in found)
+
+
+@pytest.mark.parametrize("ahead_s", [600.0, -600.0, 270.0])
+async def test_the_check_names_the_clock_and_not_the_credentials(driver: AwsDriver, ahead_s: float) -> None:
+    driver.served.site.faults.clock_skew_s = ahead_s
+    findings = await driver.provider.check({})
+    (refused,) = [one for one in findings if one.verdict is Verdict.REFUSED]
+    assert "clock" in refused.message
+    assert "Synchronise the clock" in refused.remedy
