@@ -18,10 +18,22 @@ from autoscaler.clock import SystemClock
 from autoscaler.config import Config
 from autoscaler.core import runner_prefix
 from autoscaler.plugins import make_providers
-from autoscaler.spi import CapacityType, MachineState, PoolName, Provider, ProviderTraits, Surroundings
+from autoscaler.spi import (
+    CapacityType,
+    MachineState,
+    Offering,
+    PoolName,
+    Provider,
+    ProviderError,
+    ProviderTraits,
+    Shape,
+    Surroundings,
+)
 
 PROC = Path("/proc")
 KILL_S = 10.0
+_TRIES = 40
+_TRY_AGAIN_S = 0.5
 
 
 class DemoMachines:
@@ -58,7 +70,7 @@ class DemoMachines:
                 offering.price_usd_hour
                 for provider in self._providers
                 if provider.name in pool.providers
-                for offering in await provider.offerings(pool.shape)
+                for offering in await _offerings(provider, pool.shape)
                 if offering.capacity_pool.capacity_type is CapacityType.ON_DEMAND
             ]
             prices[pool.name] = min(found, default=None) or None
@@ -73,6 +85,15 @@ class DemoMachines:
         for provider in self._providers:
             await provider.aclose()
         await self._calls.aclose()
+
+
+async def _offerings(provider: Provider, shape: Shape) -> Sequence[Offering]:
+    """The demo's own question: its faults befall it like the daemon's calls, so that it is asked again."""
+    for _ in range(_TRIES):
+        with contextlib.suppress(ProviderError):
+            return await provider.offerings(shape)
+        await asyncio.sleep(_TRY_AGAIN_S)
+    return await provider.offerings(shape)
 
 
 def processes_of(folder: Path) -> list[int]:
