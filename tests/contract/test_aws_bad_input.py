@@ -1,0 +1,244 @@
+"""What goes wrong between the AWS adapter and its account: each fault has its error, its remedy, and no machine leaks.
+
+Real boto3 against the sandbox's EC2; the faults are committed by the cloud's side.
+"""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autoscaler.sandbox.aws_access import all_but
+from autoscaler.spi import (
+    CapacityType,
+    CapacityUnavailable,
+    Finding,
+    InvalidRequest,
+    Offering,
+    OutcomeUnknown,
+    ProviderError,
+    ProviderId,
+    QuotaExceeded,
+    Shape,
+    Unauthorized,
+    Verdict,
+)
+from tests.aws_site import ACCESS_KEY, AMI, GROUP, REGION, SECRET, subnet
+from tests.contract.aws_driver import AwsDriver, aws_driver
+from tests.polling import until
+
+SPOT, ON_DEMAND = CapacityType.SPOT, CapacityType.ON_DEMAND
+
+
+@pytest.fixture
+async def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[AwsDriver]:
+    async with aws_driver(tmp_path, monkeypatch) as one:
+        yield one
+
+
+async def offered(driver: AwsDriver, capacity_type: CapacityType = SPOT) -> list[Offering]:
+    every = await driver.provider.offerings(Shape())
+    return [one for one in every if one.capacity_pool.capacity_type is capacity_type]
+
+
+def machines(driver: AwsDriver) -> int:
+    return sum(1 for one in driver.served.site.cloud.machines.values() if one.is_up)
+
+
+async def refused_by_check(driver: AwsDriver, **options: Any) -> list[Finding]:
+    """What the check refuses; each with a remedy."""
+    provider = driver.make("ours", **options) if options else driver.provider
+    findings = await provider.check({"runner": {"ami": AMI}})
+    refused = [one for one in findings if one.verdict is Verdict.REFUSED]
+    assert all(one.remedy for one in refused)
+    return refused
+
+
+async def test_a_sound_configuration_is_refused_nothing(driver: AwsDriver) -> None:
+    assert await refused_by_check(driver) == []
+
+
+# --------------------------------------------------------------------------- found by the check
+
+
+@pytest.mark.parametrize(
+    ("spoil", "key"),
+    [
+        (lambda site: site.setup.subnets_by_id.pop((REGION, subnet("b"))), f"networks.{REGION}.subnets"),
+        (lambda site: site.setup.groups.pop((REGION, GROUP)), f"networks.{REGION}.security_groups"),
+        (lambda site: site.setup.images_by_id.pop((REGION, AMI)), "image runner"),
+        (lambda site: site.cloud.capacity.quotas.update({(REGION, SPOT): 0.0}), "regions"),
+        (lambda site: site.sqs.queues.clear(), f"notices.{REGION}"),
+        (lambda site: setattr(site.sqs.queues[REGION, "notices"], "policy", ""), f"notices.{REGION}"),
+        (lambda site: setattr(site.faults, "clock_skew_s", 600.0), "credentials"),
+        (lambda site: setattr(site.faults, "clock_skew_s", 270.0), "credentials"),
+        (lambda site: site.access.grant(ACCESS_KEY, "another secret"), "credentials"),
+        (lambda site: site.access.grant(ACCESS_KEY, SECRET, allows=all_but("ec2:RunInstances")), "credentials"),
+        (lambda site: site.access.grant(ACCESS_KEY, SECRET, allows=all_but("ec2:TerminateInstances")), "credentials"),
+        (
+            lambda site: site.access.grant(ACCESS_KEY, SECRET, allows=all_but("ec2:DescribeSubnets")),
+            f"networks.{REGION}.subnets",
+        ),
+        (lambda site: site.access.grant(ACCESS_KEY, SECRET, allows=all_but("sqs:*")), "notices"),
+    ],
+)
+async def test_the_check_finds_what_is_wrong(driver: AwsDriver, spoil: Any, key: str) -> None:
+    spoil(driver.served.site)
+    refused = await refused_by_check(driver)
+    assert key in {one.key for one in refused}, refused
+
+
+async def test_the_check_finds_another_account_and_a_profile_that_is_not_there(driver: AwsDriver) -> None:
+    assert {one.key for one in await refused_by_check(driver, account="999999999999")} == {"account"}
+    assert "instance_profile" in {one.key for one in await refused_by_check(driver, instance_profile="nothing")}
+
+
+async def test_a_region_that_the_account_does_not_have_is_found(driver: AwsDriver) -> None:
+    elsewhere = "me-south-1"
+    refused = await refused_by_check(
+        driver,
+        regions=(elsewhere,),
+        networks={elsewhere: {"subnets": [subnet("a")], "security_groups": [GROUP]}},
+        notices={},
+        trust_anchors={},
+    )
+    assert f"networks.{elsewhere}.subnets" in {one.key for one in refused}
+
+
+# --------------------------------------------------------------------------- met by a launch
+
+
+@pytest.mark.parametrize(
+    ("spoil", "text"),
+    [
+        (lambda site: site.setup.subnets_by_id.clear(), "subnet"),
+        (lambda site: site.setup.groups.clear(), GROUP),
+        (lambda site: site.setup.images_by_id.clear(), AMI),
+    ],
+)
+async def test_a_launch_with_something_missing_is_invalid_and_says_what(
+    driver: AwsDriver, spoil: Any, text: str
+) -> None:
+    offerings = await offered(driver)
+    spoil(driver.served.site)
+    with pytest.raises(InvalidRequest, match=text):
+        await driver.provider.launch(driver.batch("b1", count=1, offerings=offerings))
+    assert machines(driver) == 0
+
+
+async def test_no_quota_is_a_refusal_of_the_region_s_spot(driver: AwsDriver) -> None:
+    offerings = await offered(driver)
+    driver.served.site.cloud.capacity.quotas[REGION, SPOT] = 0.0
+    result = await driver.provider.launch(driver.batch("b1", count=2, offerings=offerings))
+    assert result.instances == ()
+    errors = [one.error for one in result.refusals]
+    assert errors
+    for error in errors:
+        assert isinstance(error, QuotaExceeded)
+        assert error.scope is not None
+        assert (error.scope.region, error.scope.capacity_type, error.scope.machine_type) == (REGION, SPOT, None)
+
+
+async def test_a_subnet_without_addresses_closes_its_zone(driver: AwsDriver) -> None:
+    offerings = await offered(driver)
+    driver.served.site.setup.subnet(REGION, subnet("a")).free_addresses = 0
+    result = await driver.provider.launch(driver.batch("b1", count=6, offerings=offerings))
+    assert {one.capacity_pool.zone for one in result.instances} == {f"{REGION}b"}
+    zones = {one.offering.capacity_pool.zone for one in result.refusals if isinstance(one.error, QuotaExceeded)}
+    assert zones == {f"{REGION}a"}
+
+
+async def test_dry_pools_are_refusals_by_name(driver: AwsDriver) -> None:
+    offerings = await offered(driver)
+    cheapest = offerings[0].capacity_pool
+    driver.served.site.cloud.capacity.exhausted.update(one.capacity_pool for one in offerings)
+    result = await driver.provider.launch(driver.batch("b1", count=1, offerings=offerings))
+    dry = {one.offering.capacity_pool for one in result.refusals if isinstance(one.error, CapacityUnavailable)}
+    assert cheapest in dry
+    assert dry == {one.capacity_pool for one in offerings}
+
+
+async def test_a_template_that_somebody_deleted_is_made_anew(driver: AwsDriver) -> None:
+    offerings = await offered(driver)
+    await driver.provider.launch(driver.batch("b1", count=1, offerings=offerings))
+    driver.served.site.ec2.templates.templates.clear()
+    result = await driver.provider.launch(driver.batch("b2", count=1, offerings=offerings))
+    assert len(result.instances) == 1
+
+
+async def test_a_template_that_somebody_changed_is_not_what_machines_are_made_from(driver: AwsDriver) -> None:
+    offerings = await offered(driver)
+    await driver.provider.launch(driver.batch("b1", count=1, offerings=offerings))
+    templates = driver.served.site.ec2.templates
+    ((id_, template),) = templates.templates.items()
+    changed = type(template.versions[0])(image_id="ami-00000000000000bad")
+    templates.change(id_, changed)
+    result = await driver.provider.launch(driver.batch("b2", count=1, offerings=offerings))
+    (machine,) = await driver.served.machines(InstanceIds=[result.instances[0].provider_id])
+    assert machine["ImageId"] == AMI
+    assert machine["MetadataOptions"]["HttpTokens"] == "required"
+
+
+async def test_a_launch_whose_answer_is_lost_is_found_by_its_repeat_and_not_doubled(driver: AwsDriver) -> None:
+    offerings = await offered(driver)
+    driver.served.face.troubles.next_lost["CreateFleet"] = 1
+    with pytest.raises(OutcomeUnknown):
+        await driver.provider.launch(driver.batch("b1", count=2, offerings=offerings))
+    assert machines(driver) == 2
+    result = await driver.restarted().launch(driver.batch("b1", count=2, offerings=offerings))
+    assert len(result.instances) == 2
+    assert machines(driver) == 2
+
+
+async def test_a_repeat_with_other_offerings_after_a_lost_answer_launches_nothing_more(driver: AwsDriver) -> None:
+    offerings = await offered(driver)
+    driver.served.face.troubles.next_lost["CreateFleet"] = 1
+    with pytest.raises(OutcomeUnknown):
+        await driver.provider.launch(driver.batch("b1", count=2, offerings=offerings))
+    result = await driver.provider.launch(driver.batch("b1", count=2, offerings=offerings[1:]))
+    assert len(result.instances) == 2
+    assert machines(driver) == 2
+
+
+# --------------------------------------------------------------------------- met by listing and ending
+
+
+async def test_a_listing_that_fails_on_page_three_lists_nothing(
+    driver: AwsDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("providers.aws_machines.PAGE", 5)
+    offerings = await offered(driver)
+    for number in range(4):
+        await driver.provider.launch(driver.batch(f"b{number}", count=3, offerings=offerings))
+    instances = driver.served.site.ec2.instances
+    instances.failing_page = 3
+    with pytest.raises(ProviderError):
+        await driver.provider.list_instances()
+    instances.failing_page = None
+    assert len(await driver.provider.list_instances()) == 12
+
+
+async def test_unknown_ids_do_not_keep_others_from_ending(driver: AwsDriver) -> None:
+    made = (await driver.provider.launch(driver.batch("b1", count=2, offerings=await offered(driver)))).instances
+    strangers = [ProviderId(f"i-0000000000000000{n}") for n in range(3)]
+    await driver.provider.terminate([strangers[0], *(one.provider_id for one in made), *strangers[1:]])
+    await until(lambda: machines(driver) == 0)
+    await driver.provider.terminate(strangers)
+
+
+async def test_a_clock_that_is_off_stops_nothing_but_is_said(driver: AwsDriver) -> None:
+    driver.served.site.faults.clock_skew_s = 600.0
+    with pytest.raises(ProviderError) as caught:
+        await driver.provider.list_instances()
+    assert "clock" in str(caught.value)
+
+
+async def test_a_permission_that_was_taken_away_is_named(driver: AwsDriver) -> None:
+    made = (await driver.provider.launch(driver.batch("b1", count=1, offerings=await offered(driver)))).instances
+    driver.served.site.access.grant(ACCESS_KEY, SECRET, allows=all_but("ec2:TerminateInstances"))
+    with pytest.raises(Unauthorized, match="ec2:TerminateInstances"):
+        await driver.provider.terminate([made[0].provider_id])
+    driver.served.site.access.grant(ACCESS_KEY, SECRET, allows=all_but("ec2:DescribeInstances"))
+    with pytest.raises(Unauthorized, match="ec2:DescribeInstances"):
+        await driver.provider.list_instances()
