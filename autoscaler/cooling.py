@@ -19,6 +19,8 @@ LONGEST_COOLDOWN = timedelta(seconds=120)
 STUBBORN_FROM = 10
 """So many failures in a row are about a quarter of an hour."""
 STUBBORN_COOLDOWN = timedelta(minutes=5)
+BRIEF = 90
+"""Characters of a cloud's error in the reason of a launch."""
 LASTING_COOLDOWN = timedelta(hours=1)
 """For what a cloud does not have at all: a machine type that a zone never offers."""
 
@@ -198,11 +200,16 @@ class Outage:
 
     def _part(self, kind: Closing, say: Callable[[int], str]) -> str:
         found = [closure for closure in self.closures if closure.kind is kind]
-        return f"{len(found)} {say(len(found))} ({first_of(found).reason})" if found else ""
+        return f"{len(found)} {say(len(found))} ({_brief(first_of(found).reason)})" if found else ""
 
     def _only(self) -> str:
         first = first_of(self.closures)
-        return f"{_SAYINGS[first.kind](self.total)}: {first.reason}"
+        return f"{_SAYINGS[first.kind](self.total)}: {_brief(first.reason)}"
+
+
+def _brief(reason: str) -> str:
+    """A cloud's own words go on for lines; the whole of them stands with each cooldown."""
+    return reason if len(reason) <= BRIEF else f"{reason[: BRIEF - 3].rsplit(' ', 1)[0]} ..."
 
 
 def first_of(closures: Sequence[Closure]) -> Closure:

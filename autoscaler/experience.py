@@ -122,7 +122,7 @@ class Experience:
 
     def _cool(self, capacity_pool: CapacityPool, now: datetime, reason: str, *, is_lasting: bool = False) -> None:
         before = self._seen.cooldowns.get(capacity_pool)
-        text = " ".join(reason.split())[:300] or "it was refused"
+        text = " ".join(reason.split()).removeprefix(f"{capacity_pool.key}: ")[:300] or "it was refused"
         self._seen.cooldowns[capacity_pool] = cooled(
             capacity_pool, before=before, now=now, reason=text, is_lasting=is_lasting
         )

@@ -85,7 +85,8 @@ async def test_capacity_pools_show_price_risk_and_what_cools(
     lines = page.locator("#offerings > tr")
     await expect(lines).to_have_count(5)
     await expect(page.locator("#offerings-note")).to_have_text("5 capacity pools, 1 cooling")
-    cooling = lines.first
+    await expect(lines.first).to_contain_text("18 machines")
+    cooling = lines.nth(1)
     await expect(cooling).to_contain_text("m5.large")
     await expect(cooling.locator(".state")).to_contain_text("3 times in a row: no capacity <img src=x")
     await expect(lines.filter(has_text="6.3 interrupted").locator(".riskbar i")).to_have_class("high")

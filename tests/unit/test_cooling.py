@@ -6,9 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoscaler.cooling import (
+    BRIEF,
     FIRST_COOLDOWN,
     LASTING_COOLDOWN,
     STUBBORN_COOLDOWN,
+    Closing,
+    Closure,
+    Outage,
     cooled,
     is_forgotten,
     scope_cooled,
@@ -65,3 +69,12 @@ def test_a_cooldown_is_never_shorter_than_the_first_nor_longer_than_the_longest(
             assert FIRST_COOLDOWN <= after.until - now <= STUBBORN_COOLDOWN
         assert after.until > now
         before = after
+
+
+def test_a_clouds_long_words_are_cut_in_a_reason() -> None:
+    long = "InsufficientInstanceCapacity: " + "we do not have what you ask for in the zone you asked for, " * 4
+    closure = Closure(kind=Closing.REFUSED, until=NOW, reason=long)
+    said = str(Outage(word="spot", total=2, closures=(closure, closure)))
+    assert said.startswith("all 2 spot capacity pools refuse: InsufficientInstanceCapacity: we do not have")
+    assert len(said) < BRIEF + 40
+    assert said.endswith(" ...")

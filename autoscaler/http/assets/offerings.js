@@ -14,7 +14,7 @@ const Offerings = (() => {
   function evidence(one) {
     if (one.capacity_type !== "spot") return "not taken back";
     const seen = one.evidence;
-    const hours = seen.hours >= 0.05 ? `${tidy(seen.hours)} h seen, ${seen.interruptions >= 0.05 ? tidy(seen.interruptions) : "none"} interrupted` : "no machine of ours yet";
+    const hours = seen.hours >= 0.001 ? `${seen.hours < 1 ? `${Math.ceil(60 * seen.hours)} min` : `${tidy(seen.hours)} h`} seen, ${seen.interruptions >= 0.05 ? tidy(seen.interruptions) : "none"} interrupted` : "no machine of ours yet";
     const refused = seen.refused >= 0.05 ? `${tidy(seen.refused)} of ${tidy(seen.asked)} launches refused` : "";
     return [hours, refused].filter(Boolean).join(" · ");
   }
@@ -54,6 +54,7 @@ const Offerings = (() => {
 
   function fillState(cell, one) {
     const [badge, why] = cell.children, cooling = one.cooling;
+    cell.title = "";
     const left = cooling ? (Date.parse(cooling.until) - now()) / 1000 : 0;
     const ranks = one.pools.filter((in_) => in_.rank !== null);
     if (cooling && left > 0) {
@@ -61,6 +62,7 @@ const Offerings = (() => {
       badge.className = "tag cooling";
       const again = cooling.failures > 1 ? `, ${cooling.failures} times in a row` : "";
       put(why, `${short(left)} more${again}: ${cooling.reason}`);
+      cell.title = cooling.reason;
     } else if (ranks.length) {
       put(badge, "open");
       badge.className = "tag open";
@@ -83,8 +85,11 @@ const Offerings = (() => {
 
   function show(answer) {
     const cooling = answer.offerings.filter((one) => one.cooling).length;
-    const first = (one) => (one.cooling ? 0 : one.machines ? 1 : 2); // what acts comes first
-    const shown = [...answer.offerings].sort((a, b) => first(a) - first(b)).slice(0, SHOWN);
+    const cools = answer.offerings.filter((one) => one.cooling && !one.machines);
+    const used = answer.offerings.filter((one) => one.machines).sort((a, b) => b.machines - a.machines);
+    const open = answer.offerings.filter((one) => !one.cooling && !one.machines);
+    const shown = [...used.slice(0, SHOWN - 6), ...cools.slice(0, 3)];
+    shown.push(...open.slice(0, SHOWN - shown.length));
     rows($("offerings"), shown, placeOf, make, fill);
     $("offerings-table").hidden = !shown.length;
     const words = answer.scopes.map((scope) => `${[scope.region, scope.zone, scope.machine_type, scope.capacity_type && spaced(scope.capacity_type)].filter(Boolean).join(" ") || scope.provider} is closed for ${short((Date.parse(scope.until) - now()) / 1000)} more: ${scope.reason}`);
