@@ -145,7 +145,7 @@ class Applier:
                 continue  # its deadline ends it
             offerings = self._launch_calls.offerings_again(pool, rows[0])
             if offerings:
-                call = partial(self._launch_calls.launch, pool, provider, token, rows, offerings)
+                call = partial(self._launch_calls.launch, pool, provider, token, rows, offerings, is_repeat=True)
                 self._start(f"relaunch/{token}", call)
 
     def _start(self, key: str, call: Call) -> None:

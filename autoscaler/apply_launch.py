@@ -8,6 +8,7 @@ or API fail.
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import structlog
@@ -106,8 +107,11 @@ class LaunchCalls:
         token: BatchToken,
         rows: list[Instance],
         offerings: tuple[Offering, ...],
+        *,
+        is_repeat: bool = False,
     ) -> None:
-        """Ask for the rows' machines until the answer is known: the token makes a repeat harmless."""
+        """Ask for the rows' machines until the answer is known: the token makes a repeat harmless. `is_repeat`: an
+        earlier life of the daemon may have asked."""
         try:
             batch = LaunchBatch(
                 token=token,
@@ -118,11 +122,13 @@ class LaunchCalls:
                 user_data=self._launcher.user_data_of(pool, provider_name),
                 max_lifetime=pool.boot_timeout + pool.idle_timeout + pool.max_job_runtime,
                 disk_gib=pool.shape.disk_gib,
+                is_repeat=is_repeat,
             )
         except InvalidRequest as error:
             self._launch_failed(pool, provider_name, token, offerings, error)
             return
         while not await self._launch(pool, provider_name, batch):
+            batch = replace(batch, is_repeat=True)
             await self._clock.sleep(LAUNCH_AGAIN_S)
             left = self._rows.of_token(token)
             if any(row.state is _S.REQUESTED for row in left):
@@ -141,7 +147,11 @@ class LaunchCalls:
             async with self._gates[provider_name], asyncio.timeout(LAUNCH_S):
                 result = await self._providers[provider_name].launch(batch)
         except ProviderError as error:
-            if isinstance(error, OutcomeUnknown):
+            # A repeat that failed before it asked says nothing about what was asked before.
+            says_nothing = batch.is_repeat and not isinstance(
+                error, InvalidRequest | CapacityUnavailable | QuotaExceeded
+            )
+            if isinstance(error, OutcomeUnknown) or says_nothing:
                 return self._unsettled(batch.token, error)
             self._launch_failed(pool, provider_name, batch.token, batch.offerings, error)
         except Exception as error:

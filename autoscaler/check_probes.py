@@ -11,7 +11,8 @@ import socket
 import sqlite3
 import ssl
 from collections import Counter
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -30,11 +31,13 @@ from autoscaler.spi import (
     Offering,
     Provider,
     ProviderError,
+    ProviderSettings,
     Unauthorized,
     Verdict,
 )
 
 _LIMIT_S = 30.0
+_CLOSE_LOOK_S = 120.0
 _CONNECT_LIMIT_S = 5.0
 FEW_CAPACITY_POOLS = 4
 """Measured: below that, spot runs dry together often enough to be noticed; six and more make it rare."""
@@ -163,16 +166,33 @@ def _probe_isolation(key: str, provider: Provider) -> list[Finding]:
 async def probe_online(config: Config, forges: Sequence[Forge], providers: Sequence[Provider]) -> list[Finding]:
     """What forges and clouds say: credentials, permissions, and whether any offering fits each pool."""
     asked: list[Awaitable[Finding]] = []
+    looked: list[Awaitable[list[Finding]]] = []
     for index, forge_settings in enumerate(config.forges):
         asked += [_ask_forge(f"forge[{index}]", forge) for forge in forges if forge.name == forge_settings.name]
     for index, provider_settings in enumerate(config.providers):
-        asked += [
-            _ask_provider(f"provider[{index}]", provider)
-            for provider in providers
-            if provider.name == provider_settings.name
-        ]
+        for provider in providers:
+            if provider.name == provider_settings.name:
+                asked.append(_ask_provider(f"provider[{index}]", provider))
+                looked.append(_look_closely(f"provider[{index}]", provider, _images_of(config, provider_settings)))
     asked += [_ask_offerings(config, index, providers) for index in range(len(config.pools))]
-    return list(await asyncio.gather(*asked))
+    answers, looks = await asyncio.gather(asyncio.gather(*asked), asyncio.gather(*looked))
+    return [*answers, *(finding for found in looks for finding in found)]
+
+
+def _images_of(config: Config, settings: ProviderSettings) -> dict[str, Mapping[str, str]]:
+    """The references of the images that pools use at a provider."""
+    used = {pool.image for pool in config.pools if settings.name in pool.providers}
+    return {image.name: image.reference_for(settings) or {} for image in config.images if image.name in used}
+
+
+async def _look_closely(key: str, provider: Provider, images: Mapping[str, Mapping[str, str]]) -> list[Finding]:
+    """What the adapter itself finds, with its keys below the provider's section."""
+    try:
+        async with asyncio.timeout(_CLOSE_LOOK_S):
+            found = await provider.check(images)
+    except TimeoutError as error:
+        return [_refused(key, error, has_bad_credentials=False)]
+    return [replace(one, key=one.key if one.key.startswith("image ") else f"{key}.{one.key}") for one in found]
 
 
 async def _ask_forge(key: str, forge: Forge) -> Finding:

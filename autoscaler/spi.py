@@ -191,6 +191,8 @@ class LaunchBatch:
     max_lifetime: timedelta
     disk_gib: float = 0.0
     is_stoppable: bool = False
+    is_repeat: bool = False
+    """The same token may have been sent before: look for what that made first."""
 
 
 class MachineState(StrEnum):

@@ -29,7 +29,7 @@ from autoscaler.spi import (
 
 _log = structlog.get_logger(__name__)
 
-THROTTLED_S = 2.0
+THROTTLED_S = 1.0
 """EC2's buckets refill by the second; nothing in the answer says when to come again."""
 
 

@@ -34,7 +34,6 @@ from autoscaler.spi import (
     ProviderId,
     QuotaExceeded,
     Refusal,
-    Throttled,
     Unauthorized,
 )
 from providers.aws_catalog import AwsCatalog
@@ -123,7 +122,11 @@ class AwsLauncher:
         parts = parts_of(batch.offerings)
         for part in parts:  # before anything is asked of anybody
             await self._templates.template(batch, part.region)
-        await self._find_made(state)
+        if batch.is_repeat or batch.token in self._asked:
+            await self._find_made(state)
+        self._asked[batch.token] = None
+        while len(self._asked) > 1000:
+            del self._asked[next(iter(self._asked))]
         for part in parts:
             if not state.missing:
                 break
@@ -141,7 +144,7 @@ class AwsLauncher:
         return LaunchResult(instances=tuple(living), refusals=tuple(state.refusals))
 
     async def _find_made(self, state: _Launch) -> None:
-        """What an earlier try made. A token that is new to this process may still be an older daemon's."""
+        """What an earlier try made."""
         token = state.batch.token
         try:
             for region in dict.fromkeys(part.region for part in parts_of(state.batch.offerings)):
@@ -149,15 +152,8 @@ class AwsLauncher:
                     state.made[machine.provider_id] = machine
         except Unauthorized:
             raise
-        except Throttled as error:
-            if token in self._asked:
-                raise OutcomeUnknown(f"an earlier try may have made machines: {error}") from error
-            raise
         except ProviderError as error:
             raise OutcomeUnknown(f"an earlier try may have made machines: {error}") from error
-        self._asked[token] = None
-        while len(self._asked) > 1000:
-            del self._asked[next(iter(self._asked))]
 
     async def _launch_part(self, part: Part, state: _Launch) -> None:
         before = state.missing

@@ -168,13 +168,14 @@ class AwsMachines:
             machines = [_announced(machine, going.get(machine.provider_id)) for machine in machines]
         return machines
 
-    async def _describe(self, region: str, *, pages_: int = 1, **parameters: object) -> list[Described]:
+    async def _describe(self, region: str, *, pages_: int = 0, **parameters: object) -> list[Described]:
         context = Context(doing=f"list machines in {region}", permission="ec2:DescribeInstances", region=region)
         return await self._clients.read(
             lambda sdk: list(read_instances(sdk.client("ec2", region), MaxResults=PAGE, **parameters)),
             context,
-            pages=pages_,
+            pages=max(1, pages_),
             timeout_s=_LIST_S,
+            can_wait=pages_ > 0,
         )
 
     async def _going(self, region: str) -> dict[ProviderId, datetime]:
@@ -192,7 +193,7 @@ class AwsMachines:
                 if one.get("InstanceId")
             }
 
-        return await self._clients.read(read, context, timeout_s=_LIST_S)
+        return await self._clients.read(read, context, timeout_s=_LIST_S, can_wait=True)
 
     def _ours(self) -> list[dict[str, object]]:
         return [{"Name": f"tag:{DEPLOYMENT}", "Values": [self._deployment]}]

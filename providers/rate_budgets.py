@@ -3,7 +3,7 @@
 Each family has a bucket of its own, so that listing and cleaning up never starve launching. A call waits where its
 turn comes soon and is refused as `Throttled` where it does not, before the cloud has to. When the cloud throttles
 anyway (the account is shared, or its limits are lower than documented) the believed budget of that family is halved,
-down to a sixteenth, and doubles again with each quiet minute.
+down to a sixteenth, and doubles again every 20 quiet seconds.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ LONGEST_WAIT_S = 5.0
 _SHORTEST_WAIT_S = 0.005
 """Rounding may leave a hair's breadth to wait, which no clock shows."""
 _LEAST_SHARE = 1 / 16
-_DOUBLES_IN_S = 60.0
+_DOUBLES_IN_S = 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
