@@ -126,8 +126,11 @@ class CloudHosts:
                 await asyncio.wait({before})
             try:
                 await step(line)
-            except Exception:
-                log.exception("cloud_host_failed", machine=id_)
+            except Exception as error:
+                # Nothing runs on it, or nobody knows what: a cloud ends such a machine.
+                log.warning("cloud_host_failed", machine=id_, error=f"{type(error).__name__}: {error}")
+                self._driver.account.fail(id_, self._driver.now, BROKEN)
+                self._driver.settle()
 
         line.tail = asyncio.create_task(run())
 
@@ -139,12 +142,9 @@ class CloudHosts:
         try:
             async with self._writing:
                 host = await asyncio.to_thread(self._start, machine, environ)
-        except OSError as error:
-            log.warning("cloud_host_failed", machine=machine.id, error=str(error))
+        except BaseException:
             await site.aclose()
-            self._driver.account.fail(machine.id, self._driver.now, BROKEN)
-            self._driver.settle()
-            return
+            raise
         line.host = _Host(host.provider_id, site, host.folder)
         if machine.life != life:
             await self._end(line)
