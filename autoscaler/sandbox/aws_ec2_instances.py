@@ -57,13 +57,13 @@ class Instances:
             raise AwsError("InternalError", "An internal error has occurred", status=500)
         launched = self._world.launched
         return {
-            "reservationSet": [self.rendered(one, launched[one.id]) for one in rows],
+            "reservationSet": self._rendered.reservations([(one, launched[one.id]) for one in rows]),
             "nextToken": following,
         }
 
     def rendered(self, machine: Machine, launched: Launched) -> Raw:
-        """One machine's item of the answer, from memory where nothing changed."""
-        return self._rendered.reservation(machine, launched)
+        """One machine's part of the answer, from memory where nothing changed."""
+        return self._rendered.instance(machine, launched)
 
     def forget(self, machine_id: str) -> None:
         self._rendered.forget(machine_id)

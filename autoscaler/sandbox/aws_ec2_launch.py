@@ -140,8 +140,9 @@ class Launcher:
         return made, refused
 
     def _remember(self, made: Made, *, client_token: str = "") -> None:
-        reservation = f"r-{secrets.token_hex(9)[:17]}"
+        reservations: dict[int, str] = {}
         for index, (place, machine) in enumerate(made):
+            reservation = reservations.setdefault(id(place), f"r-{secrets.token_hex(9)[:17]}")
             self.world.launched[machine.id] = Launched(
                 place=place,
                 reservation=reservation,

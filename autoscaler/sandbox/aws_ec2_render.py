@@ -5,7 +5,7 @@ the same for as long as the machine is known.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from autoscaler.sandbox.aws_ec2_specification import BlockDevice
 from autoscaler.sandbox.aws_filters import tag_rows
@@ -28,26 +28,36 @@ _GONE = (MachineState.TERMINATING, MachineState.TERMINATED)
 
 
 class Rendered:
-    """Reservations as XML, one machine each, rendered anew only when the machine changed."""
+    """Instances as XML, rendered anew only when the machine changed."""
 
     def __init__(self, account: str) -> None:
         self._account = account
         self._kept: dict[str, tuple[tuple[object, ...], Raw]] = {}
 
-    def reservation(self, machine: Machine, launched: Launched) -> Raw:
+    def instance(self, machine: Machine, launched: Launched) -> Raw:
         mark = (machine.state, machine.changed_at, machine.life, tuple(machine.tags.items()))
         kept = self._kept.get(machine.id)
         if kept is None or kept[0] != mark:
-            row: dict[str, Xml] = {
-                "reservationId": launched.reservation,
+            shown = show_instance(machine, launched, account=self._account)
+            kept = (mark, Raw("".join(render(key, value) for key, value in shown.items())))
+            self._kept[machine.id] = kept
+        return kept[1]
+
+    def reservations(self, machines: Sequence[tuple[Machine, Launched]]) -> list[Xml]:
+        """Machines under the reservations that they were launched in, in the order of their first one."""
+        grouped: dict[str, list[Xml]] = {}
+        for machine, launched in machines:
+            grouped.setdefault(launched.reservation, []).append(self.instance(machine, launched))
+        return [
+            {
+                "reservationId": reservation,
                 "ownerId": self._account,
                 "requesterId": "AIDAREQUESTER",
                 "groupSet": [],
-                "instancesSet": [show_instance(machine, launched, account=self._account)],
+                "instancesSet": instances,
             }
-            kept = (mark, Raw("".join(render(key, value) for key, value in row.items())))
-            self._kept[machine.id] = kept
-        return kept[1]
+            for reservation, instances in grouped.items()
+        ]
 
     def forget(self, machine_id: str) -> None:
         self._kept.pop(machine_id, None)

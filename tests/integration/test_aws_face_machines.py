@@ -78,6 +78,14 @@ async def test_a_description_is_as_long_and_as_full_as_the_real_one() -> None:
         assert len(rendered.xml) >= 2_500
 
 
+async def test_machines_are_described_under_the_reservation_that_made_them() -> None:
+    async with served_aws() as aws:
+        template_id = await aws.template()
+        launches = [ids_of(await aws.fleet(template_id, count=count)) for count in (2, 1)]
+        found = (await aws.ec2("describe_instances"))["Reservations"]
+        assert [[one["InstanceId"] for one in reservation["Instances"]] for reservation in found] == launches
+
+
 async def test_pages_hold_every_machine_once_and_end() -> None:
     async with served_aws() as aws:
         made = await launched(aws, 12)
