@@ -6,6 +6,7 @@ anyway (the account is shared, or its limits are lower than documented) the beli
 down to a sixteenth, and doubles again every 20 quiet seconds.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ _SHORTEST_WAIT_S = 0.005
 """Rounding may leave a hair's breadth to wait, which no clock shows."""
 _LEAST_SHARE = 1 / 16
 _DOUBLES_IN_S = 20.0
+_ONE_BURST_S = 5.0
+"""Throttles that follow each other so closely are of one burst, and say one thing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +77,7 @@ class _Believed:
     bucket: TokenBucket
     share: float = 1.0
     share_since: float = 0.0
+    halved_at: float = -math.inf
 
     def take_or_wait_s(self, cost: float, now: float, *, can_wait: bool) -> float:
         """Takes and returns 0.0, or takes nothing and returns the seconds until it could."""
@@ -87,9 +91,10 @@ class _Believed:
 
     def throttled(self, retry_after_s: float, now: float) -> None:
         self._adapt(now)
-        self.share = max(_LEAST_SHARE, self.share / 2)
-        self.share_since = now
-        self._believe()
+        if now >= self.halved_at + _ONE_BURST_S:
+            self.share = max(_LEAST_SHARE, self.share / 2)
+            self.share_since = self.halved_at = now
+            self._believe()
         self.bucket.level(now)  # no more than it holds from now on
         self.bucket.block(retry_after_s, now)
 

@@ -81,8 +81,18 @@ async def test_the_rate_doubles_every_20_quiet_seconds_up_to_the_documented_one(
     made = budgets(clock)
     for _ in range(10):
         made.throttled("launches", 0)
-    assert rate(made, "launches") == pytest.approx(2 / 16)
+        clock.step(5)
+    lowest = rate(made, "launches")
+    assert lowest < 2 / 8
     clock.step(20)
-    assert rate(made, "launches") == pytest.approx(2 / 8)
+    assert rate(made, "launches") == pytest.approx(2 * lowest)
     clock.step(600)
     assert rate(made, "launches") == 2
+
+
+async def test_throttles_of_one_burst_halve_the_rate_once() -> None:
+    clock = SteppingClock()
+    made = budgets(clock)
+    for _ in range(10):
+        made.throttled("launches", 0)
+    assert rate(made, "launches") == pytest.approx(1)
