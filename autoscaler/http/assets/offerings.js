@@ -14,7 +14,7 @@ const Offerings = (() => {
   function evidence(one) {
     if (one.capacity_type !== "spot") return "not taken back";
     const seen = one.evidence;
-    const hours = seen.hours >= 0.001 ? `${seen.hours < 1 ? `${Math.ceil(60 * seen.hours)} min` : `${tidy(seen.hours)} h`} seen, ${seen.interruptions >= 0.05 ? tidy(seen.interruptions) : "none"} interrupted` : "no machine of ours yet";
+    const hours = seen.hours >= 0.001 ? `${seen.hours < 1 ? `${Math.ceil(60 * seen.hours)} min` : `${tidy(seen.hours)} h`} seen, ${seen.interruptions >= 0.05 ? tidy(seen.interruptions) : "none"} interrupted` : one.machines ? "none of ours ended yet" : "no machine of ours yet";
     const refused = seen.refused >= 0.05 ? `${tidy(seen.refused)} of ${tidy(seen.asked)} launches refused` : "";
     return [hours, refused].filter(Boolean).join(" · ");
   }
