@@ -63,6 +63,8 @@ def _status_lines(status: Document, palette: Palette) -> Iterator[str]:
         yield f"  {palette.bad(condition['name'])}  for {since}: {clean(condition['detail'])}"
         if condition["remedy"]:
             yield f"    -> {clean(condition['remedy'])}"
+    for trouble in status["troubles"]:
+        yield f"  {palette.strong(clean(trouble['target']))}  {clean(trouble['text'])}"
     yield ""
     jobs, caps = status["jobs"], status["caps"]
     unserved = f", {palette.bad(str(status['unserved']))} served by no pool" if status["unserved"] else ""

@@ -100,6 +100,7 @@ class Core:
             report=self._report,
             consumed=self._consumed,
             refusals=Refusals(metrics.agent_calls_total),
+            address_of=lambda machine: sightings.addresses.get(machine, ""),
         )
         jobs = self.jobs = JobObserver(rows, sightings, self._forges, metrics, heard_at=self.desk.last_contact)
         jobs.load(clock.now())
@@ -285,7 +286,14 @@ class Core:
         return self.health.conditions()
 
     def troubles(self) -> Sequence[Trouble]:
-        return self.notices.troubles()
+        return [*self.notices.troubles(), *self.desk.alarms.troubles()]
+
+    def dropped_notices(self) -> Sequence[tuple[str, str, int]]:
+        return [
+            (str(name), reason, count)
+            for name, cloud in self._providers.items()
+            for reason, count in cloud.status().dropped.items()
+        ]
 
     def last_tick(self) -> TickView | None:
         return self.loop.last_tick

@@ -29,7 +29,7 @@ from autoscaler.config import Config, ConfigError, load
 from autoscaler.core import Core, make_launcher, runner_prefix
 from autoscaler.health import Health
 from autoscaler.http.admin import make_admin_app
-from autoscaler.http.agents import make_agent_routes
+from autoscaler.http.agent_routes import make_agent_routes
 from autoscaler.http.health import make_health_routes
 from autoscaler.http.limits import (
     PER_ADDRESS,

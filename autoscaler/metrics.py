@@ -33,6 +33,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._dropped: dict[tuple[str, str], int] = {}
         self._jobs()
         self._instances()
         self._interruptions()
@@ -84,6 +85,7 @@ class Metrics:
         self.notices_dropped_total = self._counter(
             "notices_dropped_total", "Notices that changed nothing, by why", "provider", "reason"
         )
+        self.troubles = self._gauge("troubles", "What the operator should look at although all is ready", "target")
         self.notice_lead_seconds = self._histogram("notice_lead_seconds", "From notice to reclaim", _LEADS)
         self.replace_seconds = self._histogram("replace_seconds", "From notice to a replacement being ready", _WAITS)
         self.requeues_total = self._counter("requeues_total", "Lost jobs asked to run again", "pool", "outcome")
@@ -152,6 +154,17 @@ class Metrics:
         cooling.update((one.provider, one.scope.zone or "*") for one in snapshot.scope_cooldowns)
         for (provider, zone), count in cooling.items():
             self.cooldowns.labels(provider=provider, zone=zone).set(count)
+
+    def observe_providers(self, dropped: Iterable[tuple[str, str, int]], troubled: Iterable[str]) -> None:
+        """Count what providers dropped since they were asked last, and show whose troubles there are. Call at scrape
+        time."""
+        for provider, reason, count in dropped:
+            before = self._dropped.get((provider, reason), 0)
+            self._dropped[provider, reason] = count
+            self.notices_dropped_total.labels(provider=provider, reason=reason).inc(max(0, count - before))
+        self.troubles.clear()
+        for target, count in Tally(troubled).items():
+            self.troubles.labels(target=target).set(count)
 
     def observe_budgets(self, budgets: Sequence[tuple[str, RateBudget]]) -> None:
         """Fill the gauge of what forges and clouds still let us call. Call at scrape time."""

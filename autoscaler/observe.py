@@ -184,6 +184,8 @@ class Observer:
             "on_demand_usd_hour": self._seen.on_demand_price(machine.capacity_pool),
         }
         self._seen.bound_at[row.id] = now
+        if machine.address:
+            self._seen.addresses[row.id] = machine.address
         if row.state is _S.REQUESTED:
             self._rows.move(row, _S.LAUNCHED, now=now, cause=cause, **fields)
         else:
@@ -215,6 +217,8 @@ class Observer:
     def _machine_shown(self, row: Instance, machine: CloudInstance, started_at: datetime, now: datetime) -> None:
         self._losses.listed(row, machine, now)
         self._seen.left_out.pop(row.id, None)
+        if machine.address:
+            self._seen.addresses[row.id] = machine.address
         if machine.state is MachineState.RUNNING:
             self._seen.shown_up[row.id] = started_at
         elif machine.state is MachineState.TERMINATED:

@@ -195,7 +195,7 @@ class JobObserver:
         if finished is not None and now < finished + LOST_AFTER_DONE:
             self._doubt(job.id, now + DONE_GRACE, "its runner finished and the forge does not say so yet")
             return
-        self._rows.move_job(job, JobState.LOST, reason=CUT_OFF)
+        self._rows.move_job(job, JobState.LOST, reason=self._why_lost(job))
 
     def machine_ended(self, instance: Instance, now: datetime, *, ran_to_end: bool) -> None:
         """Called when an instance row ends."""
@@ -208,7 +208,7 @@ class JobObserver:
             self._ran_to_end[job.id] = now
         if job.finished_at is not None and self._cut_offs.ended_first(instance, job.finished_at):
             self._doubts.pop(job.id, None)
-            self._rows.move_job(job, JobState.LOST, reason=CUT_OFF)
+            self._rows.move_job(job, JobState.LOST, reason=self._why_lost(job))
             return
         self._doubts.pop(job.id, None)
         self._doubt(job.id, now + DONE_GRACE if ran_to_end else now, "its machine ended")
@@ -218,6 +218,10 @@ class JobObserver:
         job = self._rows.jobs.get(instance.job) if instance.job is not None else None
         if job is not None:
             self._rows.amend_job(job, reason="max_runtime: its agent ended the runner")
+
+    def _why_lost(self, job: Job) -> str:
+        known = self._rows.interruption_of(job.instance) if job.instance is not None else None
+        return CUT_OFF if known is None else f"its cloud took its machine, {known.told_by}"
 
     def agent_told(self, instance: Instance, now: datetime) -> None:
         """How its runner ended is known now: a job that its forge gave up before need not wait any longer."""
@@ -381,7 +385,7 @@ class JobObserver:
             job, conclusion, now, reason=reason, counts=not is_lost, started_at=started, finished_at=finished_at
         )
         if is_lost:
-            self._rows.move_job(done, JobState.LOST, conclusion=None, reason=CUT_OFF)
+            self._rows.move_job(done, JobState.LOST, conclusion=None, reason=self._why_lost(job))
 
     def _wait_for(self, word: str, job: Job, seen: ForgeJob, finished_at: datetime, now: datetime) -> None:
         """It runs until that is known. That its forge gave it up is on the row, for the machine's end to find."""

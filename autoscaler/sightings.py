@@ -38,6 +38,8 @@ class Sightings:
     """When the last complete listing of a forge's runners was asked for."""
     bound_at: dict[InstanceId, datetime] = field(default_factory=dict)
     """When a row learned which machine it is: listings from before that may not show it yet."""
+    addresses: dict[InstanceId, str] = field(default_factory=dict)
+    """What clouds list as the addresses of machines."""
     shown_up: dict[InstanceId, datetime] = field(default_factory=dict)
     """When the last listing was asked for in which its cloud showed a machine that is up."""
     absences: dict[InstanceId, int] = field(default_factory=dict)
@@ -106,6 +108,7 @@ class Sightings:
         self.absences.pop(instance, None)
         self.bound_at.pop(instance, None)
         self.shown_up.pop(instance, None)
+        self.addresses.pop(instance, None)
         self.left_out.pop(instance, None)
         self.maintenance.pop(instance, None)
         self.ending.pop(instance, None)

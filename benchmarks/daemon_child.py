@@ -21,7 +21,7 @@ from autoscaler.clock import SystemClock
 from autoscaler.config import load
 from autoscaler.core import Core, make_launcher
 from autoscaler.health import Health
-from autoscaler.http.agents import make_agent_routes
+from autoscaler.http.agent_routes import make_agent_routes
 from autoscaler.http.health import make_health_routes
 from autoscaler.http.webhooks import make_webhook_routes
 from autoscaler.metrics import Metrics

@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from autoscaler.http.view import Condition, TickView
+from autoscaler.http.view import Condition, TickView, Trouble
 from autoscaler.model import (
     Blocked,
     Caps,
@@ -175,6 +175,12 @@ class ExampleView:
     def conditions(self) -> Sequence[Condition]:
         well = Condition(name="store", is_well=True, detail="sqlite", since=self.now())
         return (well, *self.unwell)
+
+    def troubles(self) -> Sequence[Trouble]:
+        return [Trouble(target="aws", text="notices: no message ever came from the queue; check its rule")]
+
+    def dropped_notices(self) -> Sequence[tuple[str, str, int]]:
+        return [("aws", "foreign", 7)]
 
     def last_tick(self) -> TickView | None:
         if not self.has_ticked:

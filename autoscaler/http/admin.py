@@ -57,6 +57,7 @@ def make_admin_app(
     async def scrape(_: web.Request) -> web.Response:
         metrics.observe_snapshot(view.snapshot(), view.rules())
         metrics.observe_budgets(view.budgets())
+        metrics.observe_providers(view.dropped_notices(), (trouble.target for trouble in view.troubles()))
         return web.Response(body=metrics.render(), headers={"Content-Type": CONTENT_TYPE})
 
     app = web.Application(middlewares=[_failures_as_answers, _guard(access)], client_max_size=64 * 1024)

@@ -7,31 +7,18 @@ authentication changes nothing.
 
 import asyncio
 import hashlib
-import json
-import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from time import monotonic
 from typing import Any
 
 import structlog
-from aiohttp import web
 from pydantic import ValidationError
 
 from autoscaler.facts import AgentNoticed, AgentReported, AgentSaidHello, AssignmentAsked, ClaimDisputed, Fact
 from autoscaler.http.agent_bodies import AssignmentBody, EventBody, EventsBody, HelloBody
-from autoscaler.http.limits import (
-    BodyBudget,
-    BodyRefused,
-    Bucket,
-    HelloLimits,
-    Network,
-    Refusals,
-    peer_address,
-    read_body,
-)
-from autoscaler.http.listener import know_caller
+from autoscaler.http.identities import Alarms, Strangers, mismatch
+from autoscaler.http.limits import Bucket, Refusals
 from autoscaler.live import LiveRows
 from autoscaler.model import Instance, InstanceState, LedgerEntry, Rules
 from autoscaler.spi import (
@@ -43,6 +30,7 @@ from autoscaler.spi import (
     NoticeKind,
     Provider,
     ProviderError,
+    ProviderId,
     ProviderName,
     Registration,
 )
@@ -50,8 +38,6 @@ from autoscaler.store import StoreError
 
 log = structlog.get_logger()
 
-HELLO_LIMIT = 16 * 1024
-BODY_LIMIT = 64 * 1024
 POLL_S = 25.0
 IDENTIFY_S = 10.0
 HEARTBEAT_S = 5.0
@@ -60,10 +46,7 @@ CONSUMED_S = 8.0
 CALLS_PER_S, CALLS_BURST = 10.0, 50.0
 POLLS_AT_ONCE = 2
 """Assignment calls of one machine: the one that waits, and one more while a broken one is not noticed yet."""
-RETRY_S = "0.2"
-"""A hello may come before the launch's answer is on the row: that is settled within a tick."""
 
-_Call = Callable[[bytes, str], Awaitable[tuple[int, dict[str, Any]]]]
 _TOLD_KINDS = frozenset({NoticeKind.RECLAIM, NoticeKind.REBALANCE, NoticeKind.MAINTENANCE})
 _HELD = (InstanceState.REGISTERING, InstanceState.IDLE, InstanceState.BUSY, InstanceState.DRAINING)
 
@@ -87,7 +70,8 @@ class _Contact:
 
 class AgentDesk:
     """The counter between machines and the core. `rules` gives max_job_runtime; `report` takes facts; `consumed`
-    returns once all facts reported so far were taken in and what they changed is durable."""
+    returns once all facts reported so far were taken in and what they changed is durable. `address_of` is a machine's
+    address as its cloud lists it, "" where it does not."""
 
     def __init__(
         self,
@@ -99,6 +83,7 @@ class AgentDesk:
         report: Callable[[Fact], None],
         consumed: Callable[[], Awaitable[None]] | None = None,
         refusals: Refusals | None = None,
+        address_of: Callable[[InstanceId], str] = lambda _: "",
     ) -> None:
         self._rows = rows
         self._providers = providers
@@ -107,6 +92,9 @@ class AgentDesk:
         self._report = report
         self._consumed = consumed
         self.refusals = refusals or Refusals()
+        self.alarms = Alarms(clock)
+        self._address_of = address_of
+        self._strangers = Strangers()
         self._registrations: dict[InstanceId, Registration] = {}
         self._contacts: dict[InstanceId, _Contact] = {}
         self.minting: set[InstanceId] = set()
@@ -174,14 +162,27 @@ class AgentDesk:
             async with asyncio.timeout(IDENTIFY_S):
                 identity = await provider.identify(evidence)
         except IdentityRefused as error:
-            self._refuse("hello", "identity", provider=provider.name, why=error.reason)
+            self._refuse("hello", f"identity_{error.reason}", provider=provider.name, why=str(error))
             return 403, {}
         except (ProviderError, TimeoutError):
             return 503, {}
         row = self._rows.by_provider_id(provider.name, identity.provider_id)
         if row is None or row.token != BatchToken(hello.batch):
-            return 503, {}
+            return self._not_known(provider.name, identity.provider_id, evidence.received_at)
+        self._strangers.forget(provider.name, identity.provider_id)
+        reason = mismatch(identity, row, address=self._address_of(row.id), now=evidence.received_at)
+        if reason:
+            self._refuse("hello", f"identity_{reason}", instance=row.id)
+            self.alarms.identity_refused(row, reason, identity)
+            return 403, {}
         return await self._claim(row, hello)
+
+    def _not_known(self, provider: ProviderName, id_: ProviderId, now: datetime) -> tuple[int, dict[str, Any]]:
+        """It may have been launched a moment ago, and its launch's answer be on its way: it may ask again."""
+        if (provider, id_) in self._rows.ended_machines or self._strangers.is_overdue(provider, id_, now):
+            self._refuse("hello", "identity_unknown", provider=provider, machine=id_)
+            return 403, {}
+        return 503, {}
 
     async def _claim(self, row: Instance, hello: HelloBody) -> tuple[int, dict[str, Any]]:
         """First valid claim owns the machine; the same one again gets the same answer; another is disputed."""
@@ -192,7 +193,7 @@ class AgentDesk:
             self._refuse("hello", "disputed", instance=row.id)
             if not contact.is_disputed:
                 contact.is_disputed = True
-                self._note_dispute(row)
+                self._note_dispute(row, was_handed_out=contact.has_assignment or row.id in self._registrations)
             return 403, {}
         if not row.claim:
             row = self._rows.amend(row, claim=hello.claim)
@@ -210,7 +211,9 @@ class AgentDesk:
     def _refuse(self, call: str, reason: str, **about: str) -> None:
         self.refusals.count(call, reason, self._clock.monotonic(), **about)
 
-    def _note_dispute(self, row: Instance) -> None:
+    def _note_dispute(self, row: Instance, *, was_handed_out: bool) -> None:
+        if was_handed_out:
+            self.alarms.second_claim(row)
         self._rows.note(
             LedgerEntry(
                 at=self._clock.now(),
@@ -340,16 +343,16 @@ class AgentDesk:
 
     def refusal_of(self, key: str) -> int | None:
         """The status to refuse a key with before its body is read; None for the key of a live machine."""
-        return None if self._rows.by_claim(_claim_of(key)) is not None else self._unknown(key)[0]
+        return None if self._rows.by_claim(claim_of(key)) is not None else self._unknown(key)[0]
 
     def _authenticate(self, key: str, instance: str) -> Instance | None:
         """The machine whose claim this key opens. The key is only ever compared by its hash."""
-        row = self._rows.by_claim(_claim_of(key))
+        row = self._rows.by_claim(claim_of(key))
         return row if row is not None and row.id == instance else None
 
     def _unknown(self, key: str) -> tuple[int, dict[str, Any]]:
         """410 for a machine that ended, so that it goes away; 401 makes any other say hello again."""
-        return (410, {}) if _claim_of(key) in self._rows.ended_claims else (401, {})
+        return (410, {}) if claim_of(key) in self._rows.ended_claims else (401, {})
 
     def _contact(self, instance: InstanceId) -> _Contact:
         contact = self._contacts.get(instance)
@@ -368,86 +371,8 @@ def _instant(seconds: str | float) -> datetime | None:
     return datetime.fromtimestamp(at, UTC) if 1e9 < at < 4e9 else None
 
 
-def _claim_of(key: str) -> str:
+def claim_of(key: str) -> str:
     try:
         return hashlib.sha256(bytes.fromhex(key)).hexdigest()
     except ValueError:
         return ""
-
-
-def make_agent_routes(
-    desk: AgentDesk, archive: bytes, bodies: BodyBudget | None = None, trusted: Sequence[Network] = ()
-) -> list[web.RouteDef]:
-    """The routes of the public listener for agents. `archive` is the agent itself, which machines may fetch; `bodies`
-    is the budget of the listener; X-Forwarded-For of `trusted` proxies is believed."""
-    routes = _Routes(desk, archive, bodies or BodyBudget(), trusted)
-    return [
-        web.post("/agent/v1/hello", routes.hello),
-        web.post("/agent/v1/assignment", routes.assignment),
-        web.post("/agent/v1/events", routes.events),
-        web.get("/agent/v1/agent.pyz", routes.agent),
-    ]
-
-
-class _Routes:
-    """Who may be read at all: a hello by the rate of its address, any other call by its key."""
-
-    def __init__(self, desk: AgentDesk, archive: bytes, bodies: BodyBudget, trusted: Sequence[Network]) -> None:
-        self._desk = desk
-        self._archive = archive
-        self._bodies = bodies
-        self._trusted = trusted
-        self._hellos = HelloLimits()
-
-    async def hello(self, request: web.Request) -> web.Response:
-        peer = peer_address(request, self._trusted)
-        wait_s = self._hellos.wait_s(peer, monotonic())
-        if wait_s > 0:
-            self._desk.refusals.count("hello", "rate", monotonic(), address=peer)
-            return _answer(429, {}, retry_after=str(math.ceil(wait_s)))
-        try:
-            body = await read_body(request, HELLO_LIMIT, self._bodies)
-        except BodyRefused as refused:
-            return self._not_read("hello", refused)
-        status, answer = await self._desk.hello(body, peer)
-        if status in (400, 403):
-            self._hellos.refused(peer, monotonic())
-        return _answer(status, answer)
-
-    async def assignment(self, request: web.Request) -> web.Response:
-        return await self._with_key(request, "assignment", HELLO_LIMIT, self._desk.assignment)
-
-    async def events(self, request: web.Request) -> web.Response:
-        return await self._with_key(request, "events", BODY_LIMIT, self._desk.events)
-
-    async def agent(self, _: web.Request) -> web.Response:
-        return web.Response(body=self._archive, content_type="application/zip")
-
-    async def _with_key(self, request: web.Request, call: str, limit: int, answer: _Call) -> web.Response:
-        key = _bearer(request)
-        if (status := self._desk.refusal_of(key)) is not None:
-            self._desk.refusals.count(call, "unknown_key" if status == 401 else "ended", monotonic())
-            return _answer(status, {})
-        know_caller(request, _claim_of(key))
-        try:
-            body = await read_body(request, limit, self._bodies)
-        except BodyRefused as refused:
-            return self._not_read(call, refused)
-        return _answer(*await answer(body, key))
-
-    def _not_read(self, call: str, refused: BodyRefused) -> web.Response:
-        self._desk.refusals.count(call, refused.outcome, monotonic())
-        return _answer(refused.status, {"error": refused.outcome}, retry_after="5" if refused.status == 503 else "")
-
-
-def _bearer(request: web.Request) -> str:
-    scheme, _, value = request.headers.get("Authorization", "").partition(" ")
-    return value.strip() if scheme.lower() == "bearer" else ""
-
-
-def _answer(status: int, body: dict[str, Any], *, retry_after: str = "") -> web.Response:
-    if status == 204:
-        return web.Response(status=204)
-    after = retry_after or {503: RETRY_S, 429: "1"}.get(status, "")
-    headers = {"Retry-After": after} if after else None
-    return web.Response(status=status, text=json.dumps(body), content_type="application/json", headers=headers)

@@ -16,12 +16,14 @@ from autoscaler.http.documents import (
     cooling_document,
     instance_document,
     instant,
+    interruption_document,
     job_document,
     ledger_document,
     move_document,
     pool_documents,
     tick_document,
     timeline_document,
+    trouble_document,
 )
 from autoscaler.http.history import history_document
 from autoscaler.http.offerings import BEST, offerings_document
@@ -52,6 +54,7 @@ def make_api_routes(view: DaemonView, access: Access) -> Sequence[web.RouteDef]:
         web.get("/api/v1/instances", api.instances),
         web.get("/api/v1/instances/{instance}", api.instance),
         web.get("/api/v1/offerings", api.offerings),
+        web.get("/api/v1/interruptions", api.interruptions),
         web.get("/api/v1/ledger", api.ledger),
         web.get("/api/v1/costs", api.costs),
         web.get("/api/v1/costs.csv", api.costs_csv),
@@ -78,6 +81,7 @@ class _Api:
                 "ready": all(condition.is_well for condition in conditions),
                 "access": self._access.mode,
                 "conditions": [condition_document(condition) for condition in conditions],
+                "troubles": [trouble_document(trouble) for trouble in view.troubles()],
                 "tick": tick_document(tick) if tick else None,
                 "jobs": {state.value: states.count(state) for state in _LIVE},
                 "unserved": sum(1 for job in snapshot.jobs.values() if job.pool is None),
@@ -145,6 +149,7 @@ class _Api:
             raise web.HTTPNotFound(text="no such instance")
         moves = await self._view.store.instance_moves(name)
         decisions = await self._view.store.ledger(limit=50, subject=name)
+        taken = snapshot.interruptions.get(name) or await self._view.store.interruption(name)
         job = None
         if row.job is not None:
             job = snapshot.jobs.get(row.job) or await self._view.store.job(row.job)
@@ -152,6 +157,7 @@ class _Api:
             {
                 **instance_document(row, self._view.now()),
                 "served": job_document(job) if job else None,
+                "interruption": interruption_document(taken) if taken else None,
                 "history": [move_document(move) for move in moves],
                 "ledger": [ledger_document(seq, entry) for seq, entry in decisions],
             }
@@ -183,6 +189,11 @@ class _Api:
             return period_of(request.query.get("since", ""), request.query.get("until", ""), self._view.now())
         except BadPeriod as error:
             raise web.HTTPBadRequest(text=str(error)) from None
+
+    async def interruptions(self, request: web.Request) -> web.Response:
+        """Which machines their clouds took or are taking, newest first, and on what evidence."""
+        found = await self._view.store.recent_interruptions(limit=_limit(request))
+        return web.json_response({"interruptions": [interruption_document(one) for one in found]})
 
     async def ledger(self, request: web.Request) -> web.Response:
         limit = _limit(request)

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from autoscaler.http.view import Condition, DaemonView, TickView
+from autoscaler.http.view import Condition, DaemonView, TickView, Trouble
 from autoscaler.model import (
     Instance,
     InstanceMove,
+    Interruption,
     Job,
     JobState,
     LedgerEntry,
@@ -41,6 +42,26 @@ def condition_document(condition: Condition) -> Document:
         "detail": condition.detail,
         "remedy": condition.remedy,
         "since": instant(condition.since),
+    }
+
+
+def trouble_document(trouble: Trouble) -> Document:
+    return {"target": trouble.target, "text": trouble.text}
+
+
+def interruption_document(one: Interruption) -> Document:
+    return {
+        "instance": one.instance,
+        "provider": one.provider,
+        "pool": one.pool,
+        "capacity_pool": capacity_pool_document(one.capacity_pool) if one.capacity_pool else None,
+        "job": one.job,
+        "announced": one.is_announced,
+        "sources": list(one.sources),
+        "noticed_at": instant(one.noticed_at),
+        "reclaim_at": instant_or_none(one.reclaim_at),
+        "cutoff_at": instant_or_none(one.cutoff_at),
+        "ended_at": instant_or_none(one.ended_at),
     }
 
 

@@ -10,7 +10,14 @@ import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
-from autoscaler.http.documents import Document, condition_document, instant, instant_or_none, pool_documents
+from autoscaler.http.documents import (
+    Document,
+    condition_document,
+    instant,
+    instant_or_none,
+    pool_documents,
+    trouble_document,
+)
 from autoscaler.http.happenings import happening_document, happenings
 from autoscaler.http.view import DaemonView
 from autoscaler.model import Instance, InstanceMove, Job, JobId, JobState, LedgerEntry, Rules
@@ -85,6 +92,7 @@ def state_document(view: DaemonView) -> Document:
         "deployment": view.deployment,
         "ready": all(condition.is_well for condition in conditions),
         "conditions": [condition_document(condition) for condition in conditions if not condition.is_well],
+        "troubles": [trouble_document(trouble) for trouble in view.troubles()],
         "tick_at": instant_or_none(tick.at if tick else None),
         "spent_today_usd": round(math.fsum(snapshot.spent_today_usd.values()), 2),
         "pools": pool_documents(view),

@@ -66,6 +66,7 @@ _MONEY: dict[str, Schema] = {
 _SCHEMAS: dict[str, Schema] = {
     "Error": _record(error=_TEXT),
     "Condition": _record(name=_TEXT, well=_FLAG, detail=_TEXT, remedy=_TEXT, since=_INSTANT),
+    "Trouble": _record(target=_TEXT, text=_TEXT),
     "Tick": _record(number=_COUNT, at=_INSTANT, took_s=_NUMBER, plan_s=_NUMBER, actions=_COUNT),
     "Pool": _record(
         name=_TEXT, control=_CONTROL, labels=_TEXTS, repos=_TEXTS, forges=_TEXTS, providers=_TEXTS, min=_COUNT,
@@ -75,7 +76,8 @@ _SCHEMAS: dict[str, Schema] = {
     "Budget": _record(target=_TEXT, family=_TEXT, limit=_NUMBER, remaining=_NUMBER, refill_per_s=_NUMBER),
     "Status": _record(
         deployment=_TEXT, now=_INSTANT, ready=_FLAG, access={"enum": ["token", "loopback_only"]},
-        conditions=_list("Condition"), tick=_maybe(_ref("Tick")), jobs=_COUNTS, unserved=_COUNT, instances=_COUNT,
+        conditions=_list("Condition"), troubles=_list("Trouble"),
+        tick=_maybe(_ref("Tick")), jobs=_COUNTS, unserved=_COUNT, instances=_COUNT,
         caps=_record(instances=_maybe(_COUNT), usd_per_hour=_maybe(_NUMBER), usd_per_day=_maybe(_NUMBER)),
         spent_today_usd=_NUMBER, cooling=_record(capacity_pools=_COUNT, scopes=_COUNT), budgets=_list("Budget"),
         pools=_list("Pool"),
@@ -93,7 +95,8 @@ _SCHEMAS: dict[str, Schema] = {
     "Instances": _record(instances=_list("Instance")),
     "Move": _record(**{"at": _INSTANT, "from": _maybe(_TEXT), "to": _TEXT, "cause": _TEXT}),
     "InstanceDetail": _record(
-        **_INSTANCE, served=_maybe(_ref("Job")), history=_list("Move"), ledger=_list("LedgerEntry")
+        **_INSTANCE, served=_maybe(_ref("Job")), interruption=_maybe(_ref("Interruption")),
+        history=_list("Move"), ledger=_list("LedgerEntry")
     ),
     "Evidence": _record(hours=_NUMBER, interruptions=_NUMBER, asked=_NUMBER, refused=_NUMBER),
     "Cooling": _record(
@@ -125,6 +128,12 @@ _SCHEMAS: dict[str, Schema] = {
         **{f"by_{group}": _list("MoneyOf") for group in GROUPS},
         ended_today=_list("EndedCost"), live=_list("LiveCost"), caps=_ref("MoneyCaps"),
     ),
+    "Interruption": _record(
+        instance=_TEXT, provider=_TEXT, pool=_TEXT, capacity_pool=_maybe(_record(**_CAPACITY_POOL)), job=_maybe(_TEXT),
+        announced=_FLAG, sources=_TEXTS, noticed_at=_INSTANT, reclaim_at=_maybe(_INSTANT), cutoff_at=_maybe(_INSTANT),
+        ended_at=_maybe(_INSTANT),
+    ),
+    "Interruptions": _record(interruptions=_list("Interruption")),
     "Ledger": _record(ledger=_list("LedgerEntry"), before=_maybe(_COUNT)),
     "HistoryPoint": _record(wait_s=_NUMBER, queued=_COUNT, running=_COUNT, instances=_COUNT),
     "History": _record(
@@ -184,6 +193,9 @@ def _paths() -> dict[str, Schema]:
         "costs": _operation(
             "What machines cost in a period (today by default; UTC), by use, pool, repo, workflow and day",
             "Costs", _query("since"), _query("until"),
+        ),
+        "interruptions": _operation(
+            "Machines that their clouds took or are taking, newest first, and who told of it", "Interruptions", _LIMIT
         ),
         "ledger": _operation(
             "What was done and why, newest first; pass `before` of the last page for the next one",

@@ -80,6 +80,10 @@ class DaemonView(Protocol):
         """What is not well and keeps nobody waiting, so that it is no condition of readiness."""
         ...
 
+    def dropped_notices(self) -> Sequence[tuple[str, str, int]]:
+        """How many notices each provider dropped itself since its start: (provider, reason, count)."""
+        ...
+
     def last_tick(self) -> TickView | None: ...
 
     async def wait_change(self, after: int) -> int:

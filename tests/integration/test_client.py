@@ -99,6 +99,7 @@ def test_colour_marks_only_what_needs_a_look() -> None:
         "now": "2026-01-01T00:00:00.000Z",
         "ready": True,
         "conditions": [],
+        "troubles": [{"target": "aws", "text": "no message ever came"}],
         "jobs": {"queued": 2, "running": 0, "lost": 0},
         "unserved": 0,
         "instances": 0,
@@ -110,6 +111,7 @@ def test_colour_marks_only_what_needs_a_look() -> None:
     lines = status_text(status, Palette(True)).splitlines()
     calm, late = (next(line for line in lines if line.startswith(name)) for name in ("calm", "late"))
     assert "cooling    3 capacity pools and 1 quota or subnet" in lines
+    assert any("no message ever came" in line for line in lines)
     assert "\033" not in calm
     assert "\033[31;1m1 min 15 s\033[0m" in late
 

@@ -12,7 +12,8 @@ from aiohttp import web
 
 from autoscaler.clock import SystemClock
 from autoscaler.config_types import Address
-from autoscaler.http.agents import AgentDesk, make_agent_routes
+from autoscaler.http.agent_routes import make_agent_routes
+from autoscaler.http.agents import AgentDesk
 from autoscaler.http.limits import BodyBudget, ConnectionLimits, address_key
 from autoscaler.http.listener import listen
 from autoscaler.http.webhooks import make_webhook_routes

@@ -3,17 +3,20 @@
 import asyncio
 import hashlib
 import json
+from collections import Counter as Tally
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, cast
 
 import aiohttp
 import pytest
 from aiohttp import web
 
-from autoscaler.facts import AgentReported, AgentSaidHello, AssignmentAsked, ClaimDisputed, Fact
+from autoscaler.facts import AgentNoticed, AgentReported, AgentSaidHello, AssignmentAsked, ClaimDisputed, Fact
 from autoscaler.http import agents, limits
-from autoscaler.http.agents import BODY_LIMIT, HELLO_LIMIT, AgentDesk, make_agent_routes
+from autoscaler.http.agent_routes import BODY_LIMIT, HELLO_LIMIT, make_agent_routes
+from autoscaler.http.agents import AgentDesk
 from autoscaler.live import LiveRows
 from autoscaler.model import EndReason, Instance, InstanceState
 from autoscaler.spi import (
@@ -21,6 +24,7 @@ from autoscaler.spi import (
     Identity,
     IdentityRefused,
     InstanceId,
+    NoticeKind,
     Provider,
     ProviderError,
     ProviderId,
@@ -52,13 +56,14 @@ class Notary:
 
     def __init__(self) -> None:
         self.fails: ProviderError | None = None
+        self.says: dict[str, Any] = {}
 
     async def identify(self, evidence: Evidence) -> Identity:
         if self.fails is not None:
             raise self.fails
         if evidence.document.get("proof") != "valid":
             raise IdentityRefused("the signature does not fit", reason="signature")
-        return Identity(provider_id=ProviderId(evidence.document["id"]))
+        return Identity(provider_id=ProviderId(evidence.document["id"]), **self.says)
 
 
 class BreakableStore(MemoryStore):
@@ -68,6 +73,16 @@ class BreakableStore(MemoryStore):
         if self.failure is not None:
             raise self.failure
         await super().commit(changes)
+
+
+class CountedRefusals(limits.Refusals):
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Tally[tuple[str, str]] = Tally()
+
+    def count(self, call: str, reason: str, now: float, **about: str) -> None:
+        self.counts[call, reason] += 1
+        super().count(call, reason, now, **about)
 
 
 @dataclass
@@ -104,6 +119,8 @@ class Counter:
     notary: Notary
     durability: Durability = field(default_factory=Durability)
     facts: list[Fact] = field(default_factory=list)
+    addresses: dict[InstanceId, str] = field(default_factory=dict)
+    refused: Tally[tuple[str, str]] = field(default_factory=Tally)
     url: str = ""
     client: Any = None
 
@@ -164,10 +181,28 @@ async def counter(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Counter]:
     rules = rules_of(pool(LINUX, "linux"))
     providers = {CLOUD: cast(Provider, notary)}
     durability = Durability()
+    addresses: dict[InstanceId, str] = {}
+    counted = CountedRefusals()
     desk = AgentDesk(
-        rows, providers, WallClock(), rules=lambda: rules, report=facts.append, consumed=durability.consumed
+        rows,
+        providers,
+        WallClock(),
+        rules=lambda: rules,
+        report=facts.append,
+        consumed=durability.consumed,
+        refusals=counted,
+        address_of=lambda machine: addresses.get(machine, ""),
     )
-    one = Counter(store=store, rows=rows, desk=desk, notary=notary, durability=durability, facts=facts)
+    one = Counter(
+        store=store,
+        rows=rows,
+        desk=desk,
+        notary=notary,
+        durability=durability,
+        facts=facts,
+        addresses=addresses,
+        refused=counted.counts,
+    )
     app = web.Application(client_max_size=0)
     app.add_routes(make_agent_routes(desk, b"PK the agent"))
     runner = web.AppRunner(app, shutdown_timeout=1)
@@ -538,3 +573,143 @@ async def test_one_machine_holds_few_assignment_calls_open(counter: Counter) -> 
     counter.have(claim=claim_of(KEY))
     answers = await asyncio.gather(*(counter.assignment() for _ in range(5)))
     assert sorted(status for status, _ in answers) == [204, 204, 429, 429, 429]
+
+
+# ---------------------------------------------------------------------- what an identity must agree with
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ({"machine_type": "x99.huge"}, "type"),
+        ({"zone": "us-west-2c"}, "zone"),
+        ({"address": "10.0.0.66"}, "address"),
+        ({"started_at": NOW - timedelta(hours=1)}, "window"),
+        ({"started_at": NOW + timedelta(minutes=2)}, "window"),
+    ],
+)
+async def test_identity_that_is_not_what_was_launched_is_refused_and_the_caller_is_told_nothing(
+    counter: Counter, said: dict[str, Any], reason: str
+) -> None:
+    counter.have()
+    counter.addresses[counter.row().id] = "10.0.0.5"
+    counter.notary.says = said
+    before = counter.row()
+    assert await counter.hello() == (403, {})
+    assert counter.row() == before
+    assert not counter.facts
+    assert counter.refused[("hello", f"identity_{reason}")] == 1
+    (trouble,) = counter.desk.alarms.troubles()
+    assert ("clock" in trouble.text) == (reason == "window")
+
+
+async def test_identity_that_agrees_with_its_row_in_everything_is_taken(counter: Counter) -> None:
+    row = counter.have()
+    counter.addresses[row.id] = "10.0.0.5"
+    place = row.capacity_pool
+    assert place is not None
+    counter.notary.says = {
+        "machine_type": place.machine_type,
+        "zone": place.zone,
+        "address": "10.0.0.5",
+        "started_at": row.created_at + timedelta(seconds=3),
+    }
+    assert (await counter.hello())[0] == 200
+    assert not counter.desk.alarms.troubles()
+
+
+async def test_what_neither_side_says_is_not_held_against_a_machine(counter: Counter) -> None:
+    counter.have()
+    counter.notary.says = {"address": "10.0.0.66"}
+    assert (await counter.hello())[0] == 200
+
+
+async def test_machine_that_stays_unknown_is_refused_after_two_minutes(
+    counter: Counter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (await counter.hello())[0] == 503
+    assert (await counter.hello(machine=2))[0] == 503
+    later = NOW + timedelta(minutes=2)
+    monkeypatch.setattr(WallClock, "now", lambda _: later)
+    assert await counter.hello() == (403, {})
+    assert counter.refused[("hello", "identity_unknown")] == 1
+
+
+async def test_replayed_hello_with_the_same_claim_gets_the_same_answer_and_no_secret(counter: Counter) -> None:
+    counter.have()
+    first = await counter.hello()
+    counter.hand_over()
+    assert await counter.hello() == first
+    assert SECRET not in str(first)
+
+
+async def test_replayed_evidence_with_another_claim_gets_nothing_and_the_machine_is_replaced(counter: Counter) -> None:
+    counter.have()
+    await counter.hello()
+    assert await counter.hello(OTHER_KEY) == (403, {})
+    assert counter.told(ClaimDisputed)
+    assert not counter.desk.alarms.troubles(), "no job can have run there"
+
+
+async def test_second_claim_after_the_registration_was_handed_out_is_alarming(counter: Counter) -> None:
+    counter.have()
+    await counter.hello()
+    counter.hand_over()
+    await counter.assignment()
+    await counter.tell("assignment_received")
+    assert await counter.hello(OTHER_KEY) == (403, {})
+    (trouble,) = counter.desk.alarms.troubles()
+    assert counter.row().id in trouble.text
+    await counter.rows.flush()
+    ((_, entry),) = await counter.store.ledger(limit=5)
+    assert (entry.action, entry.subject) == ("claim", "i-0001")
+
+
+async def test_replay_after_the_machine_was_terminated_gets_nothing(counter: Counter) -> None:
+    counter.have()
+    await counter.hello()
+    counter.move(S.READY)
+    counter.move(S.TERMINATED, ending=EndReason.VANISHED)
+    for key in (KEY, OTHER_KEY):
+        assert await counter.hello(key) == (403, {})
+
+
+# ---------------------------------------------------------------------- notices
+
+
+async def test_notice_of_an_agent_reaches_the_core_with_its_kind_and_time(counter: Counter) -> None:
+    counter.have()
+    await counter.hello()
+    at = NOW + timedelta(minutes=2)
+    detail = {"reclaim_at": f"{at.timestamp():.3f}", "kind": "reclaim", "source": "aws"}
+    event = {"seq": 1, "at": NOW.timestamp(), "kind": "notice", "detail": detail}
+    await counter.post("events", {"instance": "i-0001", "events": [event]}, key=KEY)
+    (fact,) = counter.told(AgentNoticed)
+    assert isinstance(fact, AgentNoticed)
+    assert (fact.kind, fact.reclaim_at) == (NoticeKind.RECLAIM, at)
+
+
+@pytest.mark.parametrize(
+    "detail",
+    [
+        {},
+        {"reclaim_at": "soon"},
+        {"reclaim_at": "nan"},
+        {"reclaim_at": "1e300"},
+        {"kind": "surprise", "reclaim_at": "2e9"},
+    ],
+)
+async def test_notice_that_cannot_be_read_is_counted_and_the_events_beside_it_are_taken(
+    counter: Counter, detail: dict[str, str]
+) -> None:
+    counter.have()
+    await counter.hello()
+    events = [
+        {"seq": 1, "at": 1.0, "kind": "notice", "detail": detail},
+        {"seq": 2, "at": 1.0, "kind": "job_started", "detail": {}},
+    ]
+    status, answer = await counter.post("events", {"instance": "i-0001", "events": events}, key=KEY)
+    assert (status, answer["acknowledged"]) == (200, 2)
+    assert not counter.told(AgentNoticed)
+    assert len(counter.told(AgentReported)) == 1
+    assert counter.refused[("events", "notice")] == 1

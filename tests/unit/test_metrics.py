@@ -34,6 +34,7 @@ PROMISED = {
     "interruptions_total": ("provider", "zone", "machine_type", "announced"),
     "notice_lead_seconds": (),
     "notices_dropped_total": ("provider", "reason"),
+    "troubles": ("target",),
     "replace_seconds": (),
     "requeues_total": ("pool", "outcome"),
     "recovery_seconds": (),
@@ -169,3 +170,14 @@ def _instance(number: int) -> Instance:
         id=InstanceId(f"i-{number}"), pool=PoolName("linux"), provider=ProviderName("aws"), token=BatchToken("b"),
         state=InstanceState.BUSY, since=NOW, created_at=NOW, capacity_pool=SPOT,
     )  # fmt: skip
+
+
+def test_what_providers_drop_is_counted_once_however_often_it_is_asked() -> None:
+    metrics = Metrics()
+    for count in (3, 3, 5):
+        metrics.observe_providers([("aws", "foreign", count)], ["aws", "aws"])
+    text = metrics.render().decode()
+    assert 'autoscaler_notices_dropped_total{provider="aws",reason="foreign"} 5.0' in text
+    assert 'autoscaler_troubles{target="aws"} 2.0' in text
+    metrics.observe_providers([], [])
+    assert "autoscaler_troubles{" not in metrics.render().decode()

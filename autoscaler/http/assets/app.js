@@ -165,6 +165,14 @@ function show(next) {
     put(card.children[1], ` is not well since ${clock(c.since)}: ${c.detail}`);
     put(card.children[2], c.remedy);
   });
+  rows($("troubles"), next.troubles, (t) => `${t.target}|${t.text}`, () => {
+    const card = el("div", "trouble-card");
+    card.append(el("b"), el("span"));
+    return card;
+  }, (card, t) => {
+    put(card.children[0], t.target);
+    put(card.children[1], ` ${t.text}`);
+  });
   showTotals(next);
   showPools(next);
   rows($("waiting"), next.waiting, (j) => j.id, makeJobRow, (node, j) => fillJobRow(node, j, { since: j.queued_at, target: j.target_s, said: j.why }), "Nobody waits.");

@@ -103,6 +103,7 @@ const Detail = (() => {
         ["Pool", row.pool], ["Machine", place ? `${place.machine_type} in ${place.zone}, ${place.capacity_type.replace("_", "-")}` : row.provider],
         ["Job", row.job ? [linkTo(jobLink(row.job), served ? served.name : row.job), served ? ` of ${served.repo}${served.conclusion ? `: ${served.conclusion}` : ""}` : ""] : ""],
         ["Cost so far", row.price_usd_hour ? `${usd(row.cost_usd) || "$0"}, at ${usd(row.price_usd_hour)} an hour` : ""],
+        ["Taken back", row.interruption ? `by ${row.interruption.provider} ${row.interruption.announced ? "with a notice" : "without a notice"}, told by ${row.interruption.sources.join(", ")}` : ""],
         ["Cloud id", row.provider_id], ["Runner", row.runner_name], ["Detail", row.detail],
       ],
     };
