@@ -82,6 +82,21 @@ async def test_a_sound_configuration_is_refused_nothing(driver: AwsDriver) -> No
         ),
         (lambda site: site.access.grant(ACCESS_KEY, SECRET, allows=all_but("sqs:*")), "notices"),
     ],
+    ids=[
+        "missing subnet",
+        "missing security group",
+        "missing image",
+        "quota zero",
+        "missing queue",
+        "queue without policy",
+        "clock ten minutes off",
+        "clock nearly too far off",
+        "wrong secret",
+        "may not launch",
+        "may not end",
+        "may not see subnets",
+        "may not hear",
+    ],
 )
 async def test_the_check_finds_what_is_wrong(driver: AwsDriver, spoil: Any, key: str) -> None:
     spoil(driver.served.site)
@@ -116,6 +131,7 @@ async def test_a_region_that_the_account_does_not_have_is_found(driver: AwsDrive
         (lambda site: site.setup.groups.clear(), GROUP),
         (lambda site: site.setup.images_by_id.clear(), AMI),
     ],
+    ids=["subnet", "security group", "image"],
 )
 async def test_a_launch_with_something_missing_is_invalid_and_says_what(
     driver: AwsDriver, spoil: Any, text: str

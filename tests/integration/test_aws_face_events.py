@@ -85,6 +85,7 @@ async def test_no_notice_is_no_warning() -> None:
         lambda bus, queue: setattr(queue, "policy", ""),
         lambda bus, queue: setattr(bus.rules[REGION], "pattern", {"detail-type": [REBALANCE]}),
     ],
+    ids=["no target", "no rule", "no policy", "another pattern"],
 )
 def test_a_queue_that_is_not_wired_never_hears(spoil: Any) -> None:
     queue = a_queue()

@@ -138,6 +138,7 @@ async def test_diversified_spreads_over_the_overrides() -> None:
         (lambda site: site.setup.groups.clear(), "InvalidGroup.NotFound"),
         (lambda site: site.cloud.capacity.supplies.pop(pool("m7i.large")), "Unsupported"),
     ],
+    ids=["scripted", "quota", "addresses", "image", "subnet", "group", "type"],
 )
 async def test_what_a_fleet_cannot_have_is_named_in_its_errors(arrange: Any, code: str) -> None:
     async with served_aws() as aws:
