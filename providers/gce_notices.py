@@ -38,6 +38,7 @@ class GceNotices:
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._pending: dict[str, Notice] = {}
         self._trouble = ""
+        self._has_looked = False
 
     @property
     def dropped(self) -> Mapping[str, int]:
@@ -51,7 +52,8 @@ class GceNotices:
         """See `Provider.notices`."""
         deadline = self._clock.monotonic() + _WAIT_S
         while True:
-            if self._machines.has_spot():
+            # At first also without: a machine may have been taken while no daemon ran.
+            if self._machines.has_spot() or not self._has_looked:
                 await self._look()
             if self._pending or self._clock.monotonic() + _POLL_S >= deadline:
                 return tuple(self._pending.values())
@@ -70,6 +72,7 @@ class GceNotices:
             self._trouble = f"notices: preemptions cannot be read: {error}"
             return
         self._trouble = ""
+        self._has_looked = True
         for loss in losses:
             self._take(loss)
 

@@ -329,6 +329,16 @@ async def test_a_preemption_is_told_again_until_it_is_acknowledged_and_once_afte
     await assert_silent(provider, site)
 
 
+async def test_a_preemption_while_no_daemon_ran_is_told_to_the_next(site: GceSite) -> None:
+    before = site.provider()
+    (machine,) = (await launched(before)).instances
+    await running(before, machine)
+    await before.interrupt([machine.provider_id])
+    await state(before, machine, MachineState.TERMINATED)
+    (notice,) = await until(lambda: heard(site.provider()))
+    assert (notice.provider_id, notice.kind) == (machine.provider_id, NoticeKind.RECLAIM)
+
+
 async def test_preemptions_of_another_deployment_are_dropped_and_counted(site: GceSite) -> None:
     ours, theirs = site.provider(deployment="ours"), site.provider(deployment="theirs")
     await launched(ours)
