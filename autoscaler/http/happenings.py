@@ -35,6 +35,7 @@ _ACTIONS = {
     "hold_queue": "Keeps the queue open:",
     "launch": "Launch:",
     "control": "Pool",
+    "interruption": "Taken back:",
 }
 
 
@@ -119,9 +120,10 @@ def _newest(line: Happening) -> tuple[datetime, int, str]:
 
 
 def _is_told(entry: LedgerEntry, lives: Mapping[InstanceId, _Life]) -> bool:
-    """Whether a machine's own lines tell of this already: its end was asked for."""
+    """Whether a machine's own lines tell of this already: its end was asked for, or its cloud takes it."""
     life = lives.get(InstanceId(entry.subject))
-    return entry.action == "terminate" and life is not None and _S.TERMINATING in life.first
+    state = {"terminate": _S.TERMINATING, "interruption": _S.DRAINING}.get(entry.action)
+    return state is not None and life is not None and state in life.first
 
 
 def _launches(lives: Mapping[InstanceId, _Life], machines: Mapping[InstanceId, Instance]) -> list[Happening]:
