@@ -32,7 +32,10 @@ _ACCOUNT = re.compile(r"[0-9]{12}")
 _REGION = re.compile(r"[a-z]{2,5}(-[a-z]+)+-[0-9]+")
 _SUBNET = re.compile(r"subnet-[0-9a-z]+")
 _GROUP = re.compile(r"sg-[0-9a-z]+")
+_NAME = re.compile(r"[\w+=,.@ -]+")
+_KEY = re.compile(r"arn:[a-z-]+:kms:.+|alias/.+|(mrk-)?[0-9a-f-]{32,36}")
 _ROLE = re.compile(r"arn:[a-z-]+:iam::[0-9]{12}:role/.+")
+_A_ROLE = 'the ARN of a role, as in "arn:aws:iam::012345678901:role/name"'
 _ADVISOR_PERCENT = (2.5, 7.5, 12.5, 17.5, 25.0)
 """The middle of each of the Spot Instance Advisor's ranges, by its index; the last one has no end."""
 _KEYS = frozenset(
@@ -97,21 +100,16 @@ def parse(settings: ProviderSettings) -> AwsSettings:
     hops = options.get("metadata_hops", 1)
     if isinstance(hops, bool) or not isinstance(hops, int) or not 1 <= hops <= 64:
         raise SettingsError("must be a whole number from 1 to 64", key="metadata_hops")
-    fis_role = _text(options, "fis_role", "")
-    role_arn = _text(options, "role_arn", "")
-    for key, value in (("fis_role", fis_role), ("role_arn", role_arn)):
-        if value and not _ROLE.fullmatch(value):
-            raise SettingsError('must be the ARN of a role, as in "arn:aws:iam::012345678901:role/name"', key=key)
     return AwsSettings(
         name=settings.name,
         account=account,
         regions=settings.regions,
         endpoint_url=settings.endpoint_url.rstrip("/"),
         networks=_networks(options, settings.regions),
-        profile=_text(options, "profile", ""),
-        role_arn=role_arn,
-        instance_profile=_text(options, "instance_profile", ""),
-        queues=_by_region(options, "notices", settings.regions),
+        profile=_like(options, "profile", _NAME, "the name of a profile"),
+        role_arn=_like(options, "role_arn", _ROLE, _A_ROLE),
+        instance_profile=_like(options, "instance_profile", _NAME, "the name of an instance profile"),
+        queues=_queues(options, settings.regions),
         anchors={
             region: _read(Path(path), f"trust_anchors.{region}")
             for region, path in _by_region(options, "trust_anchors", settings.regions).items()
@@ -120,9 +118,9 @@ def parse(settings: ProviderSettings) -> AwsSettings:
         frequencies=frequencies,
         advised=advised,
         metadata_hops=hops,
-        kms_key=_text(options, "kms_key", ""),
+        kms_key=_like(options, "kms_key", _KEY, 'the id or ARN of a key, or "alias/name"'),
         trusts_peer_address=_flag(options, "trust_peer_address"),
-        fis_role=fis_role,
+        fis_role=_like(options, "fis_role", _ROLE, _A_ROLE),
     )
 
 
@@ -133,6 +131,22 @@ def _text(options: Mapping[str, Any], key: str, default: str | None = None) -> s
     if not isinstance(value, str):
         raise SettingsError("must be a text", key=key)
     return value.strip()
+
+
+def _like(options: Mapping[str, Any], key: str, pattern: re.Pattern[str], what: str) -> str:
+    """A text that looks right, or "" where there is none."""
+    value = _text(options, key, "")
+    if value and not pattern.fullmatch(value):
+        raise SettingsError(f"must be {what}", key=key)
+    return value
+
+
+def _queues(options: Mapping[str, Any], regions: Sequence[str]) -> dict[str, str]:
+    found = _by_region(options, "notices", regions)
+    for region, url in found.items():
+        if not url.startswith(("https://", "http://")):
+            raise SettingsError("must be the URL of an SQS queue", key=f"notices.{region}")
+    return found
 
 
 def _flag(options: Mapping[str, Any], key: str) -> bool:

@@ -12,6 +12,8 @@ from typing import Any
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from autoscaler.sandbox.cloud_identity import AwsNotary
+
 EXAMPLE = Path(__file__).parents[1] / "config.example.toml"
 ENVIRON = {
     "AUTOSCALER_ADMIN_TOKEN": "admin-token-for-tests",
@@ -89,6 +91,11 @@ def write_app_key(folder: Path) -> None:
             serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
         )
     )
+
+
+def write_anchors(folder: Path) -> Path:
+    """What stands in for AWS's certificates, which the example names by a path of the host."""
+    return AwsNotary(("us-east-1",)).write_anchors(folder)["us-east-1"]
 
 
 def places(value: Any, steps: Steps = ()) -> Iterator[Steps]:

@@ -30,6 +30,7 @@ from tests.config_files import (
     removed,
     replaced,
     write,
+    write_anchors,
     write_app_key,
 )
 
@@ -46,6 +47,7 @@ ANY_TEXT = re.compile(r"runner_group|hooks|state_dir|webhook_url|capacity_pools|
 """Keys where any text is right as far as anybody can tell."""
 FREE_TEXT = re.compile(r"references|prepull|certificate|private_key|regions|labels|types|exclude|scopes")
 """Keys where any text is right but a blank one."""
+ANCHORS = "/etc/ci-runner-autoscaler/aws-us-east-1.pem"
 NAMED_BY_THE_OPERATOR = frozenset({"references", "credentials", "prices", "interruption_frequencies"})
 """Tables whose keys are names: another name is as right as the first."""
 
@@ -60,11 +62,13 @@ def value_at(document: Any, steps: Steps) -> Any:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("example")
     write_app_key(made)
+    write_anchors(made)
     return made
 
 
 def problems_of(document: dict[str, Any], folder: Path) -> tuple[Problem, ...]:
     """What loading and making the adapters complain about."""
+    document = _with_anchors(document, folder)
     if _names_state_dir(document):
         document = replaced(document, ("provider", 0, "state_dir"), str(folder / "machines"))
     path = write(document, folder)
@@ -80,6 +84,13 @@ def problems_of(document: dict[str, Any], folder: Path) -> tuple[Problem, ...]:
         except config.ConfigError as error:
             found += error.problems
     return tuple(found)
+
+
+def _with_anchors(document: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """With AWS's certificates where the tests have them, unless the path is what the test spoils."""
+    for steps in [one for one in places(document) if value_at(document, one) == ANCHORS]:
+        document = replaced(document, steps, str(folder / "aws-us-east-1.pem"))
+    return document
 
 
 def _names_state_dir(document: dict[str, Any]) -> bool:
