@@ -190,6 +190,12 @@ class AwsLauncher:
             template = await self._templates.template(state.batch, part.region)
             self._templates.forget(part.region, template.name)
             answer = await self._create_fleet(part, state, state.client_token(part))
+        except TokenBurnt:
+            if state.missing == state.batch.count:
+                raise
+            # The try whose answer was lost asked for all of the batch: as it was, the request gets that answer now. A
+            # token that was used makes nothing new, whatever is asked with it.
+            answer = await self._create_fleet(part, state, token, count=state.batch.count)
         by_place = {(o.capacity_pool.machine_type, o.capacity_pool.zone): o for o in part.offerings}
         subnets = {subnet: zone for zone, subnet in (await self._catalog.subnets(part.region)).items()}
         for made in answer.get("Instances", ()):
@@ -210,8 +216,10 @@ class AwsLauncher:
             refused = {one.capacity_pool.key: Refusal(offering=one, error=short) for one in part.offerings}
         state.refusals += refused.values()
 
-    async def _create_fleet(self, part: Part, state: _Launch, token: str) -> Mapping[str, Any]:
-        request = await self._fleet_request(part, state, token)
+    async def _create_fleet(
+        self, part: Part, state: _Launch, token: str, *, count: int | None = None
+    ) -> Mapping[str, Any]:
+        request = await self._fleet_request(part, state, token, count=count or state.missing)
         answer: Mapping[str, Any] = await self._clients.write(
             lambda sdk: sdk.client("ec2", part.region).create_fleet(**request),
             self._context(part),
@@ -219,7 +227,7 @@ class AwsLauncher:
         )
         return answer
 
-    async def _fleet_request(self, part: Part, state: _Launch, token: str) -> dict[str, Any]:
+    async def _fleet_request(self, part: Part, state: _Launch, token: str, *, count: int) -> dict[str, Any]:
         batch, is_spot = state.batch, part.capacity_type is CapacityType.SPOT
         template = await self._templates.name_for(batch, part.region)
         subnets = await self._catalog.subnets(part.region)
@@ -238,7 +246,6 @@ class AwsLauncher:
             overrides.append(override)
         if not overrides:
             raise InvalidRequest(f"networks.{part.region}.subnets: none of them is in a zone of the chosen offerings")
-        count = state.missing
         specification = {"LaunchTemplateName": template, "Version": VERSION}
         return {
             "Type": "instant",
@@ -295,6 +302,8 @@ class AwsLauncher:
     # ------------------------------------------------------------------ parts of it
 
     def _note(self, id_: ProviderId, offering: Offering, state: _Launch, *, spot_request: str = "") -> None:
+        if id_ in state.made:
+            return  # found by its tag, which tells more
         self._machines.note_launched(id_, offering.capacity_pool.region, spot_request=spot_request)
         batch = state.batch
         state.made[id_] = CloudInstance(
