@@ -186,6 +186,8 @@ class Instance:
     repo: str = ""
     workflow: str = ""
     """Whose job it served: who its cost is charged to, with the job's own row pruned too."""
+    launched_at: datetime | None = None
+    """When its cloud launched it: we may learn of it later, from a listing."""
     starts: int = 1
     boot_us: int = 0
     idle_us: int = 0

@@ -2,7 +2,7 @@
 
 Each second of a machine between its launch and its end goes to one use, by the state it was in:
 
-    boot      launched, starting          from the cloud's yes to the agent's hello
+    boot      launched, starting          from the cloud's launch, whenever we hear of it, to the agent's hello
     idle      ready, registering, idle, terminating; and what a billing minimum adds to a short life
     job       busy, draining
     lost      what was job, once the job was lost with the machine

@@ -183,6 +183,10 @@ class Observer:
             "price_usd_hour": machine.price_usd_hour,
             "on_demand_usd_hour": self._seen.on_demand_price(machine.capacity_pool),
         }
+        launched_at = min(max(machine.launched_at, row.created_at), now)
+        until = now if row.state is _S.REQUESTED else row.since
+        fields["launched_at"] = launched_at
+        fields["boot_us"] = max(0, (until - launched_at) // timedelta(microseconds=1))
         self._seen.bound_at[row.id] = now
         if machine.address:
             self._seen.addresses[row.id] = machine.address

@@ -1,6 +1,6 @@
 """Money and machine time of a demo, from the histories of its machines. Pure.
 
-A machine is billed per second from its launch (the cloud said yes) until it is terminated; one that the end found
+A machine is billed per second from its launch, whenever we heard of it, until it is terminated; one that the end found
 alive, until then. What it was used for follows from its states: booting, working for a job, the rest is idle. A life
 shorter than its provider's minimum pays for the minimum, one that the cloud took early enough pays nothing. The daemon
 counts the same as it goes (`money`); this is separate code on purpose.
@@ -43,7 +43,7 @@ def billed_spans(records: DemoRecords) -> Iterator[BilledSpan]:
     for row in records.instances:
         if row.provider_id is None:
             continue
-        states = list(_billed_states(records.moves.get(row.id, ()), records.ended_at))
+        states = list(_billed_states(row, records.moves.get(row.id, ()), records.ended_at))
         running = math.fsum(seconds for state, seconds in states if state not in _STOPPED)
         is_free = row.ending is EndReason.INTERRUPTED and running <= traits.reclaimed_free_s
         missing = traits.minimum_billed_s - running
@@ -59,10 +59,13 @@ def billed_spans(records: DemoRecords) -> Iterator[BilledSpan]:
             )
 
 
-def _billed_states(moves: Sequence[InstanceMove], ended_at: float) -> Iterator[tuple[InstanceState, float]]:
-    """Each state from the launch on, with the seconds in it."""
-    launch = next((at for at, move in enumerate(moves) if move.to_state is InstanceState.LAUNCHED), 0)
-    billed = moves[launch:]
+def _billed_states(
+    row: Instance, moves: Sequence[InstanceMove], ended_at: float
+) -> Iterator[tuple[InstanceState, float]]:
+    """Each state from the launch on, with the seconds in it; what we did not know of yet was its boot."""
+    billed = [move for move in moves if move.to_state is not InstanceState.REQUESTED]
+    if row.launched_at is not None and billed:
+        yield InstanceState.LAUNCHED, max(0.0, (billed[0].at - row.launched_at).total_seconds())
     ends = [move.at.timestamp() for move in billed[1:]] + [ended_at]
     for move, end in zip(billed, ends, strict=False):
         if move.to_state is not InstanceState.TERMINATED:

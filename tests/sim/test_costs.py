@@ -43,6 +43,9 @@ def from_histories(disk: MemoryDisk) -> Sums:
         if row.provider_id is None or row.state is not InstanceState.TERMINATED:
             continue
         moves = [move for _, move in disk.moves[row.id]]
+        known = next(move for move in moves if move.to_state is not InstanceState.REQUESTED)
+        unknown_s = (known.at - row.launched_at).total_seconds() if row.launched_at is not None else 0.0
+        sums[row.pool, row.repo, "boot"] += unknown_s / 3600 * row.price_usd_hour
         for move, following in pairwise(moves):
             seconds = (following.at - move.at).total_seconds()
             if move.to_state is not InstanceState.REQUESTED and seconds > 0:
