@@ -196,6 +196,8 @@ class Instance:
     """Microseconds in the states it has left, by what they are charged to (see `money`)."""
     is_job_lost: bool = False
     """Its job was lost while it still lived: what it cost was for nothing, whatever became of the job's row since."""
+    is_ended_by_cloud: bool = False
+    """Its cloud took it before we or its agent ended it."""
 
     @property
     def runner(self) -> RunnerRef | None:

@@ -16,7 +16,7 @@ in docs/decisions.md.
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from autoscaler.model import CostLine, EndReason, Instance, InstanceState, Use
+from autoscaler.model import CostLine, Instance, InstanceState, Use
 from autoscaler.spi import CapacityType, ProviderTraits
 
 NANO = 1_000_000_000
@@ -58,13 +58,14 @@ def accrued(row: Instance, now: datetime) -> Instance:
 def cost_lines(row: Instance, traits: ProviderTraits, at: datetime) -> tuple[CostLine, ...]:
     """The lines of an accrued row that ended, or would end, at `at`; one per use that took time.
 
-    A machine that the cloud itself took back within its free time costs nothing but what it stood stopped.
+    A machine that its cloud ended within its free time, before we or its agent did, costs nothing but what it stood
+    stopped.
     """
     if row.provider_id is None:
         return ()
     minimum = round(traits.minimum_billed_s * _SECOND_US) * max(1, row.starts)
     running = row.boot_us + row.idle_us + row.job_us
-    free = row.ending is EndReason.INTERRUPTED and running <= traits.reclaimed_free_s * _SECOND_US
+    free = row.is_ended_by_cloud and running <= traits.reclaimed_free_s * _SECOND_US
     added = max(0, minimum - running) if running and not free else 0
     price, on_demand = row.price_usd_hour, _on_demand_usd_hour(row)
     resting = traits.stopped_share * on_demand

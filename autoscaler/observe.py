@@ -301,13 +301,15 @@ class Observer:
         """The machine is gone. What it was doing is settled with the forge, never guessed."""
         said = self._seen.ending.get(row.id)
         is_taken = row.id in self._rows.interruptions and said is None
+        # Neither we nor its agent ended it. Only such an end is free where clouds ask nothing for what they take early.
+        by_cloud = is_taken and ending is not EndReason.SELF_ENDED and row.state is not _S.TERMINATING
         if said == "job_done":
             ending = EndReason.JOB_DONE
         elif is_taken or said == RECLAIMED:
             ending = EndReason.INTERRUPTED
         elif ending is None:
             ending = EndReason.SELF_ENDED if said is not None else EndReason.VANISHED
-        ended = self._rows.move(row, _S.TERMINATED, now=now, cause=cause, ending=ending)
+        ended = self._rows.move(row, _S.TERMINATED, now=now, cause=cause, ending=ending, is_ended_by_cloud=by_cloud)
         hours = (now - row.created_at).total_seconds() / 3600
         if row.provider_id is not None and row.price_usd_hour:
             self._rows.spend(row, hours * row.price_usd_hour, now=now)

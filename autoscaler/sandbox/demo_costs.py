@@ -2,7 +2,7 @@
 
 A machine is billed per second from its launch, whenever we heard of it, until it is terminated; one that the end found
 alive, until then. What it was used for follows from its states: booting, working for a job, the rest is idle. A life
-shorter than its provider's minimum pays for the minimum, one that the cloud took early enough pays nothing. The daemon
+shorter than its provider's minimum pays for the minimum, one that its cloud ended early enough pays nothing. The daemon
 counts the same as it goes (`money`); this is separate code on purpose.
 """
 
@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from autoscaler.model import EndReason, Instance, InstanceMove, InstanceState, JobState
+from autoscaler.model import Instance, InstanceMove, InstanceState, JobState
 from autoscaler.sandbox.demo_records import DemoRecords, JobRecord
 from autoscaler.spi import CapacityType, InstanceId
 
@@ -45,7 +45,7 @@ def billed_spans(records: DemoRecords) -> Iterator[BilledSpan]:
             continue
         states = list(_billed_states(row, records.moves.get(row.id, ()), records.ended_at))
         running = math.fsum(seconds for state, seconds in states if state not in _STOPPED)
-        is_free = row.ending is EndReason.INTERRUPTED and running <= traits.reclaimed_free_s
+        is_free = row.is_ended_by_cloud and running <= traits.reclaimed_free_s
         missing = traits.minimum_billed_s - running
         if missing > 0 and running > 0 and not is_free:
             states.append((InstanceState.IDLE, missing))

@@ -153,7 +153,7 @@ async def test_batches_are_launched_listed_repeated_and_ended(account: Account) 
         assert (one.token, one.pool, one.capacity_pool) == (made.token, "linux", made.capacity_pool)
         assert one.price_usd_hour > 0
         assert one.address
-    again = await account.launch(account.provider(), "b-1", count=3, capacity_type=CapacityType.SPOT)
+    again = await account.launch(account.provider(), "b-1", count=3, capacity_type=CapacityType.SPOT, is_repeat=True)
     assert ids(again.instances) == ids(spot)
     theirs = account.provider("theirs")
     assert await theirs.list_instances() == []

@@ -71,11 +71,11 @@ def test_what_the_minimum_adds_to_a_short_life_was_idle() -> None:
 
 
 def test_a_machine_the_cloud_takes_within_its_free_time_costs_nothing() -> None:
-    reclaimed = a_row(boot_us=10_000_000, job_us=600_000_000, ending=EndReason.INTERRUPTED)
+    reclaimed = a_row(boot_us=10_000_000, job_us=600_000_000, is_ended_by_cloud=True)
     assert sum(line.usd_nano for line in cost_lines(reclaimed, AWS, T0)) == 0
     later = replace(reclaimed, job_us=3_700_000_000)
     assert sum(line.usd_nano for line in cost_lines(later, AWS, T0)) == 371_000_000
-    ended_by_us = replace(reclaimed, ending=EndReason.SURPLUS)
+    ended_by_us = replace(reclaimed, is_ended_by_cloud=False, ending=EndReason.INTERRUPTED)
     assert sum(line.usd_nano for line in cost_lines(ended_by_us, AWS, T0)) == 61_000_000
 
 

@@ -191,7 +191,8 @@ async def test_interruption_and_drain_survive_a_restart(world: Observing) -> Non
 async def test_machine_that_its_cloud_says_it_took_ended_interrupted_and_its_job_is_lost(world: Observing) -> None:
     row = await busy(world)
     await world.machines(replace(listed_machine(1, MachineState.TERMINATED), is_reclaimed=True))
-    assert (await world.last(row)).ending is EndReason.INTERRUPTED
+    ended = await world.last(row)
+    assert (ended.ending, ended.is_ended_by_cloud) == (EndReason.INTERRUPTED, True)
     told = record(world, row)
     assert (told.is_announced, told.sources, told.ended_at) == (False, ("listing",), world.now)
     assert counted(world, "no") == 1
@@ -209,7 +210,8 @@ async def test_machine_that_powered_itself_off_after_its_notice_ended_interrupte
     await agent_says(world, row, "runner_exited", "143", ran_job=True)
     await agent_says(world, row, "ending", "reclaimed")
     await world.machines(replace(listed_machine(1, MachineState.TERMINATED), ended_by_itself=True))
-    assert (await world.last(row)).ending is EndReason.INTERRUPTED
+    ended = await world.last(row)
+    assert (ended.ending, ended.is_ended_by_cloud) == (EndReason.INTERRUPTED, False)
 
 
 async def test_job_that_ends_within_its_notice_is_done(world: Observing) -> None:
