@@ -31,6 +31,7 @@ from autoscaler.store import Changes, Conflict, CostSum, LeaseLost, Sample, Stor
 from autoscaler.store import rows as encoding
 from autoscaler.store.external import external_work
 from autoscaler.store.migrations import Migration, migrations
+from autoscaler.store.postgres_faults import FAULTS, failure, in_doubt, translated
 from autoscaler.store.queries import queries
 from autoscaler.store.rows import Columns, Writes, cost_sum, inbox_row, key, micros, read, text
 
@@ -41,7 +42,6 @@ _LEASE_TIMEOUT_S = 5.0
 _BATCH_LIMIT = 500
 _PRUNE_ROWS = 2_000
 _LAST_SEQ = 2**63 - 1
-_FAULTS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
 _SERVER_SETTINGS = {
     "application_name": "autoscaler",
     "tcp_keepalives_idle": "10",  # a holder's dead host frees the lease within half a minute
@@ -87,7 +87,7 @@ class PostgresStore:
     async def open(self) -> None:
         if self._pool is not None:
             return
-        with _translated("cannot be reached; check the address, the role and that the server runs"):
+        with translated("cannot be reached; check the address, the role and that the server runs"):
             self._pool = await asyncpg.create_pool(
                 self._dsn,
                 min_size=1,
@@ -119,7 +119,7 @@ class PostgresStore:
             with external_work():
                 try:
                     await asyncio.wait_for(pool.close(), _LEASE_TIMEOUT_S)
-                except _FAULTS:
+                except FAULTS:
                     pool.terminate()
 
     # ------------------------------------------------------------------ lease
@@ -128,7 +128,7 @@ class PostgresStore:
         if await self.holds_lease():
             return True
         await self._release()
-        with _translated("cannot be reached"):
+        with translated("cannot be reached"):
             lock = await asyncpg.connect(
                 self._dsn,
                 timeout=_LEASE_TIMEOUT_S,
@@ -142,7 +142,7 @@ class PostgresStore:
                     self._lock, lock = lock, None
             finally:
                 if lock is not None:
-                    with contextlib.suppress(*_FAULTS):
+                    with contextlib.suppress(*FAULTS):
                         await lock.close(timeout=_LEASE_TIMEOUT_S)
         return bool(is_ours)
 
@@ -153,14 +153,14 @@ class PostgresStore:
         try:
             with external_work():
                 return bool(await lock.fetchval(self._sql["peek_epoch"]) == epoch)
-        except _FAULTS:
+        except FAULTS:
             await self._release()
             return False
 
     async def _release(self) -> None:
         lock, self._lock, self._epoch = self._lock, None, None
         if lock is not None:
-            with external_work(), contextlib.suppress(*_FAULTS):
+            with external_work(), contextlib.suppress(*FAULTS):
                 await lock.close(timeout=_LEASE_TIMEOUT_S)
 
     # ------------------------------------------------------------------ writes
@@ -206,7 +206,7 @@ class PostgresStore:
                 try:
                     outcomes, rows = await self._run(connection, members)
                 except BaseException:
-                    with contextlib.suppress(*_FAULTS):
+                    with contextlib.suppress(*FAULTS):
                         await transaction.rollback()
                     raise
                 is_committing = True
@@ -217,7 +217,7 @@ class PostgresStore:
                 await self._release()
             for member in members:
                 is_in_doubt = is_unknown and isinstance(member, _Commit)
-                _settle(member.answer, _in_doubt(error) if is_in_doubt else _failure(error))
+                _settle(member.answer, in_doubt(error) if is_in_doubt else failure(error))
             return
         if rows:
             self._stats = StoreStats(commits=self._stats.commits + 1, rows=self._stats.rows + rows)
@@ -240,7 +240,7 @@ class PostgresStore:
                 async with connection.transaction():
                     await self._apply(connection, member)
             except (Conflict, LeaseLost, asyncpg.DataError) as error:
-                outcomes.append(error if isinstance(error, StoreError) else _failure(error))
+                outcomes.append(error if isinstance(error, StoreError) else failure(error))
             else:
                 outcomes.append(None)
                 rows += member.writes.rows
@@ -402,7 +402,7 @@ class PostgresStore:
     async def _with_connection(self, run: Callable[[Any], Awaitable[T]]) -> T:
         if self._pool is None:
             raise StoreError("the store is not open")
-        with _translated("failed"):
+        with translated("failed"):
             async with self._pool.acquire(timeout=_TIMEOUT_S) as connection:
                 return await run(connection)
 
@@ -433,27 +433,9 @@ class PostgresStore:
         await connection.execute(self._sql["record_migration"], migration.version, migration.name)
 
 
-@contextlib.contextmanager
-def _translated(what: str) -> Any:
-    """Errors of the server or the way to it as StoreError; the loop is told that somebody else works."""
-    try:
-        with external_work():
-            yield
-    except _FAULTS as error:
-        raise _failure(error, what) from error
-
-
-def _failure(error: Exception, what: str = "failed") -> StoreError:
-    return StoreError(f"PostgreSQL {what}: {type(error).__name__}: {error}")
-
-
 def _transposed(rows: Sequence[Columns]) -> list[list[str | int]]:
     """One list for each column: the parameters of a bulk query."""
     return [list(column) for column in zip(*rows, strict=True)]
-
-
-def _in_doubt(error: Exception) -> LeaseLost:
-    return LeaseLost(f"PostgreSQL broke during COMMIT, take the lease again and read everything anew: {error}")
 
 
 def _settle(answer: asyncio.Future[Any], outcome: int | StoreError | None) -> None:
