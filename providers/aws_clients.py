@@ -7,11 +7,19 @@ The SDK's own retries are off: the core is the one that repeats. One endpoint UR
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import boto3
+import botocore.session
 from botocore.config import Config
-from botocore.credentials import AssumeRoleCredentialFetcher, DeferredRefreshableCredentials
+from botocore.credentials import (
+    AssumeRoleCredentialFetcher,
+    CredentialProvider,
+    CredentialResolver,
+    DeferredRefreshableCredentials,
+)
+from botocore.exceptions import NoCredentialsError
 
 from autoscaler.spi import Clock, Gates, ProviderError, RateBudget, Throttled
 from providers import aws_describe
@@ -60,15 +68,8 @@ class Sdk:
     def _make(self, service: str, region: str) -> Any:
         if self._session is None:
             self._session = _session(self._settings)
-        config = Config(
-            connect_timeout=_CONNECT_S,
-            read_timeout=_READ_S,
-            retries={"total_max_attempts": 1},
-            max_pool_connections=_READ_THREADS + _WRITE_THREADS,
-            ignore_configured_endpoint_urls=True,
-        )
         client = self._session.client(
-            service, region_name=region, endpoint_url=self._settings.endpoint_url or None, config=config
+            service, region_name=region, endpoint_url=self._settings.endpoint_url or None, config=_config()
         )
         if service == "ec2":
             aws_describe.prepare(client)
@@ -77,21 +78,53 @@ class Sdk:
 
 def _session(settings: AwsSettings) -> Any:
     """boto3's own chain, or the role that it may take."""
-    session = boto3.Session(profile_name=settings.profile or None)
+    profile = settings.profile or None
     if not settings.role_arn:
-        return session
-    source = session._session  # the botocore session: boto3 shows no other way to credentials that renew themselves
-    fetcher = AssumeRoleCredentialFetcher(
-        client_creator=source.create_client,
-        source_credentials=source.get_credentials(),
-        role_arn=settings.role_arn,
-        extra_args={"RoleSessionName": "autoscaler"},
+        return boto3.Session(profile_name=profile)
+    core = botocore.session.Session(profile=profile)
+    source = botocore.session.Session(profile=profile)
+    resolver = CredentialResolver(providers=[_TakenRole(settings, source)])
+    core.register_component("credential_provider", resolver)  # botocore's own way to credentials that renew themselves
+    return boto3.Session(botocore_session=core)
+
+
+class _TakenRole(CredentialProvider):
+    """The credentials of a role, taken with those of boto3's chain and renewed before they end."""
+
+    METHOD = "assume-role"
+
+    def __init__(self, settings: AwsSettings, source: Any) -> None:
+        super().__init__(source)
+        self._settings = settings
+        self._source = source
+
+    def load(self) -> DeferredRefreshableCredentials:
+        credentials = self._source.get_credentials()
+        if credentials is None:
+            raise NoCredentialsError
+        settings = self._settings
+        fetcher = AssumeRoleCredentialFetcher(
+            client_creator=partial(
+                self._source.create_client,
+                region_name=settings.regions[0],
+                endpoint_url=settings.endpoint_url or None,
+                config=_config(),
+            ),
+            source_credentials=credentials,
+            role_arn=settings.role_arn,
+            extra_args={"RoleSessionName": "autoscaler"},
+        )
+        return DeferredRefreshableCredentials(method=self.METHOD, refresh_using=fetcher.fetch_credentials)
+
+
+def _config() -> Config:
+    return Config(
+        connect_timeout=_CONNECT_S,
+        read_timeout=_READ_S,
+        retries={"total_max_attempts": 1},
+        max_pool_connections=_READ_THREADS + _WRITE_THREADS,
+        ignore_configured_endpoint_urls=True,
     )
-    taken = boto3.Session(profile_name=settings.profile or None)
-    taken._session._credentials = DeferredRefreshableCredentials(
-        method="assume-role", refresh_using=fetcher.fetch_credentials
-    )
-    return taken
 
 
 class AwsClients:

@@ -169,7 +169,13 @@ def translate(error: Exception, context: Context) -> ProviderError:
     if isinstance(error, sdk_errors.ClientError):
         answer: Mapping[str, Any] = error.response.get("Error", {})
         code, text = str(answer.get("Code", "")), str(answer.get("Message", ""))
-        return of_code(code, text, context)
+        if error.operation_name == "AssumeRole":
+            return _of_role(code, text, context)
+        meant = of_code(code, text, context)
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        if context.is_write and status >= 500 and type(meant) is ProviderError:
+            return OutcomeUnknown(f"{meant}; it may have taken effect")
+        return meant
     return _of_transport(error, context)
 
 
@@ -191,6 +197,19 @@ def _of_transport(error: Exception, context: Context) -> ProviderError:
     if context.is_write:
         return OutcomeUnknown(f"{context.doing}: no answer from {context.region} ({kind}); it may have taken effect")
     return ProviderError(f"cannot {context.doing}: no answer from {context.region} ({kind})")
+
+
+def _of_role(code: str, text: str, context: Context) -> ProviderError:
+    """Nothing was asked yet: the credentials to ask with could not be had."""
+    said = f"cannot {context.doing}: the role is not given: {code}: {' '.join(text.split())[:300]}"
+    match meaning_of(code, text):
+        case Meaning.UNAUTHORIZED | Meaning.INVALID | Meaning.NOT_FOUND:
+            remedy = _REMEDIES.get(code, "correct role_arn, and let the role's trust policy name who takes it")
+            return Unauthorized(f"{said} ({remedy})")
+        case Meaning.THROTTLED:
+            return Throttled(said, retry_after_s=THROTTLED_S)
+        case _:
+            return ProviderError(said)
 
 
 def of_code(code: str, text: str, context: Context) -> ProviderError:

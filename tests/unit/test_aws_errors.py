@@ -112,6 +112,24 @@ def test_a_write_without_an_answer_may_have_taken_effect_and_a_read_has_not() ->
         assert type(translate(error, READ)) is ProviderError
 
 
+def test_a_write_that_broke_at_their_side_may_have_taken_effect() -> None:
+    broken = answer("InternalError", "An internal error has occurred")
+    broken.response["ResponseMetadata"] = {"HTTPStatusCode": 500}
+    assert type(translate(broken, LAUNCH)) is OutcomeUnknown
+    assert type(translate(broken, READ)) is ProviderError
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [("AccessDenied", Unauthorized), ("ValidationError", Unauthorized), ("Throttling", Throttled)],
+)
+def test_a_role_that_is_not_given_is_no_fault_of_the_call(code: str, expected: type[ProviderError]) -> None:
+    refused = sdk_errors.ClientError({"Error": {"Code": code, "Message": "said so"}}, "AssumeRole")
+    error = translate(refused, LAUNCH)
+    assert type(error) is expected
+    assert "ec2:CreateFleet" not in str(error)
+
+
 def test_a_write_that_was_never_sent_has_not_taken_effect() -> None:
     for error in (
         sdk_errors.ConnectTimeoutError(endpoint_url="x"),
