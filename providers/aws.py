@@ -6,9 +6,9 @@ Owns the Provider contract; the parts are beside it:
     aws_clients     SDK, threads, rate budgets     aws_template    launch templates
     aws_errors      what error codes mean          aws_tags        what we write on everything
     aws_catalog     zones, types, prices           aws_machines    listings (aws_describe reads them leanly)
-    aws_identity    identity documents             aws_power       ending, stopping, starting, reclaiming
-    aws_notices     the queues                     aws_fis         game days
-    aws_check       faults of the configuration
+    aws_images      images and their root disks    aws_power       ending, stopping, starting, reclaiming
+    aws_identity    identity documents             aws_fis         game days
+    aws_notices     the queues                     aws_check       faults of the configuration
 
 Nothing is kept on disk: a restarted daemon finds its machines by tag, and its launches under way by client token.
 """
@@ -42,6 +42,7 @@ from providers.aws_check import AwsCheck
 from providers.aws_clients import AwsClients
 from providers.aws_fis import AwsFis
 from providers.aws_identity import AwsIdentity, parse_anchors
+from providers.aws_images import AwsImages
 from providers.aws_launch import AwsLauncher
 from providers.aws_machines import AwsMachines
 from providers.aws_notices import AwsNotices
@@ -75,7 +76,8 @@ class AwsProvider:
         clients = self._clients = AwsClients(settings, gates, clock)
         self._catalog = AwsCatalog(settings, clients, clock)
         self._machines = AwsMachines(settings, clients, self._catalog, deployment=deployment, clock=clock)
-        self._templates = AwsTemplates(settings, clients, clock, deployment=deployment)
+        images = AwsImages(clients, clock)
+        self._templates = AwsTemplates(settings, clients, images, clock, deployment=deployment)
         self._launcher = AwsLauncher(
             settings, clients, self._catalog, self._machines, self._templates, deployment=deployment, clock=clock
         )
@@ -105,7 +107,7 @@ class AwsProvider:
             trusts_peer_address=settings.trusts_peer_address,
             clock=clock,
         )
-        self._check = AwsCheck(settings, clients, self._catalog, self._identity, clock, deployment=deployment)
+        self._check = AwsCheck(settings, clients, self._catalog, images, self._identity, clock, deployment=deployment)
         self._cleaned_at = clock.now()
         self._gone: set[ProviderId] = set()
 

@@ -18,9 +18,9 @@ from providers.aws_catalog import AwsCatalog
 from providers.aws_clients import AwsClients, Sdk
 from providers.aws_errors import Context, NotFound
 from providers.aws_identity import AwsIdentity
+from providers.aws_images import AwsImages, image_of
 from providers.aws_settings import AwsSettings
 from providers.aws_tags import DEPLOYMENT, specifications
-from providers.aws_template import image_of
 
 _SKEW = timedelta(minutes=4)
 """AWS refuses requests that are five minutes off."""
@@ -37,6 +37,7 @@ class AwsCheck:
         settings: AwsSettings,
         clients: AwsClients,
         catalog: AwsCatalog,
+        images: AwsImages,
         identity: AwsIdentity,
         clock: Clock,
         *,
@@ -45,6 +46,7 @@ class AwsCheck:
         self._settings = settings
         self._clients = clients
         self._catalog = catalog
+        self._images = images
         self._identity = identity
         self._clock = clock
         self._deployment = deployment
@@ -153,20 +155,15 @@ class AwsCheck:
         if not any(key == "ami" or key.startswith("ami.") for key in references):
             return []  # an image of other providers
         image = image_of(references, region)
-        if not image.startswith("ami-"):
-            return []  # a parameter: EC2 resolves it at each launch
-        context = Context(doing=f"look at {image}", permission="ec2:DescribeImages", region=region)
         try:
-            found = await self._clients.read(
-                lambda sdk: sdk.client("ec2", region).describe_images(ImageIds=[image])["Images"], context
-            )
+            found = await self._images.describe(image, region)
         except InvalidRequest as error:
             return [_refused(f"image {name}", str(error), f"Correct its reference for {region}")]
-        if not found or found[0].get("State", "available") != "available":
+        if found.get("State", "available") != "available":
             return [
                 _refused(f"image {name}", f"{region} has no usable {image}", "Bake it anew, or correct the reference")
             ]
-        arch = found[0].get("Architecture", "")
+        arch = found.get("Architecture", "")
         return [Finding(verdict=Verdict.OK, key=f"image {name}", message=f"{image} is there ({arch}, {region})")]
 
     async def _quotas(self, region: str) -> list[Finding]:

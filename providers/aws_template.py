@@ -19,6 +19,7 @@ import structlog
 from autoscaler.spi import Clock, InvalidRequest, LaunchBatch, ProviderError
 from providers.aws_clients import AwsClients, Sdk, pages
 from providers.aws_errors import Context, NotFound, TemplateGone
+from providers.aws_images import AwsImages, image_of
 from providers.aws_settings import AwsSettings
 from providers.aws_tags import DEPLOYMENT, specifications
 from providers.boot_script import boot_script
@@ -28,7 +29,6 @@ _log = structlog.get_logger(__name__)
 USER_DATA_LIMIT = 16 * 1024
 VERSION = "1"
 _UNUSED = timedelta(days=1)
-_ROOT = "/dev/xvda"
 _TAKEN = "InvalidLaunchTemplateName.AlreadyExistsException"
 
 
@@ -39,15 +39,17 @@ class Template:
 
 
 class AwsTemplates:
-    def __init__(self, settings: AwsSettings, clients: AwsClients, clock: Clock, *, deployment: str) -> None:
+    def __init__(
+        self, settings: AwsSettings, clients: AwsClients, images: AwsImages, clock: Clock, *, deployment: str
+    ) -> None:
         self._settings = settings
         self._clients = clients
+        self._images = images
         self._clock = clock
         self._deployment = deployment
         self._made: dict[tuple[str, str], datetime] = {}
         """When each template that we know to exist was used last, by (region, name)."""
         self._making = asyncio.Lock()
-        self._roots: dict[tuple[str, str], str] = {}
 
     async def name_for(self, batch: LaunchBatch, region: str) -> str:
         """The name of a template that exists, for the machines of a batch in a region."""
@@ -67,7 +69,7 @@ class AwsTemplates:
                 f"the user data is {len(user_data)} bytes, EC2 takes {USER_DATA_LIMIT}: "
                 "shorten the certificates of autoscaler.tls"
             )
-        root = await self._root_of(image, region)
+        root = await self._images.root(image, region)
         content = self._content(image, user_data, region, root=root, disk_gib=batch.disk_gib)
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
         return Template(name=f"autoscaler-{self._deployment}-{digest}", content=content)
@@ -110,19 +112,6 @@ class AwsTemplates:
         if settings.instance_profile:
             content["IamInstanceProfile"] = {"Name": settings.instance_profile}
         return content
-
-    async def _root_of(self, image: str, region: str) -> str:
-        """The name of the image's root disk; its size is given for that name."""
-        key = (region, image)
-        if key not in self._roots and image.startswith("ami-"):
-            context = Context(doing=f"look at {image}", permission="ec2:DescribeImages", region=region)
-            found = await self._clients.read(
-                lambda sdk: sdk.client("ec2", region).describe_images(ImageIds=[image])["Images"], context
-            )
-            if not found:
-                raise InvalidRequest(f"{region} has no image {image}: correct image.references.*.ami")
-            self._roots[key] = str(found[0].get("RootDeviceName") or _ROOT)
-        return self._roots.get(key, _ROOT)
 
     async def _make(self, template: Template, region: str) -> None:
         context = Context(
@@ -180,14 +169,3 @@ class AwsTemplates:
             )
         except (TemplateGone, NotFound):
             return
-
-
-def image_of(references: Mapping[str, str], region: str) -> str:
-    """`ami`, or the region's own. Raises InvalidRequest."""
-    image = references.get(f"ami.{region}") or references.get("ami", "")
-    if not image.startswith(("ami-", "resolve:ssm:")):
-        raise InvalidRequest(
-            f'the image has no reference for {region}: write ami = "ami-..." or "resolve:ssm:/path", '
-            f'or "ami.{region}" for this region alone'
-        )
-    return image

@@ -323,9 +323,9 @@ def _show_image(one: Image, caller: Caller) -> Xml:
         "imageType": "machine",
         "name": one.name,
         "rootDeviceType": "ebs",
-        "rootDeviceName": "/dev/xvda",
+        "rootDeviceName": one.root,
         "blockDeviceMapping": [
-            {"deviceName": "/dev/xvda", "ebs": {**disk, "volumeType": "gp3", "encrypted": False}},
+            {"deviceName": one.root, "ebs": {**disk, "volumeType": "gp3", "encrypted": False}},
         ],
         "virtualizationType": "hvm",
         "hypervisor": "xen",

@@ -10,7 +10,7 @@ from autoscaler.sandbox.aws_ec2_templates import LaunchTemplate
 from autoscaler.sandbox.aws_limits import AwsMeter, limit_exceeded
 from autoscaler.sandbox.aws_query import AwsError
 from autoscaler.sandbox.aws_setup import Image
-from autoscaler.sandbox.aws_small_services import Ssm
+from autoscaler.sandbox.aws_small_services import Ssm, parameter_arn
 from autoscaler.sandbox.aws_sts import Iam, role_arn
 from autoscaler.sandbox.aws_world import AwsWorld, Launched, Made, Place, Refused
 from autoscaler.spi import CapacityType
@@ -106,8 +106,7 @@ class Launcher:
         name = reference.removeprefix("resolve:ssm:")
         if name == reference:
             return self.world.setup.image(caller.region, reference)
-        arn = f"arn:aws:ssm:{caller.region}:{caller.account}:parameter/{name.lstrip('/')}"
-        caller.need("ssm:GetParameters", resource=arn)
+        caller.need("ssm:GetParameters", resource=parameter_arn(caller, name))
         found = self._ssm.parameters.get((caller.region, name))
         if found is None:
             raise AwsError("InvalidParameterValue", f"The SSM parameter {name} cannot be resolved to an image id")

@@ -89,7 +89,7 @@ def show_instance(machine: Machine, launched: Launched, *, account: str) -> dict
         "monitoring": {"state": "enabled" if specification.monitoring == "true" else "disabled"},
         "architecture": launched.place.image.arch,
         "rootDeviceType": "ebs",
-        "rootDeviceName": _ROOT,
+        "rootDeviceName": launched.place.image.root,
         "blockDeviceMapping": [] if is_gone else _show_disks(machine, specification.block_devices),
         "virtualizationType": "hvm",
         "clientToken": launched.client_token,

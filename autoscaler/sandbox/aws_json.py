@@ -50,3 +50,11 @@ def text(document: Json, name: str) -> str:
     if not isinstance(value, str) or not value:
         raise AwsError("ValidationException", f"{name} is required")
     return value
+
+
+def texts(document: Json, name: str) -> list[str]:
+    """A required list of texts. Raises AwsError(ValidationException)."""
+    value = document.get(name)
+    if not isinstance(value, list) or not value or not all(isinstance(one, str) for one in value):
+        raise AwsError("ValidationException", f"{name} is required")
+    return value

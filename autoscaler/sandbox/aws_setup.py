@@ -45,6 +45,7 @@ class Image:
     name: str = "runner"
     arch: str = "x86_64"
     disk_gib: int = 8
+    root: str = "/dev/xvda"
     tags: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -1,7 +1,7 @@
 """Two small services of the sandbox's AWS: Systems Manager's parameters and Service Quotas."""
 
 from autoscaler.sandbox.aws_access import Caller
-from autoscaler.sandbox.aws_json import Json, text
+from autoscaler.sandbox.aws_json import Json, text, texts
 from autoscaler.sandbox.aws_query import AwsError
 from autoscaler.sandbox.aws_setup import AwsSetup
 from autoscaler.spi import CapacityType
@@ -17,22 +17,38 @@ _QUOTA_NAMES = {
 
 
 class Ssm:
-    """GetParameter, for public images: parameters by region and name."""
+    """GetParameter and GetParameters, for images: parameters by region and name."""
 
     def __init__(self) -> None:
         self.parameters: dict[tuple[str, str], str] = {}
 
     def answer(self, caller: Caller, action: str, document: Json) -> Json:
-        if action != "GetParameter":
-            raise AwsError("UnknownOperationException", f"The sandbox's SSM does not know {action}")
-        name = text(document, "Name")
-        arn = f"arn:aws:ssm:{caller.region}:{caller.account}:parameter/{name.lstrip('/')}"
-        caller.need("ssm:GetParameter", resource=arn)
-        value = self.parameters.get((caller.region, name))
-        if value is None:
-            raise AwsError("ParameterNotFound", "")
-        parameter = {"Name": name, "Type": "String", "Value": value, "Version": 1, "ARN": arn}
-        return {"Parameter": parameter | {"LastModifiedDate": 0.0, "DataType": "text"}}
+        match action:
+            case "GetParameter":
+                name = text(document, "Name")
+                caller.need("ssm:GetParameter", resource=parameter_arn(caller, name))
+                if (caller.region, name) not in self.parameters:
+                    raise AwsError("ParameterNotFound", "")
+                return {"Parameter": self._show(caller, name)}
+            case "GetParameters":
+                names = texts(document, "Names")
+                for name in names:
+                    caller.need("ssm:GetParameters", resource=parameter_arn(caller, name))
+                known = [name for name in names if (caller.region, name) in self.parameters]
+                unknown = [name for name in names if name not in known]
+                return {"Parameters": [self._show(caller, name) for name in known], "InvalidParameters": unknown}
+            case _:
+                raise AwsError("UnknownOperationException", f"The sandbox's SSM does not know {action}")
+
+    def _show(self, caller: Caller, name: str) -> Json:
+        parameter = {"Name": name, "Type": "String", "Value": self.parameters[caller.region, name], "Version": 1}
+        return parameter | {"ARN": parameter_arn(caller, name), "LastModifiedDate": 0.0, "DataType": "text"}
+
+
+def parameter_arn(caller: Caller, name: str) -> str:
+    """AWS's own parameters are of no account."""
+    account = "" if name.startswith("/aws/service/") else caller.account
+    return f"arn:aws:ssm:{caller.region}:{account}:parameter/{name.lstrip('/')}"
 
 
 class ServiceQuotas:

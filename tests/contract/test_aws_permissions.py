@@ -21,6 +21,7 @@ from tests.polling import until
 DEPLOY = Path(__file__).parents[2] / "deploy" / "aws"
 POLICIES = ("controller-policy.json", "game-day-policy.json", "instance-profile-policy.json")
 DEPLOYMENT = "ours"
+PARAMETER = f"/autoscaler-{DEPLOYMENT}/image"
 PROFILE = f"autoscaler-{DEPLOYMENT}-runner"
 FREE = {"sts:GetCallerIdentity"}
 """Needs no permission."""
@@ -32,6 +33,7 @@ async def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
         site = one.served.site
         site.add_queue(REGION, f"autoscaler-{DEPLOYMENT}")
         site.iam.instance_profiles[PROFILE] = PROFILE
+        site.ssm.parameters[REGION, PARAMETER] = AMI
         site.access.roles[role_arn(site.account, f"autoscaler-{DEPLOYMENT}-fis")] = anything
         yield one
 
@@ -62,9 +64,11 @@ async def launch_and_end(driver: AwsDriver, provider: AwsProvider) -> None:
     spot, on_demand = (of_type(offerings, kind) for kind in (CapacityType.SPOT, CapacityType.ON_DEMAND))
     one = await provider.launch(driver.batch("b1", count=2, offerings=spot))
     two = await provider.launch(driver.batch("b2", count=1, offerings=on_demand))
+    parameter = {"ami": f"resolve:ssm:{PARAMETER}"}
+    four = await provider.launch(driver.batch("b4", count=1, offerings=on_demand, image=parameter))
     three = await provider.launch(driver.batch("b3", count=1, offerings=spot, is_stoppable=True))
-    made = [len(result.instances) for result in (one, two, three)]
-    assert made == [2, 1, 1], [result.refusals for result in (one, two, three)]
+    made = [len(result.instances) for result in (one, two, three, four)]
+    assert made == [2, 1, 1, 1], [result.refusals for result in (one, two, three, four)]
     stoppable = three.instances[0].provider_id
     await in_state(provider, stoppable, MachineState.RUNNING)
     await provider.stop([stoppable])

@@ -153,6 +153,9 @@ async def test_parameters_and_instance_profiles_are_looked_up() -> None:
         aws.site.ssm.parameters[REGION, name] = "ami-1"
         assert (await aws.ask("ssm", "get_parameter", Name=name))["Parameter"]["Value"] == "ami-1"
         assert await code_of(aws.ask("ssm", "get_parameter", Name="/nothing")) == "ParameterNotFound"
+        several = await aws.ask("ssm", "get_parameters", Names=[name, "/nothing"])
+        assert [one["Value"] for one in several["Parameters"]] == ["ami-1"]
+        assert several["InvalidParameters"] == ["/nothing"]
         aws.site.iam.instance_profiles["runner"] = "runner-role"
         profile = (await aws.ask("iam", "get_instance_profile", InstanceProfileName="runner"))["InstanceProfile"]
         assert profile["Roles"][0]["RoleName"] == "runner-role"
