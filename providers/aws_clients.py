@@ -15,7 +15,6 @@ import botocore.session
 from botocore.config import Config
 from botocore.credentials import (
     AssumeRoleCredentialFetcher,
-    CredentialProvider,
     CredentialResolver,
     DeferredRefreshableCredentials,
 )
@@ -88,13 +87,12 @@ def _session(settings: AwsSettings) -> Any:
     return boto3.Session(botocore_session=core)
 
 
-class _TakenRole(CredentialProvider):
-    """The credentials of a role, taken with those of boto3's chain and renewed before they end."""
+class _TakenRole:
+    """A credential provider, as botocore asks for them: a role, taken with what boto3's chain finds, and renewed."""
 
     METHOD = "assume-role"
 
     def __init__(self, settings: AwsSettings, source: Any) -> None:
-        super().__init__(source)
         self._settings = settings
         self._source = source
 

@@ -48,6 +48,7 @@ _log = structlog.get_logger(__name__)
 
 MOST_TYPES = 60
 """More overrides than this make no better fleet, and a longer request."""
+_MOST_REMEMBERED = 1000
 _TAGGED = ("fleet", "instance", "volume", "network-interface")
 _LAUNCH = "ec2:CreateFleet, ec2:RunInstances and ec2:CreateTags"
 
@@ -59,6 +60,16 @@ class Part:
     region: str
     capacity_type: CapacityType
     offerings: tuple[Offering, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Lost:
+    """A RunInstances of a batch that nobody answered."""
+
+    part: tuple[str, CapacityType]
+    attempt: int
+    offering: Offering
+    request: Mapping[str, Any]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -115,29 +126,29 @@ class AwsLauncher:
         self._deployment = deployment
         self._clock = clock
         self._asked: dict[BatchToken, None] = {}
+        self._lost: dict[BatchToken, _Lost] = {}
 
     async def launch(self, batch: LaunchBatch) -> LaunchResult:
         """See `Provider.launch`."""
         state = _Launch(batch=batch)
-        parts = parts_of(batch.offerings)
-        for part in parts:  # before anything is asked of anybody
-            await self._templates.template(batch, part.region)
         if batch.is_repeat or batch.token in self._asked:
             await self._find_made(state)
         self._asked[batch.token] = None
-        while len(self._asked) > 1000:
+        while len(self._asked) > _MOST_REMEMBERED:
             del self._asked[next(iter(self._asked))]
-        for part in parts:
+        failures: list[ProviderError] = []
+        for part in parts_of(batch.offerings):
             if not state.missing:
                 break
             try:
                 await self._launch_part(part, state)
             except OutcomeUnknown:
                 raise  # a repeat finds by the tag what the parts before have made
-            except ProviderError as error:
-                if not state.made and not state.refusals:
-                    raise
+            except ProviderError as error:  # of this region; the others may do
+                failures.append(error)
                 state.refusals += [Refusal(offering=one, error=error) for one in part.offerings]
+        if not state.made and failures and all(one.error in failures for one in state.refusals):
+            raise failures[0]
         living = [one for one in state.made.values() if one.state is not MachineState.TERMINATED]
         ranks = {offering.capacity_pool: rank for rank, offering in enumerate(batch.offerings)}
         living.sort(key=lambda one: (ranks.get(one.capacity_pool, len(ranks)), one.provider_id))
@@ -269,6 +280,11 @@ class AwsLauncher:
         template = await self._templates.name_for(state.batch, part.region)
         subnets = await self._catalog.subnets(part.region)
         tags = tags_of(self._deployment, state.batch)
+        lost = self._lost.pop(state.batch.token, None)
+        if lost is not None and lost.part == (part.region, part.capacity_type):
+            # As it was it gets the lost answer; one before it that was refused would by now perhaps launch as well.
+            state.rounds[lost.part] = lost.attempt + 1
+            await self._run(lost.request, lost.offering, part, state)
         for offering in part.offerings:
             if not state.missing:
                 return
@@ -285,19 +301,31 @@ class AwsLauncher:
                 },
                 "TagSpecifications": specifications(tags, (*_TAGGED[1:], "spot-instances-request")),
             }
+            await self._run(request, offering, part, state)
 
-            def run(sdk: Sdk, request: Mapping[str, Any] = request) -> Mapping[str, Any]:
-                answer: Mapping[str, Any] = sdk.client("ec2", part.region).run_instances(**request)
-                return answer
+    async def _run(self, request: Mapping[str, Any], offering: Offering, part: Part, state: _Launch) -> None:
+        def run(sdk: Sdk) -> Mapping[str, Any]:
+            answer: Mapping[str, Any] = sdk.client("ec2", part.region).run_instances(**request)
+            return answer
 
-            try:
-                answer = await self._clients.write(run, self._context(part), machines=state.missing)
-            except (CapacityUnavailable, QuotaExceeded) as error:
-                state.refusals.append(Refusal(offering=offering, error=error))
-                continue
-            for instance in answer["Instances"]:
-                request_id = instance.get("SpotInstanceRequestId", "")
-                self._note(ProviderId(instance["InstanceId"]), offering, state, spot_request=request_id)
+        try:
+            answer = await self._clients.write(run, self._context(part), machines=state.missing)
+        except (CapacityUnavailable, QuotaExceeded) as error:
+            state.refusals.append(Refusal(offering=offering, error=error))
+            return
+        except TokenBurnt:
+            raise
+        except OutcomeUnknown:
+            place = (part.region, part.capacity_type)
+            self._lost[state.batch.token] = _Lost(
+                part=place, attempt=state.rounds[place] - 1, offering=offering, request=request
+            )
+            while len(self._lost) > _MOST_REMEMBERED:
+                del self._lost[next(iter(self._lost))]
+            raise
+        for instance in answer["Instances"]:
+            request_id = instance.get("SpotInstanceRequestId", "")
+            self._note(ProviderId(instance["InstanceId"]), offering, state, spot_request=request_id)
 
     # ------------------------------------------------------------------ parts of it
 

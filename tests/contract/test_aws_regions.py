@@ -1,12 +1,13 @@
 """What AWS knows is missing in part: a region, the price list, the right time; the rest goes on."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from autoscaler.sandbox.aws_access import Call
-from autoscaler.spi import CapacityType, ProviderError, Shape, Verdict
+from autoscaler.spi import CapacityType, ProviderError, Shape, Unauthorized, Verdict
 from tests.aws_site import ACCESS_KEY, GROUP, REGION, SECRET, subnet
 from tests.contract.aws_driver import AwsDriver, aws_driver
 
@@ -28,6 +29,18 @@ async def test_a_region_that_never_answered_leaves_the_others_their_offerings(dr
     both = driver.make("ours", regions=(CLOSED, REGION), networks={REGION: network(), CLOSED: network()})
     found = await both.offerings(Shape())
     assert {one.capacity_pool.region for one in found} == {REGION}
+
+
+async def test_a_launch_goes_on_where_a_better_region_fails(driver: AwsDriver) -> None:
+    both = driver.make("ours", regions=(CLOSED, REGION), networks={REGION: network(), CLOSED: network()})
+    open_ = next(one for one in await both.offerings(Shape()) if one.capacity_pool.capacity_type is CapacityType.SPOT)
+    place = replace(open_.capacity_pool, region=CLOSED, zone=f"{CLOSED}a")
+    closed = replace(open_, capacity_pool=place)
+    result = await both.launch(driver.batch("b-1", count=2, offerings=[closed, open_]))
+    assert {one.capacity_pool for one in result.instances} == {open_.capacity_pool}
+    assert [(one.offering, type(one.error)) for one in result.refusals] == [(closed, Unauthorized)]
+    with pytest.raises(Unauthorized):
+        await both.launch(driver.batch("b-2", count=1, offerings=[closed]))
 
 
 async def test_without_any_region_there_is_no_answer(driver: AwsDriver) -> None:
