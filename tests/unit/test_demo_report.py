@@ -167,7 +167,7 @@ def test_a_short_life_pays_its_minimum_and_an_early_reclaim_nothing() -> None:
     traits = ProviderTraits(minimum_billed_s=60.0, reclaimed_free_s=3600.0)
     short = build_report(a_demo(machines=[a_machine("a", *states)], traits=traits))["cost_usd"]
     assert (short["boot"], short["idle"]) == (pytest.approx(0.001), pytest.approx(0.005))
-    taken = a_machine("a", *states, ending=EndReason.INTERRUPTED)
+    taken = a_machine("a", *states, is_ended_by_cloud=True)
     assert build_report(a_demo(machines=[taken], traits=traits))["cost_usd"]["total"] == 0
 
 
