@@ -1,5 +1,5 @@
-# One region's part of a deployment: network, notice queue and its rule, roles. Run it once for each region; the role's
-# policies are for all of them. The daemon makes its launch templates itself, since their content follows its configuration.
+# One region's part of a deployment: network, notice queue and its rule. Run it once for each region; the roles are for
+# all of them, and are made with the first (var.roles). The daemon makes its launch templates itself, since their content follows its configuration.
 
 terraform {
   required_version = ">= 1.5"
@@ -145,7 +145,8 @@ resource "aws_cloudwatch_event_target" "notices" {
 # ------------------------------------------------------------------------------------------------ roles
 
 resource "aws_iam_role" "controller" {
-  name = local.name
+  count = var.roles ? 1 : 0
+  name  = local.name
   assume_role_policy = jsonencode({
     Version   = "2012-10-17"
     Statement = [{ Effect = "Allow", Action = "sts:AssumeRole", Principal = var.controller_principals }]
@@ -154,19 +155,21 @@ resource "aws_iam_role" "controller" {
 }
 
 resource "aws_iam_role_policy" "controller" {
+  count  = var.roles ? 1 : 0
   name   = "autoscaler"
-  role   = aws_iam_role.controller.id
+  role   = aws_iam_role.controller[0].id
   policy = templatefile("${path.module}/controller-policy.json", local.policy_values)
 }
 
 resource "aws_iam_instance_profile" "controller" {
-  name = local.name
-  role = aws_iam_role.controller.name
-  tags = local.tags
+  count = var.roles ? 1 : 0
+  name  = local.name
+  role  = aws_iam_role.controller[0].name
+  tags  = local.tags
 }
 
 resource "aws_iam_role" "runner" {
-  count = var.instance_profile ? 1 : 0
+  count = var.roles && var.instance_profile ? 1 : 0
   name  = "${local.name}-runner"
   assume_role_policy = jsonencode({
     Version   = "2012-10-17"
@@ -176,21 +179,21 @@ resource "aws_iam_role" "runner" {
 }
 
 resource "aws_iam_instance_profile" "runner" {
-  count = var.instance_profile ? 1 : 0
+  count = var.roles && var.instance_profile ? 1 : 0
   name  = "${local.name}-runner"
   role  = aws_iam_role.runner[0].name
   tags  = local.tags
 }
 
 resource "aws_iam_role_policy" "instance_profile" {
-  count  = var.instance_profile ? 1 : 0
+  count  = var.roles && var.instance_profile ? 1 : 0
   name   = "instance-profile"
-  role   = aws_iam_role.controller.id
+  role   = aws_iam_role.controller[0].id
   policy = templatefile("${path.module}/instance-profile-policy.json", local.policy_values)
 }
 
 resource "aws_iam_role" "fis" {
-  count = var.game_days ? 1 : 0
+  count = var.roles && var.game_days ? 1 : 0
   name  = "${local.name}-fis"
   assume_role_policy = jsonencode({
     Version = "2012-10-17"
@@ -205,7 +208,7 @@ resource "aws_iam_role" "fis" {
 }
 
 resource "aws_iam_role_policy" "fis" {
-  count = var.game_days ? 1 : 0
+  count = var.roles && var.game_days ? 1 : 0
   name  = "interrupt"
   role  = aws_iam_role.fis[0].id
   policy = jsonencode({
@@ -220,9 +223,9 @@ resource "aws_iam_role_policy" "fis" {
 }
 
 resource "aws_iam_role_policy" "game_days" {
-  count  = var.game_days ? 1 : 0
+  count  = var.roles && var.game_days ? 1 : 0
   name   = "game-days"
-  role   = aws_iam_role.controller.id
+  role   = aws_iam_role.controller[0].id
   policy = templatefile("${path.module}/game-day-policy.json", local.policy_values)
 }
 
@@ -238,7 +241,7 @@ output "configuration" {
       security_groups = [aws_security_group.runners.id]
     } }
     notices          = { (data.aws_region.here.name) = aws_sqs_queue.notices.url }
-    instance_profile = var.instance_profile ? aws_iam_instance_profile.runner[0].name : ""
-    fis_role         = var.game_days ? aws_iam_role.fis[0].arn : ""
+    instance_profile = var.instance_profile ? "${local.name}-runner" : ""
+    fis_role         = var.game_days ? "arn:${data.aws_partition.here.partition}:iam::${data.aws_caller_identity.here.account_id}:role/${local.name}-fis" : ""
   }
 }

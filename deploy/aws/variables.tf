@@ -18,6 +18,12 @@ variable "cidr" {
   default     = "10.80.0.0/16"
 }
 
+variable "roles" {
+  description = "Whether to make the roles as well: in the first region. They are for all regions, and their names exist once."
+  type        = bool
+  default     = true
+}
+
 variable "instance_profile" {
   description = "Whether machines get an instance profile of a role without permissions. Not needed; jobs can use whatever it may do."
   type        = bool
