@@ -3,6 +3,7 @@
 Everything is read from the world at the moment of the call, so that a price, a subnet or an image can change or go.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
 
@@ -19,6 +20,8 @@ _PAGES = (5, 1000)
 _TYPE_PAGES = (5, 100)
 _NO_TAGS: Mapping[str, str] = {}
 _USAGE = {CapacityType.SPOT: "spot", CapacityType.ON_DEMAND: "on-demand"}
+
+_OLD_FAMILIES = re.compile(r"([mc][1-4]|r3|t1|i2|g2|a1)\.")
 
 Answer = dict[str, Xml]
 Handler = Callable[[Caller, Parameters], Answer]
@@ -209,9 +212,13 @@ _TYPE_READERS: Mapping[str, Callable[[MachineType], "str | list[str]"]] = {
     "vcpu-info.default-vcpus": lambda one: str(one.cpus),
     "memory-info.size-in-mib": lambda one: f"{one.memory_gib * 1024:.0f}",
     "bare-metal": lambda one: str(".metal" in one.name).lower(),
-    "current-generation": lambda _: "true",
+    "current-generation": lambda one: str(_is_current(one)).lower(),
     "supported-usage-class": lambda one: [_USAGE[kind] for kind in sorted(one.capacity_types)],
 }
+
+
+def _is_current(one: MachineType) -> bool:
+    return _OLD_FAMILIES.match(one.name) is None
 
 
 def _show_type(one: MachineType) -> Xml:
@@ -219,7 +226,7 @@ def _show_type(one: MachineType) -> Xml:
     cpus = one.cpus
     shown: dict[str, Xml] = {
         "instanceType": one.name,
-        "currentGeneration": True,
+        "currentGeneration": _is_current(one),
         "freeTierEligible": False,
         "supportedUsageClasses": [_USAGE[kind] for kind in sorted(one.capacity_types)],
         "supportedRootDeviceTypes": ["ebs"],

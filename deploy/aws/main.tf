@@ -234,8 +234,8 @@ resource "aws_iam_role_policy" "game_days" {
 output "configuration" {
   description = "What the daemon's configuration says of this region."
   value = {
-    account  = data.aws_caller_identity.here.account_id
-    regions  = [data.aws_region.here.name]
+    account = data.aws_caller_identity.here.account_id
+    regions = [data.aws_region.here.name]
     networks = { (data.aws_region.here.name) = {
       subnets         = [for subnet in aws_subnet.runners : subnet.id]
       security_groups = [aws_security_group.runners.id]
