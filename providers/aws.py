@@ -51,6 +51,7 @@ from providers.aws_settings import AwsSettings, parse
 from providers.aws_template import AwsTemplates
 
 _CLEAN_EVERY = timedelta(hours=6)
+_SWEEP_EVERY = timedelta(hours=1)
 _TRAITS = ProviderTraits(
     stoppable=frozenset(CapacityType),
     minimum_billed_s=60.0,
@@ -109,6 +110,7 @@ class AwsProvider:
         )
         self._check = AwsCheck(settings, clients, self._catalog, images, self._identity, clock, deployment=deployment)
         self._cleaned_at = clock.now()
+        self._swept_at: datetime | None = None
         self._gone: set[ProviderId] = set()
 
     @property
@@ -129,6 +131,9 @@ class AwsProvider:
         listed = await self._machines.listing()
         self._expect_notices(listed)
         await self._power.settle(listed)
+        if self._swept_at is None or self._clock.now() >= self._swept_at + _SWEEP_EVERY:
+            self._swept_at = self._clock.now()
+            await self._power.sweep(listed, self._clock.now())
         if self._clock.now() >= self._cleaned_at + _CLEAN_EVERY:
             self._cleaned_at = self._clock.now()
             await self._templates.clean()

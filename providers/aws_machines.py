@@ -195,6 +195,24 @@ class AwsMachines:
 
         return await self._clients.read(read, context, timeout_s=_LIST_S, can_wait=True)
 
+    async def persistent_requests(self, region: str) -> dict[str, tuple[ProviderId, datetime]]:
+        """Spot requests that launch another machine when theirs ends: that machine, and since when there is the
+        request."""
+        context = Context(
+            doing=f"list spot requests in {region}", permission="ec2:DescribeSpotInstanceRequests", region=region
+        )
+
+        def read(sdk: Sdk) -> dict[str, tuple[ProviderId, datetime]]:
+            method = sdk.client("ec2", region).describe_spot_instance_requests
+            wanted = {"type": ["persistent"], "state": ["open", "active", "disabled"]}
+            filters = [*self._ours(), *({"Name": name, "Values": values} for name, values in wanted.items())]
+            return {
+                one["SpotInstanceRequestId"]: (ProviderId(one.get("InstanceId", "")), one["CreateTime"])
+                for one in pages(method, "SpotInstanceRequests", Filters=filters, MaxResults=PAGE)
+            }
+
+        return await self._clients.read(read, context, timeout_s=_LIST_S, can_wait=True)
+
     def _ours(self) -> list[dict[str, object]]:
         return [{"Name": f"tag:{DEPLOYMENT}", "Values": [self._deployment]}]
 

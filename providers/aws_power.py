@@ -6,6 +6,7 @@ the rest repeated.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
@@ -30,6 +31,9 @@ _log = structlog.get_logger(__name__)
 _AT_ONCE = 500
 _LOST_IDS = 5
 """How often unknown ids are cut out of one call; each time at least one goes."""
+_LISTED_AFTER = timedelta(minutes=10)
+"""A machine that was launched after the listing began is not in it."""
+_ENDED = frozenset({MachineState.TERMINATING, MachineState.TERMINATED})
 
 
 class AwsPower:
@@ -88,14 +92,32 @@ class AwsPower:
         ended = [
             machine.provider_id
             for machine in machines
-            if machine.state in (MachineState.TERMINATING, MachineState.TERMINATED)
-            and machine.provider_id not in self._cancelled
+            if machine.state in _ENDED and machine.provider_id not in self._cancelled
         ]
         for region, members in self._machines.by_region(ended).items():
             try:
                 await self._cancel_requests(region, members)
             except ProviderError as error:
                 _log.warning("spot_requests_not_cancelled", provider=self._settings.name, error=str(error))
+
+    async def sweep(self, machines: Sequence[CloudInstance], now: datetime) -> None:
+        """Cancel persistent spot requests whose machine is none of ours that lives: it ended while nobody looked, and
+        is not listed any more. Failures are for the next time."""
+        living = {one.provider_id for one in machines if one.state not in _ENDED}
+        for region in self._settings.regions:
+            try:
+                found = await self._machines.persistent_requests(region)
+                left = {
+                    request: machine
+                    for request, (machine, made_at) in found.items()
+                    if machine not in living and made_at + _LISTED_AFTER < now
+                }
+                await self._cancel(region, sorted(left))
+            except ProviderError as error:
+                _log.warning("spot_requests_not_cancelled", provider=self._settings.name, error=str(error))
+                continue
+            for request, machine in left.items():
+                _log.warning("spot_request_left_over", provider=self._settings.name, request=request, machine=machine)
 
     async def _ours(self, ids: Sequence[ProviderId]) -> list[ProviderId]:
         """Ids of another deployment's machines, and ones that were never EC2's, are left alone."""
@@ -107,8 +129,11 @@ class AwsPower:
 
     async def _cancel_requests(self, region: str, ids: Sequence[ProviderId]) -> None:
         requests = sorted({one for id_ in ids if (one := self._machines.spot_request_of(id_))})
-        if not requests:
-            return
+        if requests:
+            await self._cancel(region, requests)
+            self._cancelled.update(ids)
+
+    async def _cancel(self, region: str, requests: Sequence[str]) -> None:
         context = self._context(region, "cancel spot requests", "ec2:CancelSpotInstanceRequests")
         for at in range(0, len(requests), _AT_ONCE):
             some = requests[at : at + _AT_ONCE]
@@ -120,7 +145,6 @@ class AwsPower:
                 await self._clients.write(cancel, context)
             except NotFound:
                 continue  # closed ones are forgotten after a while, and launch nothing any more
-        self._cancelled.update(ids)
 
     async def _each_batch(
         self, region: str, ids: Sequence[ProviderId], verb: str, permission: str, method: str

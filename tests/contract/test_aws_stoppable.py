@@ -69,6 +69,34 @@ async def test_the_request_of_a_machine_that_powered_itself_off_is_cancelled(dri
     assert living(driver) == []
 
 
+async def test_a_request_whose_machine_went_while_no_daemon_ran_is_cancelled(driver: AwsDriver) -> None:
+    """Hours later not even the ended machine is listed, and there is no room yet for another."""
+    site = driver.served.site
+    (machine,) = await stoppable_spot(driver)
+    await shown(driver, machine, MachineState.RUNNING)
+    site.cloud.capacity.exhausted.add(machine.capacity_pool)
+    site.cloud.power_off_by_itself(machine.provider_id, site.driver.now)
+    await until(lambda: living(driver) == [])
+    requests = site.ec2.launcher.spot_requests.requests
+    (request,) = requests.values()
+    request.created_at -= 3600.0
+    site.cloud.machines.clear()
+    restarted = driver.restarted()
+    assert await restarted.list_instances() == []
+    assert request.cancelled_at is not None
+
+
+async def test_requests_of_living_and_of_new_machines_are_kept(driver: AwsDriver) -> None:
+    site = driver.served.site
+    old, new = await stoppable_spot(driver, count=2)
+    for request in site.ec2.launcher.spot_requests.requests.values():
+        request.created_at -= 3600.0 if request.machine.id == old.provider_id else 0.0
+    site.cloud.machines[new.provider_id].shown_at += 3600.0
+    listed = await driver.restarted().list_instances()
+    assert [one.provider_id for one in listed] == [old.provider_id]
+    assert {one.cancelled_at for one in site.ec2.launcher.spot_requests.requests.values()} == {None}
+
+
 async def test_stopped_spot_machines_start_again(driver: AwsDriver) -> None:
     (machine,) = await stoppable_spot(driver)
     await shown(driver, machine, MachineState.RUNNING)
