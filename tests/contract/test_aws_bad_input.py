@@ -4,6 +4,7 @@ Real boto3 against the sandbox's EC2; the faults are committed by the cloud's si
 """
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from autoscaler.spi import (
     ProviderId,
     QuotaExceeded,
     Shape,
+    Throttled,
     Unauthorized,
     Verdict,
 )
@@ -141,6 +143,39 @@ async def test_a_launch_with_something_missing_is_invalid_and_says_what(
     with pytest.raises(InvalidRequest, match=text):
         await driver.provider.launch(driver.batch("b1", count=1, offerings=offerings))
     assert machines(driver) == 0
+
+
+async def test_user_data_over_sixteen_kilobytes_is_invalid_before_anything_is_made(driver: AwsDriver) -> None:
+    batch = replace(
+        driver.batch("b1", count=1, offerings=await offered(driver)), user_data='{"x": "' + "é" * 9000 + '"}'
+    )
+    with pytest.raises(InvalidRequest, match=r"user data is \d+ bytes, EC2 takes 16384"):
+        await driver.provider.launch(batch)
+    assert machines(driver) == 0
+    assert driver.served.site.ec2.templates.templates == {}
+
+
+async def test_a_throttled_launch_makes_nothing_and_says_when_to_come_again(driver: AwsDriver) -> None:
+    offerings = await offered(driver)
+    await driver.provider.launch(driver.batch("b0", count=1, offerings=offerings))
+    driver.served.site.faults.throttle = 1.0
+    with pytest.raises(Throttled) as caught:
+        await driver.provider.launch(driver.batch("b1", count=1, offerings=offerings))
+    assert caught.value.retry_after_s > 0
+    assert machines(driver) == 1
+    driver.served.site.faults.throttle = 0.0
+
+
+async def test_a_launch_that_broke_at_their_side_is_asked_again_with_the_same_token(driver: AwsDriver) -> None:
+    offerings = await offered(driver)
+    await driver.provider.launch(driver.batch("b0", count=1, offerings=offerings))
+    driver.served.site.faults.internal_error = 1.0
+    with pytest.raises(OutcomeUnknown, match="InternalError"):
+        await driver.provider.launch(driver.batch("b1", count=2, offerings=offerings))
+    driver.served.site.faults.internal_error = 0.0
+    result = await driver.provider.launch(driver.batch("b1", count=2, offerings=offerings, is_repeat=True))
+    assert len(result.instances) == 2
+    assert machines(driver) == 3
 
 
 async def test_no_quota_is_a_refusal_of_the_region_s_spot(driver: AwsDriver) -> None:

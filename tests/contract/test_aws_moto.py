@@ -6,12 +6,13 @@ and that its answers, which lack some of the newer members, are understood.
 
 import base64
 from collections.abc import AsyncIterator, Iterable, Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.request import Request, urlopen
 
 import boto3
 import pytest
+from moto.ec2.models.instance_types import INSTANCE_TYPE_OFFERINGS, InstanceTypeBackend
 from moto.ec2.models.spot_requests import SpotInstanceRequest
 from moto.server import ThreadedMotoServer
 
@@ -24,6 +25,7 @@ from autoscaler.spi import (
     LaunchBatch,
     LaunchResult,
     MachineState,
+    NoticeKind,
     PoolName,
     ProviderId,
     ProviderName,
@@ -33,11 +35,13 @@ from autoscaler.spi import (
     Verdict,
 )
 from providers.aws import AwsProvider, create
+from tests.aws_messages import warning
 from tests.polling import until
 
 REGION = "us-east-1"
 ACCOUNT = "123456789012"
 """moto's own."""
+FEW = ("m5.large", "m6i.large", "m6g.large")
 ENDED = (MachineState.TERMINATING, MachineState.TERMINATED)
 
 
@@ -46,6 +50,7 @@ def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     teach_moto_a_filter(monkeypatch)
+    show_few_types(monkeypatch)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:
@@ -56,6 +61,15 @@ def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         yield found
     finally:
         server.stop()
+
+
+def show_few_types(monkeypatch: pytest.MonkeyPatch) -> None:
+    """moto takes seconds to show the hundreds that it knows."""
+    few = [one for one in InstanceTypeBackend.instance_types if one["InstanceType"].startswith(FEW)]
+    monkeypatch.setattr(InstanceTypeBackend, "instance_types", few)
+    by_region = INSTANCE_TYPE_OFFERINGS["availability-zone"]
+    few = [one for one in by_region[REGION] if one["InstanceType"].startswith(FEW)]
+    monkeypatch.setitem(by_region, REGION, few)
 
 
 def teach_moto_a_filter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,8 +96,9 @@ class Account:
         self.ami = image["Images"][0]["ImageId"]
         self.group = groups[0]["GroupId"]
 
-    def provider(self, deployment: str = "ours") -> AwsProvider:
+    def provider(self, deployment: str = "ours", **more: Any) -> AwsProvider:
         options = {
+            **more,
             "account": ACCOUNT,
             "networks": {REGION: {"subnets": self.subnets, "security_groups": [self.group]}},
             "prices": {"m5.large": 0.096, "m6i.large": 0.096},
@@ -124,7 +139,7 @@ class Account:
         return self.ec2.describe_instances(InstanceIds=[id_])["Reservations"][0]["Instances"][0]
 
     async def aclose(self) -> None:
-        await self._calls.aclose()
+        await self._calls.aclose(grace_s=0.1)
         self.ec2.close()
 
 
@@ -196,6 +211,30 @@ async def test_a_machine_is_stopped_and_started(account: Account) -> None:
     await until(lambda: _is(provider, id_, MachineState.STOPPED))
     assert await provider.start([id_]) == {}
     await until(lambda: _is(provider, id_, MachineState.RUNNING))
+
+
+async def test_a_warning_in_the_queue_is_heard_until_it_is_acknowledged(account: Account) -> None:
+    sqs = boto3.client("sqs", region_name=REGION, endpoint_url=account.url)
+    queue = sqs.create_queue(QueueName="autoscaler-ours", Attributes={"VisibilityTimeout": "1"})["QueueUrl"]
+    provider = account.provider(notices={REGION: queue})
+    (machine,) = (await account.launch(provider, "b-1", count=1, capacity_type=CapacityType.SPOT)).instances
+    await provider.list_instances()
+    at = datetime.now(UTC).replace(microsecond=0)
+    for instance_id in ("i-00000000000000bad", machine.provider_id):
+        sqs.send_message(QueueUrl=queue, MessageBody=warning(instance_id, at=at, account=ACCOUNT))
+    (notice,) = await until(provider.notices)
+    assert (notice.provider_id, notice.kind) == (machine.provider_id, NoticeKind.RECLAIM)
+    assert notice.reclaim_at == at + timedelta(minutes=2)
+    await provider.ack([notice])
+
+    def left() -> int:
+        names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
+        found = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=names)["Attributes"]
+        return sum(int(found[name]) for name in names)
+
+    await until(lambda: left() == 0)
+    await provider.aclose()
+    sqs.close()
 
 
 async def test_the_check_finds_the_account_the_networks_and_the_image(account: Account) -> None:
