@@ -8,7 +8,8 @@
 
 The client token is made of batch, part and attempt, not of the offerings: a repeat that asks for something else meets
 IdempotentParameterMismatch instead of launching twice. Then, and when an answer is lost, only the tag tells what was
-made; while it tells nothing the outcome is unknown, and the core asks again.
+made; while it tells nothing the outcome is unknown, and the core asks again. A repeat begins with the part whose
+answer was lost, and asks no other one before that has answered: what it made may not show yet.
 """
 
 import hashlib
@@ -53,6 +54,10 @@ _TAGGED = ("fleet", "instance", "volume", "network-interface")
 _LAUNCH = "ec2:CreateFleet, ec2:RunInstances and ec2:CreateTags"
 
 
+Place = tuple[str, CapacityType]
+"""Region and capacity type of a part."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
     """Offerings that one request may use: ranked, one region, one capacity type."""
@@ -61,12 +66,24 @@ class Part:
     capacity_type: CapacityType
     offerings: tuple[Offering, ...]
 
+    @property
+    def place(self) -> Place:
+        return self.region, self.capacity_type
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """What a batch asked for last; `attempt` is the last one of a fleet."""
+
+    place: Place | None = None
+    attempt: int = 0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Lost:
-    """A RunInstances of a batch that nobody answered."""
+    """A RunInstances of a batch that nobody answered, as far as we know."""
 
-    part: tuple[str, CapacityType]
+    part: Place
     attempt: int
     offering: Offering
     request: Mapping[str, Any]
@@ -79,7 +96,7 @@ class _Launch:
     batch: LaunchBatch
     made: dict[ProviderId, CloudInstance] = field(default_factory=dict)
     refusals: list[Refusal] = field(default_factory=list)
-    rounds: dict[tuple[str, CapacityType], int] = field(default_factory=dict)
+    rounds: dict[Place, int] = field(default_factory=dict)
 
     @property
     def missing(self) -> int:
@@ -87,9 +104,8 @@ class _Launch:
         return max(0, self.batch.count - len(self.made))
 
     def client_token(self, part: Part) -> str:
-        key = (part.region, part.capacity_type)
-        attempt = self.rounds.get(key, 0)
-        self.rounds[key] = attempt + 1
+        attempt = self.rounds.get(part.place, 0)
+        self.rounds[part.place] = attempt + 1
         text = f"{self.batch.token}/{part.region}/{part.capacity_type}/{attempt}"
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -125,28 +141,36 @@ class AwsLauncher:
         self._templates = templates
         self._deployment = deployment
         self._clock = clock
-        self._asked: dict[BatchToken, None] = {}
+        self._asked: dict[BatchToken, _Asked] = {}
         self._lost: dict[BatchToken, _Lost] = {}
 
     async def launch(self, batch: LaunchBatch) -> LaunchResult:
         """See `Provider.launch`."""
         state = _Launch(batch=batch)
-        if batch.is_repeat or batch.token in self._asked:
+        is_again = batch.is_repeat or batch.token in self._asked
+        if is_again:
             await self._find_made(state)
-        self._asked[batch.token] = None
+        before = self._asked.setdefault(batch.token, _Asked())
         while len(self._asked) > _MOST_REMEMBERED:
             del self._asked[next(iter(self._asked))]
         failures: list[ProviderError] = []
-        for part in parts_of(batch.offerings):
+        for part in sorted(parts_of(batch.offerings), key=lambda one: one.place != before.place):
             if not state.missing:
                 break
+            if part.place != before.place:
+                self._asked[batch.token] = _Asked(place=part.place)
             try:
                 await self._launch_part(part, state)
             except OutcomeUnknown:
                 raise  # a repeat finds by the tag what the parts before have made
             except ProviderError as error:  # of this region; the others may do
+                if is_again and not isinstance(error, InvalidRequest):
+                    # It says nothing about what was asked before, and that may not show yet.
+                    raise OutcomeUnknown(f"an earlier try may have made machines: {error}") from error
                 failures.append(error)
                 state.refusals += [Refusal(offering=one, error=error) for one in part.offerings]
+                if is_again:
+                    break
         if not state.made and failures and all(one.error in failures for one in state.refusals):
             raise failures[0]
         living = [one for one in state.made.values() if one.state is not MachineState.TERMINATED]
@@ -155,10 +179,10 @@ class AwsLauncher:
         return LaunchResult(instances=tuple(living), refusals=tuple(state.refusals))
 
     async def _find_made(self, state: _Launch) -> None:
-        """What an earlier try made."""
+        """What an earlier try made, in whatever region: it may have been given other offerings."""
         token = state.batch.token
         try:
-            for region in dict.fromkeys(part.region for part in parts_of(state.batch.offerings)):
+            for region in self._settings.regions:
                 for machine in await self._machines.of_batch(token, region):
                     state.made[machine.provider_id] = machine
         except Unauthorized:
@@ -194,12 +218,16 @@ class AwsLauncher:
     # ------------------------------------------------------------------ fleets
 
     async def _fleet(self, part: Part, state: _Launch) -> None:
+        asked = self._asked.get(state.batch.token, _Asked())
+        if asked.place == part.place:
+            state.rounds.setdefault(part.place, asked.attempt)
         token = state.client_token(part)
         try:
             answer = await self._create_fleet(part, state, token)
         except TemplateGone:
             template = await self._templates.template(state.batch, part.region)
             self._templates.forget(part.region, template.name)
+            self._asked[state.batch.token] = _Asked(place=part.place, attempt=state.rounds[part.place])
             answer = await self._create_fleet(part, state, state.client_token(part))
         except TokenBurnt:
             if state.missing == state.batch.count:
@@ -280,8 +308,8 @@ class AwsLauncher:
         template = await self._templates.name_for(state.batch, part.region)
         subnets = await self._catalog.subnets(part.region)
         tags = tags_of(self._deployment, state.batch)
-        lost = self._lost.pop(state.batch.token, None)
-        if lost is not None and lost.part == (part.region, part.capacity_type):
+        lost = self._lost.get(state.batch.token)
+        if lost is not None and lost.part == part.place:
             # As it was it gets the lost answer; one before it that was refused would by now perhaps launch as well.
             state.rounds[lost.part] = lost.attempt + 1
             await self._run(lost.request, lost.offering, part, state)
@@ -301,28 +329,31 @@ class AwsLauncher:
                 },
                 "TagSpecifications": specifications(tags, (*_TAGGED[1:], "spot-instances-request")),
             }
-            await self._run(request, offering, part, state)
+            try:
+                await self._run(request, offering, part, state)
+            except TemplateGone:
+                self._templates.forget(part.region, template)
+                template = await self._templates.name_for(state.batch, part.region)
+                await self._run({**request, "ClientToken": state.client_token(part)}, offering, part, state)
 
     async def _run(self, request: Mapping[str, Any], offering: Offering, part: Part, state: _Launch) -> None:
         def run(sdk: Sdk) -> Mapping[str, Any]:
             answer: Mapping[str, Any] = sdk.client("ec2", part.region).run_instances(**request)
             return answer
 
+        token = state.batch.token
+        self._lost[token] = _Lost(
+            part=part.place, attempt=state.rounds[part.place] - 1, offering=offering, request=request
+        )
+        while len(self._lost) > _MOST_REMEMBERED:
+            del self._lost[next(iter(self._lost))]
         try:
             answer = await self._clients.write(run, self._context(part), machines=state.missing)
         except (CapacityUnavailable, QuotaExceeded) as error:
+            self._lost.pop(token, None)
             state.refusals.append(Refusal(offering=offering, error=error))
             return
-        except TokenBurnt:
-            raise
-        except OutcomeUnknown:
-            place = (part.region, part.capacity_type)
-            self._lost[state.batch.token] = _Lost(
-                part=place, attempt=state.rounds[place] - 1, offering=offering, request=request
-            )
-            while len(self._lost) > _MOST_REMEMBERED:
-                del self._lost[next(iter(self._lost))]
-            raise
+        self._lost.pop(token, None)
         for instance in answer["Instances"]:
             request_id = instance.get("SpotInstanceRequestId", "")
             self._note(ProviderId(instance["InstanceId"]), offering, state, spot_request=request_id)
