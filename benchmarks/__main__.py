@@ -5,7 +5,7 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable
 
-from benchmarks import latency, life, plan, webhooks
+from benchmarks import fleets, latency, life, plan, webhooks
 from benchmarks.figures import Figure, as_json, table
 
 BENCHMARKS: dict[str, Callable[..., Awaitable[list[Figure]]]] = {
@@ -13,6 +13,7 @@ BENCHMARKS: dict[str, Callable[..., Awaitable[list[Figure]]]] = {
     "webhooks": webhooks.run,
     "latency": latency.run,
     "life": life.run,
+    "fleets": fleets.run,
 }
 
 

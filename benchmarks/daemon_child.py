@@ -7,8 +7,8 @@ import asyncio
 import contextlib
 import secrets
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import runners.github_budgets
 from autoscaler import logs
 from autoscaler.calls import Calls
 from autoscaler.clock import SystemClock
-from autoscaler.config import load
+from autoscaler.config import Config, load
 from autoscaler.core import Core, make_launcher
 from autoscaler.health import Health
 from autoscaler.http.agent_routes import make_agent_routes
@@ -26,13 +26,14 @@ from autoscaler.http.health import make_health_routes
 from autoscaler.http.webhooks import make_webhook_routes
 from autoscaler.metrics import Metrics
 from autoscaler.reloading import config_secrets
-from autoscaler.spi import ProviderName
+from autoscaler.spi import Clock, Provider, ProviderName
 from autoscaler.store import open_store
 from benchmarks.null_provider import NullProvider
 from benchmarks.site import make_real_forges
 from runners.bootstrap import boot_document, build_agent
 
 LIFTED_MINTS_PER_MINUTE = 1_000_000
+MakeProviders = Callable[[Config, Clock, Calls], Mapping[ProviderName, Provider]]
 
 
 class Daemon:
@@ -51,20 +52,34 @@ class Daemon:
         return [asdict(one) for one in self._provider.launched[after:]]
 
     async def state(self) -> dict[str, Any]:
-        """Live rows by state, jobs that ended, and whether every forge was listed and considered once."""
-        rows, tick = self._core.rows, self._core.loop.last_tick
-        is_listed = all(f"{forge.name}/jobs" in self._core.sightings.complete for forge in self._core.config.forges)
-        return {
-            "jobs": Counter(job.state for job in rows.jobs.values()),
-            "instances": Counter(row.state for row in rows.instances.values()),
-            "ended": len(rows.ended_jobs),
-            "is_clean": rows.is_clean,
-            "is_settled": is_listed and tick is not None,
-            "ill": [condition.detail for condition in self._core.conditions() if not condition.is_well],
-        }
+        return state_of(self._core)
 
 
-async def start(*, config_path: str, lifted: bool) -> tuple[Any, dict[str, Any], Callable[[], Any]]:
+def state_of(core: Core) -> dict[str, Any]:
+    """Live rows by state, jobs that ended, and whether every forge was listed and considered once."""
+    rows, tick = core.rows, core.loop.last_tick
+    is_listed = all(f"{forge.name}/jobs" in core.sightings.complete for forge in core.config.forges)
+    return {
+        "jobs": Counter(job.state for job in rows.jobs.values()),
+        "instances": Counter(row.state for row in rows.instances.values()),
+        "ended": len(rows.ended_jobs),
+        "is_clean": rows.is_clean,
+        "is_settled": is_listed and tick is not None,
+        "ill": [condition.detail for condition in core.conditions() if not condition.is_well],
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningDaemon:
+    """A daemon's parts at work; `aclose` ends them all."""
+
+    core: Core
+    port: int
+    aclose: Callable[[], Awaitable[None]]
+
+
+async def open_daemon(config_path: str, *, lifted: bool, make: MakeProviders) -> RunningDaemon:
+    """Bring a daemon up with the providers that `make` makes."""
     if lifted:
         runners.github_budgets.MINTS_PER_MINUTE = LIFTED_MINTS_PER_MINUTE
     config = load(Path(config_path))
@@ -74,12 +89,12 @@ async def start(*, config_path: str, lifted: bool) -> tuple[Any, dict[str, Any],
     await store.open()
     await store.acquire_lease("bench")
     forges = make_real_forges(config, clock, calls)
-    provider = NullProvider(ProviderName("here"))
+    providers = make(config, clock, calls)
     core = Core(
         config=config,
         store=store,
         forges=forges,
-        providers={provider.name: provider},
+        providers=providers,
         launcher=make_launcher(
             lambda: config, user_data_of=boot_document, new_id=lambda kind: f"{kind}-{secrets.token_hex(6)}"
         ),
@@ -97,7 +112,7 @@ async def start(*, config_path: str, lifted: bool) -> tuple[Any, dict[str, Any],
     await web.TCPSite(runner, "127.0.0.1", 0, backlog=1024).start()
     running = asyncio.create_task(core.run())
 
-    async def close() -> None:
+    async def aclose() -> None:
         running.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await running
@@ -106,9 +121,17 @@ async def start(*, config_path: str, lifted: bool) -> tuple[Any, dict[str, Any],
         await core.aclose(grace_s=1)
         for forge in forges.values():
             await forge.aclose()
+        for provider in providers.values():
+            await provider.aclose()
         await calls.aclose()
         await store.aclose()
 
-    daemon = Daemon(core, provider)
+    return RunningDaemon(core=core, port=runner.addresses[0][1], aclose=aclose)
+
+
+async def start(*, config_path: str, lifted: bool) -> tuple[Any, dict[str, Any], Callable[[], Any]]:
+    provider = NullProvider(ProviderName("here"))
+    running = await open_daemon(config_path, lifted=lifted, make=lambda *_: {provider.name: provider})
+    daemon = Daemon(running.core, provider)
     handlers = {"launched": daemon.launched, "state": daemon.state}
-    return {"port": runner.addresses[0][1]}, handlers, close
+    return {"port": running.port}, handlers, running.aclose

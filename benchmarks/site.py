@@ -1,7 +1,7 @@
 """The configuration that every benchmark uses: one pool for each forge, or many; the real adapters, the null provider.
 
 The provider section says `local`, because configuration names installed kinds only; the daemon of a benchmark puts
-`NullProvider` in its place, except where the real daemon is what is measured.
+`NullProvider` in its place, except where the real daemon is what is measured. `fleets` puts a cloud there.
 """
 
 import json
@@ -48,6 +48,33 @@ STANDARD_POOLS = (
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cloud:
+    """Where a benchmark's machines run: the sections of its provider and image, and more lines for each pool."""
+
+    provider: str
+    sections: str
+    pool_lines: str = ""
+
+
+def local_machines(folder: Path) -> Cloud:
+    return Cloud(
+        provider="here",
+        sections=f"""
+[[provider]]
+name = "here"
+kind = "local"
+state_dir = {json.dumps(str(folder / "machines"))}
+
+[[image]]
+name = "runner"
+[image.references.local]
+github_runner = "/opt/actions-runner"
+gitlab_runner = "/usr/bin/gitlab-runner"
+""",
+    )
+
+
 def write_config(
     folder: Path,
     *,
@@ -58,8 +85,10 @@ def write_config(
     listen: str = "127.0.0.1:0",
     public_url: str = "http://127.0.0.1:9",
     poll: str = "60s",
+    cloud: Cloud | None = None,
 ) -> Path:
     """Write the configuration and its secret files below `folder`; returns the configuration's path."""
+    cloud = cloud or local_machines(folder)
     for name, text in (("webhook-secret", known.webhook), ("token", known.token)):
         path = folder / name
         path.touch(mode=0o600)
@@ -91,18 +120,7 @@ credentials = {{ token = {{ file = "token" }} }}
 webhook_secret = {{ file = "webhook-secret" }}
 scopes = ["tools"]
 poll = "{poll}"
-
-[[provider]]
-name = "here"
-kind = "local"
-state_dir = {json.dumps(str(folder / "machines"))}
-
-[[image]]
-name = "runner"
-[image.references.local]
-github_runner = "/opt/actions-runner"
-gitlab_runner = "/usr/bin/gitlab-runner"
-"""
+{cloud.sections}"""
     for pool in pools:
         text += f"""
 [[pool]]
@@ -111,10 +129,10 @@ forges = ["{pool.forge}"]
 repos = ["{pool.repo}"]
 labels = {json.dumps(pool.labels)}
 image = "runner"
-providers = ["here"]
+providers = ["{cloud.provider}"]
 max = 20000
 idle_timeout = "20s"
-"""
+{cloud.pool_lines}"""
     path = folder / "config.toml"
     path.write_text(text)
     return path

@@ -19,7 +19,7 @@ from aiohttp import web
 
 from benchmarks.children import Child
 from benchmarks.sender import post
-from benchmarks.site import Secrets, write_config
+from benchmarks.site import Cloud, Secrets, write_config
 
 _KEPT_HEADERS = ("content-type", "user-agent", "idempotency-key")
 
@@ -147,8 +147,12 @@ class Stage:
 
 
 @contextlib.asynccontextmanager
-async def stage(*, lifted: bool, is_tapped: bool, poll: str = "60s") -> AsyncIterator[Stage]:
-    """Start everything, and end it. Without a tap the daemon gets the webhooks from the forges themselves."""
+async def stage(
+    *, lifted: bool, is_tapped: bool, poll: str = "60s", cloud: Cloud | None = None, **options: Any
+) -> AsyncIterator[Stage]:
+    """Start everything, and end it. Without a tap the daemon gets the webhooks from the forges themselves. With a
+    `cloud` the daemon is one with real machines of it, a `fleet_child`, started with the `options`."""
+    module = "daemon_child" if cloud is None else "fleet_child"
     known, tap = Secrets.fresh(), Tap()
     with tempfile.TemporaryDirectory(prefix="bench-stage-") as name:
         folder = Path(name)
@@ -157,9 +161,9 @@ async def stage(*, lifted: bool, is_tapped: bool, poll: str = "60s") -> AsyncIte
             "forges_child", log=folder / "forges.log", webhook_secret=known.webhook, token=known.token
         )
         try:
-            config = write_config(folder, known=known, poll=poll, **urls)
+            config = write_config(folder, known=known, poll=poll, cloud=cloud, **urls)
             daemon, ready = await Child.start(
-                "daemon_child", log=folder / "daemon.log", config_path=str(config), lifted=lifted
+                module, log=folder / "daemon.log", config_path=str(config), lifted=lifted, **options
             )
             try:
                 await forges.call("hook", url=f"http://127.0.0.1:{tap.port if is_tapped else ready['port']}")
