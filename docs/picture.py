@@ -32,7 +32,7 @@ async def main() -> int:
     with tempfile.TemporaryFile("w+") as log:
         demo = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "autoscaler", "demo", "--duration", str(_duration_s(options.warm_up))),
-            *("--seed", str(options.seed)),
+            *("--seed", str(options.seed), "--provider", options.provider, "--faults", options.faults),
             stdout=asyncio.subprocess.DEVNULL,
             stderr=log,
         )
@@ -54,6 +54,8 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="docs/picture.py", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--warm-up", type=float, default=240.0, metavar="S", help="seconds before the picture")
     parser.add_argument("--seed", type=int, default=1, help="of the demo's workload")
+    parser.add_argument("--provider", default="aws", help="where the demo's machines come from")
+    parser.add_argument("--faults", default="refuse=0.1,reclaim=0.2", help="what goes wrong meanwhile")
     parser.add_argument("--into", type=Path, default=HERE, metavar="DIR", help="where the pictures go")
     return parser.parse_args()
 
