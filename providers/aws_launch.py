@@ -225,7 +225,8 @@ class AwsLauncher:
         try:
             answer = await self._create_fleet(part, state, token)
         except TemplateGone:
-            template = await self._templates.template(state.batch, part.region)
+            is_spot = part.capacity_type is CapacityType.SPOT
+            template = await self._templates.template(state.batch, part.region, is_spot=is_spot)
             self._templates.forget(part.region, template.name)
             self._asked[state.batch.token] = _Asked(place=part.place, attempt=state.rounds[part.place])
             answer = await self._create_fleet(part, state, state.client_token(part))
@@ -268,7 +269,7 @@ class AwsLauncher:
 
     async def _fleet_request(self, part: Part, state: _Launch, token: str, *, count: int) -> dict[str, Any]:
         batch, is_spot = state.batch, part.capacity_type is CapacityType.SPOT
-        template = await self._templates.name_for(batch, part.region)
+        template = await self._templates.name_for(batch, part.region, is_spot=is_spot)
         subnets = await self._catalog.subnets(part.region)
         overrides = []
         for rank, offering in enumerate(_of_few_types(part.offerings)):
@@ -305,7 +306,7 @@ class AwsLauncher:
 
     async def _run_instances(self, part: Part, state: _Launch) -> None:
         """Persistent requests, capacity pool by capacity pool: instant fleets make machines that cannot be stopped."""
-        template = await self._templates.name_for(state.batch, part.region)
+        template = await self._templates.name_for(state.batch, part.region, is_spot=True)
         subnets = await self._catalog.subnets(part.region)
         tags = tags_of(self._deployment, state.batch)
         lost = self._lost.get(state.batch.token)
@@ -333,7 +334,7 @@ class AwsLauncher:
                 await self._run(request, offering, part, state)
             except TemplateGone:
                 self._templates.forget(part.region, template)
-                template = await self._templates.name_for(state.batch, part.region)
+                template = await self._templates.name_for(state.batch, part.region, is_spot=True)
                 await self._run({**request, "ClientToken": state.client_token(part)}, offering, part, state)
 
     async def _run(self, request: Mapping[str, Any], offering: Offering, part: Part, state: _Launch) -> None:

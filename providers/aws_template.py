@@ -51,16 +51,16 @@ class AwsTemplates:
         """When each template that we know to exist was used last, by (region, name)."""
         self._making = asyncio.Lock()
 
-    async def name_for(self, batch: LaunchBatch, region: str) -> str:
+    async def name_for(self, batch: LaunchBatch, region: str, *, is_spot: bool) -> str:
         """The name of a template that exists, for the machines of a batch in a region."""
-        template = await self.template(batch, region)
+        template = await self.template(batch, region, is_spot=is_spot)
         async with self._making:
             if (region, template.name) not in self._made:
                 await self._make(template, region)
             self._made[region, template.name] = self._clock.now()
         return template.name
 
-    async def template(self, batch: LaunchBatch, region: str) -> Template:
+    async def template(self, batch: LaunchBatch, region: str, *, is_spot: bool) -> Template:
         """Raises InvalidRequest for an image without a reference and for user data that is too long."""
         image = image_of(batch.image, region)
         user_data = boot_script(batch.user_data, evidence="aws").encode()
@@ -71,6 +71,11 @@ class AwsTemplates:
             )
         root = await self._images.root(image, region)
         content = self._content(image, user_data, region, root=root, disk_gib=batch.disk_gib)
+        if is_spot:
+            # A fleet request cannot tag spot requests, a template can: their listing goes by this tag. EC2 fails
+            # launches of on-demand machines from a template that tags what they do not have.
+            tags = [{"Key": DEPLOYMENT, "Value": self._deployment}]
+            content["TagSpecifications"] = specifications(tags, ["spot-instances-request"])
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
         return Template(name=f"autoscaler-{self._deployment}-{digest}", content=content)
 
@@ -106,9 +111,6 @@ class AwsTemplates:
         if disk_gib:
             disk["VolumeSize"] = max(1, round(disk_gib))
         content["BlockDeviceMappings"] = [{"DeviceName": root, "Ebs": disk}]
-        # A fleet request cannot tag spot requests, a template can: their listing goes by this tag.
-        tags = [{"Key": DEPLOYMENT, "Value": self._deployment}]
-        content["TagSpecifications"] = specifications(tags, ["spot-instances-request"])
         if settings.instance_profile:
             content["IamInstanceProfile"] = {"Name": settings.instance_profile}
         return content

@@ -225,7 +225,7 @@ def template_document(**changed: Any) -> dict[str, Any]:
         ],
         "TagSpecifications": [
             {"ResourceType": kind, "Tags": [{"Key": "autoscaler-deployment", "Value": "ci"}]}
-            for kind in ("instance", "volume", "network-interface", "spot-instances-request")
+            for kind in ("instance", "volume", "network-interface")
         ],
     }
     return document | changed

@@ -30,7 +30,10 @@ class Launcher:
         self._ssm = ssm
 
     def place(self, caller: Caller, specification: Specification, *, capacity_type: CapacityType) -> Place:
-        """Where a specification would launch. Raises AwsError in EC2's words: what it names must exist."""
+        """Where a specification would launch. Raises AwsError in EC2's words: what it names must exist, and what it
+        tags must be made."""
+        if capacity_type is CapacityType.ON_DEMAND and specification.tags.get("spot-instances-request"):
+            raise AwsError("InvalidParameterValue", "Tags for Spot requests need a Spot request")
         setup, region = self.world.setup, caller.region
         if specification.subnet_id:
             subnet = setup.subnet(region, specification.subnet_id)
