@@ -140,7 +140,7 @@ class GceIdentity:
             raise IdentityRefused("not a token", reason="signature")
         try:
             header = google.auth.jwt.decode_header(token)
-        except (google.auth.exceptions.GoogleAuthError, ValueError):
+        except (google.auth.exceptions.GoogleAuthError, ValueError, RecursionError):  # JSON of ten thousand "["
             raise IdentityRefused("not a token", reason="signature") from None
         key_id = header.get("kid")
         if header.get("alg") != "RS256" or not isinstance(key_id, str) or not key_id:

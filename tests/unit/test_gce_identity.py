@@ -256,6 +256,14 @@ async def test_a_token_without_a_signature_is_refused(site: Site) -> None:
         assert await site.refusal(token) == "signature"
 
 
+@pytest.mark.parametrize("part", ["head", "body"])
+async def test_a_token_that_is_nested_deeply_is_refused(site: Site, part: str) -> None:
+    nested = base64.urlsafe_b64encode(b"[" * 5001).rstrip(b"=").decode()
+    head, body = encoded({"alg": "RS256", "kid": "good"}), encoded(site.claims())
+    token = f"{nested}.{body}.AAAA" if part == "head" else f"{head}.{nested}.AAAA"
+    assert await site.refusal(token) == "signature"
+
+
 async def test_a_token_signed_with_the_public_key_as_a_shared_secret_is_refused(site: Site) -> None:
     head, body = encoded({"alg": "HS256", "kid": "good"}), encoded(site.claims())
     mac = hmac.new(GOOD.pem.encode(), f"{head}.{body}".encode(), "sha256").digest()
