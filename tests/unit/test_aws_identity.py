@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from asn1crypto import cms
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -24,6 +25,7 @@ from hypothesis import strategies as st
 
 from autoscaler.spi import Evidence, Identity, IdentityRefused, ProviderId, SettingsError, Verdict
 from providers.aws_identity import Anchors, AwsIdentity, parse_anchors
+from providers.aws_pkcs7 import NotSigned, parse_signed
 
 NOW = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)
 ACCOUNT = "012345678901"
@@ -230,11 +232,22 @@ def test_trailing_bytes_are_refused(trailing: bytes, east: Signer, make: Make) -
     assert refusal(make(), wire(der(document(), east) + trailing)) == "signature"
 
 
-@pytest.mark.parametrize("nested", [b"\x30\x80" * 6000, b"\xa0\x80" * 6000, b"\x24\x80" * 6000])
+@pytest.mark.parametrize("nested", [b"\x30\x80" * 1500, b"\xa0\x80" * 1500, b"\x24\x80" * 1500])
 def test_deep_nesting_is_refused(nested: bytes, east: Signer, make: Make) -> None:
     assert refusal(make(), base64.b64encode(nested).decode()) == "signature"
     whole = der(document(), east)
-    assert refusal(make(), base64.b64encode(whole[:60] + nested[: 11_000 - len(whole)]).decode()) == "signature"
+    assert refusal(make(), base64.b64encode(whole[:60] + nested[: 3000 - len(whole)]).decode()) == "signature"
+
+
+def test_what_would_take_long_to_read_is_not_read(east: Signer, make: Make) -> None:
+    assert make().identify(evidence(wire(der(document(kernelId="k" * 1000), east))))
+    assert refusal(make(), wire(der(document(kernelId="k" * 2500), east))) == "signature"
+    message = cms.ContentInfo.load(der(document(), east))
+    attributes = message["content"]["signer_infos"][0]["signed_attrs"]
+    for number in range(100):
+        attributes.append({"type": f"1.2.3.{number}", "values": []})
+    with pytest.raises(NotSigned, match="signed attributes"):
+        parse_signed(message.dump(force=True))
 
 
 @pytest.mark.parametrize("text", ["", "%%%", "YWJj" * 5000, "YWJj", "ÿ", "YWJ", "Y W J j"])
