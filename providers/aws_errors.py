@@ -131,6 +131,8 @@ _NEVER_THERE = frozenset({"Unsupported", "UnsupportedOperation", "VolumeTypeNotA
 """The zone does not have the machine type at all: no use to ask again soon."""
 _PROFILE = re.compile(r"instance profile", re.I)
 _FREE_TIER = re.compile(r"not eligible for free tier", re.I)
+_FAMILY = re.compile(r"[a-z]+")
+_STANDARD = frozenset("acdhimrtz")
 _IDS = re.compile(r"\bi-[0-9a-zA-Z-]+")
 
 _REMEDIES: Mapping[str, str] = {
@@ -158,6 +160,8 @@ class Context:
     region: str
     is_write: bool = False
     family: str = "describes"
+    machine_type: str = ""
+    """Of the one capacity pool that a launch asks for."""
 
 
 def translate(error: Exception, context: Context) -> ProviderError:
@@ -223,7 +227,8 @@ def of_code(code: str, text: str, context: Context) -> ProviderError:
         case Meaning.CAPACITY:
             return CapacityUnavailable(said, is_lasting=code in _NEVER_THERE)
         case Meaning.SPOT_QUOTA | Meaning.ON_DEMAND_QUOTA | Meaning.QUOTA | Meaning.ADDRESSES:
-            return QuotaExceeded(said, scope=_scope(meaning, context.region, zone=None))
+            scope = _scope(meaning, context.region, zone=None, machine_type=context.machine_type)
+            return QuotaExceeded(said, scope=scope)
         case Meaning.THROTTLED:
             return Throttled(said, retry_after_s=THROTTLED_S)
         case Meaning.TEMPLATE_GONE:
@@ -261,7 +266,8 @@ def of_override(code: str, text: str, offering: Offering, context: Context) -> P
     said = f"{place.key}: {code}: {' '.join(text.split())[:200]}"
     meaning = meaning_of(code, text)
     if meaning in (Meaning.SPOT_QUOTA, Meaning.ON_DEMAND_QUOTA, Meaning.QUOTA, Meaning.ADDRESSES):
-        return QuotaExceeded(said, scope=_scope(meaning, place.region, zone=place.zone))
+        scope = _scope(meaning, place.region, zone=place.zone, machine_type=place.machine_type)
+        return QuotaExceeded(said, scope=scope)
     if code == "AuthFailure.ServiceLinkedRoleCreationNotPermitted":
         scope = CapacityScope(region=place.region, capacity_type=CapacityType.SPOT)
         return QuotaExceeded(f"{said} ({_REMEDIES[code]})", scope=scope)
@@ -270,16 +276,26 @@ def of_override(code: str, text: str, offering: Offering, context: Context) -> P
     return of_code(code, text, context)
 
 
-def _scope(meaning: Meaning, region: str, *, zone: str | None) -> CapacityScope:
+def _scope(meaning: Meaning, region: str, *, zone: str | None, machine_type: str) -> CapacityScope:
+    kin = _quota_kin(machine_type)
     match meaning:
         case Meaning.SPOT_QUOTA:
-            return CapacityScope(region=region, capacity_type=CapacityType.SPOT)
+            return CapacityScope(region=region, machine_type=kin, capacity_type=CapacityType.SPOT)
         case Meaning.ON_DEMAND_QUOTA:
-            return CapacityScope(region=region, capacity_type=CapacityType.ON_DEMAND)
+            return CapacityScope(region=region, machine_type=kin, capacity_type=CapacityType.ON_DEMAND)
         case Meaning.ADDRESSES:
             return CapacityScope(region=region, zone=zone)
         case _:
             return CapacityScope(region=region)
+
+
+def _quota_kin(machine_type: str) -> str | None:
+    """A glob of the types that share a quota of vCPUs: the standard families share one, others have their own (new
+    accounts: 0 for GPUs). None where the type is not known."""
+    family = _FAMILY.match(machine_type)
+    if family is None:
+        return None
+    return "[acdhimrtz][0-9]*" if family[0] in _STANDARD else f"{family[0]}[0-9-]*"
 
 
 def bad_ids(error: Exception) -> frozenset[str]:

@@ -349,7 +349,8 @@ class AwsLauncher:
         while len(self._lost) > _MOST_REMEMBERED:
             del self._lost[next(iter(self._lost))]
         try:
-            answer = await self._clients.write(run, self._context(part), machines=state.missing)
+            context = self._context(part, machine_type=offering.capacity_pool.machine_type)
+            answer = await self._clients.write(run, context, machines=state.missing)
         except (CapacityUnavailable, QuotaExceeded) as error:
             self._lost.pop(token, None)
             state.refusals.append(Refusal(offering=offering, error=error))
@@ -377,13 +378,14 @@ class AwsLauncher:
             launched_at=self._clock.now(),
         )
 
-    def _context(self, part: Part) -> Context:
+    def _context(self, part: Part, *, machine_type: str = "") -> Context:
         return Context(
             doing=f"launch {part.capacity_type} machines in {part.region}",
             permission=_LAUNCH,
             region=part.region,
             is_write=True,
             family="launches",
+            machine_type=machine_type,
         )
 
 

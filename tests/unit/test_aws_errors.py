@@ -1,5 +1,6 @@
 """What EC2's error codes mean: for a call, and for one offering of a fleet."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -39,6 +40,7 @@ OFFERING = Offering(
     price_usd_hour=0.04,
 )
 SPOT_OF_REGION = CapacityScope(region=REGION, capacity_type=CapacityType.SPOT)
+STANDARD = "[acdhimrtz][0-9]*"
 
 
 def answer(code: str, message: str = "said so") -> sdk_errors.ClientError:
@@ -74,9 +76,15 @@ def test_a_code_means(code: str, expected: type[ProviderError]) -> None:
 @pytest.mark.parametrize(
     ("code", "scope"),
     [
-        ("MaxSpotInstanceCountExceeded", SPOT_OF_REGION),
+        (
+            "MaxSpotInstanceCountExceeded",
+            CapacityScope(region=REGION, machine_type=STANDARD, capacity_type=CapacityType.SPOT),
+        ),
         ("AuthFailure.ServiceLinkedRoleCreationNotPermitted", SPOT_OF_REGION),
-        ("VcpuLimitExceeded", CapacityScope(region=REGION, capacity_type=CapacityType.ON_DEMAND)),
+        (
+            "VcpuLimitExceeded",
+            CapacityScope(region=REGION, machine_type=STANDARD, capacity_type=CapacityType.ON_DEMAND),
+        ),
         ("InsufficientFreeAddressesInSubnet", CapacityScope(region=REGION, zone=ZONE)),
         ("VolumeLimitExceeded", CapacityScope(region=REGION)),
     ],
@@ -85,6 +93,27 @@ def test_a_quota_closes_no_more_than_it_says(code: str, scope: CapacityScope) ->
     error = of_override(code, "said so", OFFERING, LAUNCH)
     assert isinstance(error, QuotaExceeded)
     assert error.scope == scope
+
+
+@pytest.mark.parametrize(
+    ("machine_type", "closed", "open_"),
+    [
+        ("g5.xlarge", ("g5.2xlarge", "g6.xlarge"), ("m7i.large", "gr6.4xlarge", "p5.48xlarge")),
+        ("m7i.large", ("c7gn.large", "t4g.small", "r8i.large"), ("g5.xlarge", "inf2.xlarge", "x2idn.16xlarge")),
+        ("u-6tb1.metal", ("u-12tb1.112xlarge",), ("m7i.large",)),
+        ("im4gn.large", ("im4gn.large",), ("m7i.large",)),
+    ],
+)
+def test_a_quota_of_one_class_leaves_the_other_classes_open(
+    machine_type: str, closed: tuple[str, ...], open_: tuple[str, ...]
+) -> None:
+    asked = replace(OFFERING, capacity_pool=replace(OFFERING.capacity_pool, machine_type=machine_type))
+    error = of_override("MaxSpotInstanceCountExceeded", "said so", asked, LAUNCH)
+    assert isinstance(error, QuotaExceeded)
+    for name in (machine_type, *closed):
+        assert error.scope.covers(replace(OFFERING.capacity_pool, machine_type=name)), name
+    for name in open_:
+        assert not error.scope.covers(replace(OFFERING.capacity_pool, machine_type=name)), name
 
 
 @pytest.mark.parametrize(
