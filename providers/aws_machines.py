@@ -148,7 +148,7 @@ class AwsMachines:
         one = described[0]
         if one.tags.get(DEPLOYMENT) != self._deployment or _STATES.get(one.state) not in _LIVING:
             raise IdentityRefused("no living machine of ours", reason="unknown")
-        self._regions[provider_id] = region
+        self._machine(one, region)  # remembers it, and its spot request, which ends with it
 
     def by_region(self, ids: Sequence[ProviderId]) -> dict[str, list[ProviderId]]:
         """Ids by the region that they are in; one of which nobody knows is looked for in all."""

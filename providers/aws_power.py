@@ -134,6 +134,8 @@ class AwsPower:
             self._cancelled.update(ids)
 
     async def _cancel(self, region: str, requests: Sequence[str]) -> None:
+        """One that is closed is forgotten after a while, and launches nothing any more; but EC2 then refuses the whole
+        call, so that the others are asked for in halves."""
         context = self._context(region, "cancel spot requests", "ec2:CancelSpotInstanceRequests")
         for at in range(0, len(requests), _AT_ONCE):
             some = requests[at : at + _AT_ONCE]
@@ -144,7 +146,9 @@ class AwsPower:
             try:
                 await self._clients.write(cancel, context)
             except NotFound:
-                continue  # closed ones are forgotten after a while, and launch nothing any more
+                if len(some) > 1:
+                    await self._cancel(region, some[: len(some) // 2])
+                    await self._cancel(region, some[len(some) // 2 :])
 
     async def _each_batch(
         self, region: str, ids: Sequence[ProviderId], verb: str, permission: str, method: str

@@ -97,6 +97,28 @@ async def test_requests_of_living_and_of_new_machines_are_kept(driver: AwsDriver
     assert {one.cancelled_at for one in site.ec2.launcher.spot_requests.requests.values()} == {None}
 
 
+async def test_a_request_that_is_forgotten_does_not_keep_the_others_from_being_cancelled(driver: AwsDriver) -> None:
+    requests = driver.served.site.ec2.launcher.spot_requests
+    machines = await stoppable_spot(driver, count=3)
+    forgotten = driver.served.site.cloud.machines[machines[1].provider_id].spot_request_id
+    del requests.requests[forgotten], requests.persistent[forgotten]
+    await driver.provider.terminate([one.provider_id for one in machines])
+    for machine in machines:
+        await shown(driver, machine, MachineState.TERMINATED)
+    driver.served.site.settle()
+    assert living(driver) == []
+
+
+async def test_a_machine_that_said_hello_before_any_listing_is_not_launched_again(driver: AwsDriver) -> None:
+    (machine,) = await stoppable_spot(driver)
+    await shown(driver, machine, MachineState.RUNNING)
+    restarted = driver.restarted()
+    await restarted.identify(driver.evidence(machine.provider_id, claim="0" * 64, at=driver.now))
+    await restarted.terminate([machine.provider_id])
+    (request,) = driver.served.site.ec2.launcher.spot_requests.requests.values()
+    assert request.cancelled_at is not None
+
+
 async def test_stopped_spot_machines_start_again(driver: AwsDriver) -> None:
     (machine,) = await stoppable_spot(driver)
     await shown(driver, machine, MachineState.RUNNING)
