@@ -19,6 +19,7 @@ from providers.aws_clients import AwsClients, Sdk
 from providers.aws_errors import Context, NotFound
 from providers.aws_identity import AwsIdentity
 from providers.aws_images import AwsImages, image_of
+from providers.aws_queue import strangers_may_send
 from providers.aws_settings import AwsSettings
 from providers.aws_tags import DEPLOYMENT, specifications
 
@@ -239,6 +240,9 @@ class AwsCheck:
         if "events.amazonaws.com" not in attributes.get("Policy", ""):
             message = "the queue's policy does not let events.amazonaws.com send: nothing will ever arrive"
             return [_refused(key, message, "Give it the policy of deploy/aws/main.tf")]
+        if strangers_may_send(attributes["Policy"]):
+            message = "rules of any AWS account may send to the queue: strangers could have our machines drained"
+            return [_warning(key, message, "Give its policy the condition on aws:SourceArn of deploy/aws/main.tf")]
         retention = attributes.get("MessageRetentionPeriod", "")
         if retention.isdigit() and int(retention) > 3600:
             message = f"messages are kept for {retention} s: after a pause old warnings are read first"

@@ -23,6 +23,8 @@ VISIBILITY_S = 30
 """How long a received message is out of sight: if we die with it, it is there again after that."""
 _ANSWER_S = 15.0
 _MISSING = frozenset({"AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist"})
+_SOURCE_OPERATORS = frozenset({"ArnEquals", "ArnLike", "StringEquals", "StringLike"})
+_SOURCE_KEYS = frozenset({"aws:sourcearn", "aws:sourceaccount", "aws:sourceorgid", "aws:principalorgid"})
 _FORBIDDEN = frozenset({"AccessDenied", "AccessDeniedException", "UnauthorizedOperation"})
 
 
@@ -138,6 +140,26 @@ def _lets_events_send(policy: str) -> bool:
         return any(_allows(one) for one in ([statements] if isinstance(statements, dict) else statements))
     except (ValueError, KeyError, TypeError, AttributeError):
         return False
+
+
+def strangers_may_send(policy: str) -> bool:
+    """Whether rules of any account may: each service acts for whoever asks it, and only a condition on the source says
+    for whom here (IAM user guide, "The confused deputy problem")."""
+    try:
+        statements = json.loads(policy)["Statement"]
+        return any(
+            _allows(one) and not _names_its_source(one.get("Condition", {}))
+            for one in ([statements] if isinstance(statements, dict) else statements)
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _names_its_source(condition: Any) -> bool:
+    positive = [keys for operator, keys in condition.items() if operator in _SOURCE_OPERATORS]
+    return any(
+        key.lower() in _SOURCE_KEYS and "*" not in _listed(value) for keys in positive for key, value in keys.items()
+    )
 
 
 def _allows(statement: Any) -> bool:

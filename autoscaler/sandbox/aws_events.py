@@ -123,9 +123,15 @@ def _value_matches(wanted: Any, value: Any) -> bool:
 
 
 def queue_policy(queue_arn: str) -> str:
-    """The policy of specs A3: EventBridge may send, nobody without TLS."""
-    services = ["events.amazonaws.com", "sqs.amazonaws.com"]
-    allow = {"Effect": "Allow", "Principal": {"Service": services}, "Action": "sqs:SendMessage", "Resource": queue_arn}
+    """EventBridge may send for rules of the queue's own account, nobody without TLS."""
+    partition, _, region, account = queue_arn.split(":")[1:5]
+    allow = {
+        "Effect": "Allow",
+        "Principal": {"Service": ["events.amazonaws.com"]},
+        "Action": "sqs:SendMessage",
+        "Resource": queue_arn,
+        "Condition": {"ArnLike": {"aws:SourceArn": f"arn:{partition}:events:{region}:{account}:rule/*"}},
+    }
     deny = {
         "Effect": "Deny",
         "Principal": "*",

@@ -86,17 +86,23 @@ resource "aws_sqs_queue" "notices" {
   tags                       = local.tags
 }
 
+# Without the condition, a rule in anybody's account could send here, and say what it likes of our machines.
 resource "aws_sqs_queue_policy" "notices" {
   queue_url = aws_sqs_queue.notices.id
   policy = jsonencode({
     Version = "2012-10-17"
     Statement = [
       {
-        Sid       = "EventsArrive"
+        Sid       = "EventsOfOurRulesArrive"
         Effect    = "Allow"
-        Principal = { Service = ["events.amazonaws.com", "sqs.amazonaws.com"] }
+        Principal = { Service = "events.amazonaws.com" }
         Action    = "sqs:SendMessage"
         Resource  = aws_sqs_queue.notices.arn
+        Condition = {
+          ArnEquals = {
+            "aws:SourceArn" = [aws_cloudwatch_event_rule.machines.arn, aws_cloudwatch_event_rule.health.arn]
+          }
+        }
       },
       {
         Sid       = "NothingWithoutTls"

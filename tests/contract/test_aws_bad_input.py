@@ -3,6 +3,7 @@
 Real boto3 against the sandbox's EC2; the faults are committed by the cloud's side.
 """
 
+import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -104,6 +105,21 @@ async def test_the_check_finds_what_is_wrong(driver: AwsDriver, spoil: Any, key:
     spoil(driver.served.site)
     refused = await refused_by_check(driver)
     assert key in {one.key for one in refused}, refused
+
+
+async def test_the_check_warns_of_a_queue_that_strangers_may_send_to(driver: AwsDriver) -> None:
+    async def warned() -> list[Finding]:
+        found = await driver.provider.check({"runner": {"ami": AMI}})
+        return [one for one in found if one.key == f"notices.{REGION}" and one.verdict is Verdict.WARNING]
+
+    assert await warned() == []
+    queue = driver.served.site.sqs.queues[REGION, "notices"]
+    policy = json.loads(queue.policy)
+    del policy["Statement"][0]["Condition"]
+    queue.policy = json.dumps(policy)
+    (one,) = await warned()
+    assert "any AWS account" in one.message
+    assert "aws:SourceArn" in one.remedy
 
 
 async def test_the_check_finds_another_account_and_a_profile_that_is_not_there(driver: AwsDriver) -> None:

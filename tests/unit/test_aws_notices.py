@@ -16,6 +16,7 @@ from autoscaler.calls import Calls
 from autoscaler.clock import SystemClock
 from autoscaler.spi import Notice, NoticeKind, ProviderId
 from providers.aws_notices import AwsNotices
+from providers.aws_queue import strangers_may_send
 from providers.aws_silence import Silence
 from tests.aws_messages import ACCOUNT, body, evicted, health, rebalance, state_change, warning
 from tests.polling import until
@@ -297,6 +298,30 @@ async def test_a_policy_that_lets_no_event_in_is_told_at_start(
     listener = make(url)
     (trouble,) = await until(lambda: listener.notices.troubles())
     assert "does not let events.amazonaws.com do sqs:SendMessage" in trouble
+
+
+RULE = "arn:aws:events:us-east-1:123456789012:rule/ours"
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_open"),
+    [
+        ({}, True),
+        ({"Principal": "*"}, True),
+        ({"Principal": {"AWS": "*"}}, True),
+        ({"Condition": {"Bool": {"aws:SecureTransport": "true"}}}, True),
+        ({"Condition": {"ArnLike": {"aws:SourceArn": "*"}}}, True),
+        ({"Condition": {"ArnNotEquals": {"aws:SourceArn": RULE}}}, True),
+        ({"Condition": {"ArnEquals": {"aws:SourceArn": [RULE]}}}, False),
+        ({"Condition": {"StringEquals": {"AWS:SourceAccount": ACCOUNT}}}, False),
+        ({"Effect": "Deny"}, False),
+    ],
+)
+def test_a_queue_is_open_to_strangers_unless_the_source_is_named(changes: dict[str, Any], is_open: bool) -> None:
+    (statement,) = POLICY["Statement"]
+    assert strangers_may_send(json.dumps({"Statement": [statement | changes]})) is is_open
+    closed = statement | {"Condition": {"ArnEquals": {"aws:SourceArn": RULE}}}
+    assert strangers_may_send(json.dumps({"Statement": [closed, statement | changes]})) is is_open
 
 
 async def test_a_machine_that_nobody_has_listed_yet_is_told_on(endpoint: str, queue: str, make: Make) -> None:

@@ -102,6 +102,18 @@ def test_terminating_stopping_and_deleting_reach_our_machines_alone() -> None:
             assert statement["Condition"] == tagged
 
 
+def test_only_our_own_rules_may_send_to_the_notice_queue() -> None:
+    text = (DEPLOY / "aws/main.tf").read_text()
+    _, _, queue_policy = text.partition('"aws_sqs_queue_policy" "notices"')
+    allow, deny, _ = queue_policy.partition('"NothingWithoutTls"')
+    assert deny
+    assert 'Principal = { Service = "events.amazonaws.com" }' in allow
+    sources = re.search(r'ArnEquals = \{\s*"aws:SourceArn" = \[([^\]]*)\]', allow)
+    assert sources is not None
+    rules = {name for kind, name in names("aws", "resource") if kind == "aws_cloudwatch_event_rule"}
+    assert set(re.findall(r"aws_cloudwatch_event_rule\.(\w+)\.arn", sources[1])) == rules
+
+
 def test_the_runners_account_gets_no_role() -> None:
     for block in blocks("gcp", "resource"):
         (kind,) = (key for key in block if not key.startswith("__"))
