@@ -28,6 +28,9 @@ NEXT_HEARTBEAT = timedelta(seconds=6)
 """A machine that is found gone was gone by the time at which its agent should have been heard again."""
 STOP_GRACE = timedelta(seconds=30)
 """How long before a reclaim an agent ends its runner (`stop_grace_s`, at most half of the time left)."""
+LONGEST_NOTICE = timedelta(hours=1)
+"""No cloud warns of a reclaim earlier; what says so is held for one within that time, or a machine would drain for
+ever, and instants beyond all dates could not be counted with."""
 TOLD_LATE = timedelta(minutes=10)
 """A cloud's own time of a notice is believed as far back as this."""
 _UP = (MachineState.PENDING, MachineState.RUNNING)
@@ -111,7 +114,7 @@ class LossObserver:
                 elif row.state in WORKING_STATES and row.job is not None and row.job not in self._rows.jobs:
                     self._drop(row.provider, "finished")
                 else:
-                    noticed_at = _told_at(told_at, now)
+                    noticed_at, reclaim_at = _told_at(told_at, now), min(reclaim_at, now + LONGEST_NOTICE)
                     is_announced = reclaim_at > noticed_at
                     self._merge(
                         row, source, now, noticed_at=noticed_at, reclaim_at=reclaim_at, is_announced=is_announced

@@ -334,8 +334,8 @@ class ProviderTraits:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderStatus:
     """How a provider fares, from memory. `dropped` counts notices that were not for us or not usable, by reason
-    (foreign, duplicate, late, malformed, irrelevant), since the start. `troubles` are what the operator should know,
-    each with its remedy in the text, as "notices: no message ever came from the queue ..."."""
+    (foreign, duplicate, late, future, malformed, irrelevant), since the start. `troubles` are what the operator should
+    know, each with its remedy in the text, as "notices: no message ever came from the queue ..."."""
 
     budgets: tuple[RateBudget, ...] = ()
     dropped: Mapping[str, int] = field(default_factory=dict)

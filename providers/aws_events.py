@@ -25,6 +25,7 @@ from autoscaler.spi import NoticeKind, ProviderId
 
 _LEAD = timedelta(minutes=2)
 _GOING = frozenset({"stopping", "stopped", "shutting-down", "terminated"})
+_FIRST_YEAR, _LAST_YEAR = 2000, 2200
 _INSTANCE_ID = re.compile(r"i-[0-9a-f]{8,17}")
 _WARNINGS = frozenset(
     {"EC2 Spot Instance Interruption Warning", "EC2 Capacity Reservation Instance Interruption Warning"}
@@ -107,6 +108,8 @@ def _of_health(detail: Mapping[str, Any]) -> tuple[Announcement, ...]:
 def _announce(instance_id: Any, kind: NoticeKind | None, reclaim_at: datetime, *, what: str = "") -> Announcement:
     if not isinstance(instance_id, str) or not _INSTANCE_ID.fullmatch(instance_id):
         raise ValueError("not an instance id")
+    if not _FIRST_YEAR <= reclaim_at.year <= _LAST_YEAR:
+        raise ValueError("a time that cannot be: sums with it would not be dates any more")
     key = f"{instance_id} {kind or ''} {what}"
     return Announcement(provider_id=ProviderId(instance_id), kind=kind, reclaim_at=reclaim_at, key=key)
 

@@ -28,6 +28,7 @@ _WAIT_S = 20.0
 _AGAIN = timedelta(seconds=30)
 """A notice that was handed out and not acknowledged is handed out again after this."""
 _LATE = timedelta(minutes=5)
+"""Events are sent within seconds: neither an older one nor one that far ahead is a warning of now."""
 _DUPLICATE_FOR = timedelta(minutes=10)
 """The same said of the same machine in this time is said twice; later it is a machine that was started again."""
 _SKEW = timedelta(seconds=30)
@@ -250,6 +251,8 @@ class AwsNotices:
             return "irrelevant"
         if now - event.at > _LATE:
             return "late"
+        if event.at - now > _LATE:
+            return "future"  # a forged one would keep its machine draining until then
         if not self._is_new(event.event_id, now):
             return "duplicate"
         fresh = [one for one in told if self._is_new(one.key, now)]

@@ -82,6 +82,8 @@ def test_the_arn_is_never_looked_at() -> None:
         body("EC2 Instance Rebalance Recommendation", {"instance-id": ONE}, time="2026-11-26T12:00:00"),
         body("EC2 Instance Rebalance Recommendation", {"instance-id": ONE}, id=None),
         health([ONE], starts="2026-12-05"),
+        health([ONE], starts="Fri, 31 Dec 9999 23:59:59 GMT"),
+        warning(ONE, at=datetime(9999, 12, 31, 23, 57, tzinfo=UTC)),
         body("AWS Service Event via CloudTrail", {"eventName": "BidEvictedEvent", "serviceEventDetails": None}),
         "[" * 100_000,
     ],

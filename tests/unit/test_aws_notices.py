@@ -177,13 +177,14 @@ async def test_what_is_not_for_us_doubled_late_or_unreadable_is_counted_and_dele
         *(warning(FOREIGN, at=now()), warning(OURS[1], at=now(), account="210987654321")),
         *(
             warning(OURS[2], at=now() - timedelta(minutes=6)),
+            warning(OURS[4], at=now() + timedelta(minutes=6)),
             "no json",
             body("EC2 Spot Instance Interruption Warning", {}),
         ),
         *(state_change(OURS[3], "running", at=now()), body("EC2 Spot Instance Request Fulfillment", {}, at=now())),
     )
     listener = make(queue)
-    expected = {"duplicate": 3, "foreign": 2, "late": 1, "malformed": 2, "irrelevant": 2}
+    expected = {"duplicate": 3, "foreign": 2, "late": 1, "future": 1, "malformed": 2, "irrelevant": 2}
     await until(lambda: dict(listener.notices.dropped) == expected)
     (notice,) = listener.heard
     await until(lambda: left(endpoint, queue) == 1)

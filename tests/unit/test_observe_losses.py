@@ -1,12 +1,13 @@
 """Every word about one loss becomes one record, and the row and its job follow it."""
 
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from autoscaler.facts import AgentNoticed, AgentReported, MachinesDescribed, NoticeArrived
 from autoscaler.model import EndReason, Instance, InstanceState, Interruption, JobState
+from autoscaler.observe_losses import LONGEST_NOTICE
 from autoscaler.plan_ends import RECLAIM_GRACE, plan_ends
 from autoscaler.spi import CloudInstance, Conclusion, MachineState, Notice, NoticeKind, ProviderId
 from tests.unit.observing import CLOUD, Observing, completed, id_of, listed_machine, provider_id, seen_job, started
@@ -94,6 +95,22 @@ async def test_agent_queue_and_listing_tell_of_one_loss(world: Observing) -> Non
     assert list(await world.store.recent_interruptions(limit=9)) == [told]
     actions = [entry.action for _, entry in await world.store.ledger(limit=9, subject=row.id)]
     assert actions.count("interruption") == 1
+
+
+@pytest.mark.parametrize("source", ["queue", "agent"])
+async def test_a_reclaim_at_the_end_of_time_drains_nothing_for_ever(world: Observing, source: str) -> None:
+    row = await busy(world)
+    never = datetime.max.replace(tzinfo=UTC)
+    if source == "agent":
+        await world.see(AgentNoticed(instance=row.id, kind=NoticeKind.RECLAIM, reclaim_at=never))
+    else:
+        told = Notice(provider_id=provider_id(1), kind=NoticeKind.RECLAIM, reclaim_at=never, source=source)
+        await world.see(NoticeArrived(provider=CLOUD, notice=told))
+    told_at = record(world, row).taken_by
+    assert world.now < told_at <= world.now + LONGEST_NOTICE
+    await world.webhook(completed())
+    ends = plan_ends(world.snapshot(), world.rules, world.now)
+    assert [action.end_reason for action in ends.actions] == [EndReason.JOB_DONE]
 
 
 async def test_busy_machine_drains_at_its_notice_and_is_left_alone(world: Observing) -> None:
