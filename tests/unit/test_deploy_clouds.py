@@ -102,6 +102,16 @@ def test_terminating_stopping_and_deleting_reach_our_machines_alone() -> None:
             assert statement["Condition"] == tagged
 
 
+def test_experiments_of_others_cannot_be_started() -> None:
+    """They may run under any role of the account."""
+    tagged = {"StringEquals": {"aws:ResourceTag/autoscaler-deployment": "${deployment}"}}
+    for statement in policy(DEPLOY / "aws/game-day-policy.json"):
+        resources = statement["Resource"] if isinstance(statement["Resource"], list) else [statement["Resource"]]
+        if any("experiment-template/" in one for one in resources):
+            starts = {"fis:StartExperiment", "fis:DeleteExperimentTemplate"} & set(actions(statement))
+            assert not starts or statement["Condition"] == tagged
+
+
 def test_only_our_own_rules_may_send_to_the_notice_queue() -> None:
     text = (DEPLOY / "aws/main.tf").read_text()
     _, _, queue_policy = text.partition('"aws_sqs_queue_policy" "notices"')
