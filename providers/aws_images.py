@@ -5,6 +5,7 @@ the root disk's name, and a parameter that leads nowhere is a fault of the confi
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,6 +17,14 @@ _ROOT = "/dev/xvda"
 _PARAMETER = "resolve:ssm:"
 _FRESH = timedelta(hours=1)
 """A parameter may lead to another image by then; an id never does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RootDisk:
+    """An image's root disk; `size_gib` is the least that it can have, 0 where EC2 does not say."""
+
+    name: str
+    size_gib: int
 
 
 def image_of(references: Mapping[str, str], region: str) -> str:
@@ -33,19 +42,19 @@ class AwsImages:
     def __init__(self, clients: AwsClients, clock: Clock) -> None:
         self._clients = clients
         self._clock = clock
-        self._roots: dict[tuple[str, str], tuple[str, datetime]] = {}
-        """The root disk's name by (region, reference), and until when that is believed."""
+        self._roots: dict[tuple[str, str], tuple[RootDisk, datetime]] = {}
+        """The root disk by (region, reference), and until when that is believed."""
 
-    async def root(self, image: str, region: str) -> str:
-        """The name of the image's root disk. Raises InvalidRequest where there is no such image."""
+    async def root(self, image: str, region: str) -> RootDisk:
+        """The image's root disk. Raises InvalidRequest where there is no such image."""
         key, now = (region, image), self._clock.now()
-        name, until = self._roots.get(key, ("", now))
-        if now >= until:
-            found = await self.describe(image, region)
-            name = str(found.get("RootDeviceName") or _ROOT)
-            until = now + _FRESH if image.startswith(_PARAMETER) else datetime.max.replace(tzinfo=UTC)
-            self._roots[key] = name, until
-        return name
+        known = self._roots.get(key)
+        if known is not None and now < known[1]:
+            return known[0]
+        root = _root_of(await self.describe(image, region))
+        until = now + _FRESH if image.startswith(_PARAMETER) else datetime.max.replace(tzinfo=UTC)
+        self._roots[key] = root, until
+        return root
 
     async def describe(self, image: str, region: str) -> Mapping[str, Any]:
         """In EC2's words. Raises InvalidRequest where there is no such image."""
@@ -71,3 +80,9 @@ class AwsImages:
             what = "holds no image's id" if found else "does not exist"
             raise InvalidRequest(f"{region}: the parameter {name} {what}: correct image.references.*.ami")
         return id_
+
+
+def _root_of(image: Mapping[str, Any]) -> RootDisk:
+    name = str(image.get("RootDeviceName") or _ROOT)
+    disks = {one.get("DeviceName"): one.get("Ebs", {}) for one in image.get("BlockDeviceMappings", ())}
+    return RootDisk(name=name, size_gib=int(disks.get(name, {}).get("VolumeSize", 0)))

@@ -9,6 +9,7 @@ import asyncio
 import base64
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -19,7 +20,7 @@ import structlog
 from autoscaler.spi import Clock, InvalidRequest, LaunchBatch, ProviderError
 from providers.aws_clients import AwsClients, Sdk, pages
 from providers.aws_errors import Context, NotFound, TemplateGone
-from providers.aws_images import AwsImages, image_of
+from providers.aws_images import AwsImages, RootDisk, image_of
 from providers.aws_settings import AwsSettings
 from providers.aws_tags import DEPLOYMENT, specifications
 from providers.boot_script import boot_script
@@ -91,7 +92,7 @@ class AwsTemplates:
             except ProviderError as error:
                 _log.info("templates_not_cleaned", provider=self._settings.name, region=region, error=str(error))
 
-    def _content(self, image: str, user_data: bytes, region: str, *, root: str, disk_gib: float) -> dict[str, Any]:
+    def _content(self, image: str, user_data: bytes, region: str, *, root: RootDisk, disk_gib: float) -> dict[str, Any]:
         settings = self._settings
         disk: dict[str, Any] = {"Encrypted": True, "DeleteOnTermination": True, "VolumeType": "gp3"}
         if settings.kms_key:
@@ -109,8 +110,8 @@ class AwsTemplates:
             },
         }
         if disk_gib:
-            disk["VolumeSize"] = max(1, round(disk_gib))
-        content["BlockDeviceMappings"] = [{"DeviceName": root, "Ebs": disk}]
+            disk["VolumeSize"] = max(root.size_gib, math.ceil(disk_gib))  # EC2 refuses less than the image holds
+        content["BlockDeviceMappings"] = [{"DeviceName": root.name, "Ebs": disk}]
         if settings.instance_profile:
             content["IamInstanceProfile"] = {"Name": settings.instance_profile}
         return content

@@ -47,6 +47,7 @@ class Launcher:
         image = self._image(caller, specification.image_id)
         for group in specification.groups:
             setup.check_group(region, group)
+        _check_disks(specification, image)
         self._check_profile(specification.instance_profile)
         pool = setup.pool(region, subnet.zone, specification.machine_type, capacity_type)
         if (arch := setup.capacity.supplies[pool].arch) != image.arch:
@@ -175,3 +176,11 @@ class Launcher:
         if name and name not in self._iam.instance_profiles:
             message = f"Value ({name}) for parameter iamInstanceProfile.name is invalid. "
             raise AwsError("InvalidParameterValue", message + "Invalid IAM Instance Profile name")
+
+
+def _check_disks(specification: Specification, image: Image) -> None:
+    for one in specification.block_devices:
+        size = one.volume.get("VolumeSize", "")
+        if one.device == image.root and size and int(size) < image.disk_gib:
+            message = f"Volume of size {size}GB is smaller than the image's snapshot, expect size >= {image.disk_gib}GB"
+            raise AwsError("InvalidBlockDeviceMapping", message)

@@ -48,6 +48,19 @@ async def test_the_root_disk_that_the_image_has_is_the_one_encrypted(
     assert await refused(driver) == []
 
 
+@pytest.mark.parametrize(("disk_gib", "expected"), [(0.0, None), (20.0, "30"), (30.4, "31")])
+async def test_a_root_disk_is_never_smaller_than_its_image_nor_than_asked(
+    driver: AwsDriver, disk_gib: float, expected: str | None
+) -> None:
+    site = driver.served.site
+    site.setup.images_by_id[REGION, AMI] = replace(site.setup.image(REGION, AMI), disk_gib=30)
+    batch = driver.batch("b-1", count=1, offerings=await spot(driver), disk_gib=disk_gib)
+    assert len((await driver.provider.launch(batch)).instances) == 1
+    (template,) = site.ec2.templates.templates.values()
+    (disk,) = template.versions[0].block_devices
+    assert disk.volume.get("VolumeSize") == expected
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [(None, "does not exist"), ("a password", "no image's id"), ("ami-00000000000000bad", "ami-00000000000000bad")],
