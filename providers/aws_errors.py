@@ -130,6 +130,8 @@ MEANINGS: Mapping[str, Meaning] = {
 _NEVER_THERE = frozenset({"Unsupported", "UnsupportedOperation", "VolumeTypeNotAvailableInZone"})
 """The zone does not have the machine type at all: no use to ask again soon."""
 _PROFILE = re.compile(r"instance profile", re.I)
+_NOT_IN_ZONE = re.compile(r"not supported in (your|the) requested availability zone", re.I)
+"""Fleets say so as InvalidFleetConfiguration, RunInstances as Unsupported."""
 _FREE_TIER = re.compile(r"not eligible for free tier", re.I)
 _FAMILY = re.compile(r"[a-z]+")
 _STANDARD = frozenset("acdhimrtz")
@@ -250,7 +252,7 @@ def meaning_of(code: str, text: str = "") -> Meaning:
     found = MEANINGS.get(code)
     if code == "InvalidParameterValue" and _PROFILE.search(text):
         return Meaning.INVALID
-    if found is Meaning.INVALID and _FREE_TIER.search(text):
+    if found is Meaning.INVALID and (_FREE_TIER.search(text) or _NOT_IN_ZONE.search(text)):
         return Meaning.CAPACITY
     if found is None and code.startswith(("Invalid", "Missing", "Malformed")):
         found = Meaning.INVALID
@@ -271,8 +273,9 @@ def of_override(code: str, text: str, offering: Offering, context: Context) -> P
     if code == "AuthFailure.ServiceLinkedRoleCreationNotPermitted":
         scope = CapacityScope(region=place.region, capacity_type=CapacityType.SPOT)
         return QuotaExceeded(f"{said} ({_REMEDIES[code]})", scope=scope)
-    if meaning in (Meaning.CAPACITY, Meaning.TRANSIENT) or code in _NEVER_THERE:
-        return CapacityUnavailable(said, is_lasting=code in _NEVER_THERE)
+    is_lasting = code in _NEVER_THERE or _NOT_IN_ZONE.search(text) is not None
+    if meaning in (Meaning.CAPACITY, Meaning.TRANSIENT) or is_lasting:
+        return CapacityUnavailable(said, is_lasting=is_lasting)
     return of_code(code, text, context)
 
 

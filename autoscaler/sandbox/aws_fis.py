@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from autoscaler.sandbox.aws_access import Caller, tag_context
 from autoscaler.sandbox.aws_json import Json, text
 from autoscaler.sandbox.aws_query import AwsError
+from autoscaler.sandbox.aws_sts import role_arn
 
 ACTION = "aws:ec2:send-spot-instance-interruptions"
 TARGET = "aws:ec2:spot-instance"
@@ -50,10 +51,12 @@ class Experiment:
 
 
 class Fis:
-    """Templates and experiments of an account. `most_targets` is AWS's default quota for one action."""
+    """Templates and experiments of an account. `most_targets` is AWS's default quota for one action; `has_role`:
+    whether the role that FIS needs was ever made, as an account's first experiment does."""
 
     def __init__(self, *, find_spot: FindSpot, rebalance: Interrupt, interrupt: Interrupt) -> None:
         self.most_targets = 5
+        self.has_role = True
         self.experiments: dict[str, Experiment] = {}
         self.templates: dict[str, Json] = {}
         self._tokens: dict[tuple[str, str], str] = {}
@@ -118,6 +121,11 @@ class Fis:
         token, tags = text(document, "clientToken"), document.get("tags", {})
         context = tag_context(template["tags"], kind="ResourceTag")
         caller.need("fis:StartExperiment", resource=template["arn"], context=context)
+        if not self.has_role:
+            arn = role_arn(caller.account, "aws-service-role/fis.amazonaws.com/AWSServiceRoleForFIS")
+            context = {"iam:AWSServiceName": "fis.amazonaws.com"}
+            caller.need("iam:CreateServiceLinkedRole", resource=arn, context=context)
+            self.has_role = True
         _need_tags(caller, "experiment/*", tags)
         known = self._tokens.get((caller.region, token))
         if known in self.experiments:

@@ -219,12 +219,15 @@ resource "aws_iam_role_policy" "fis" {
   role  = aws_iam_role.fis[0].id
   policy = jsonencode({
     Version = "2012-10-17"
-    Statement = [{
-      Effect    = "Allow"
-      Action    = "ec2:SendSpotInstanceInterruptions"
-      Resource  = "arn:${data.aws_partition.here.partition}:ec2:*:${data.aws_caller_identity.here.account_id}:instance/*"
-      Condition = { StringEquals = { "aws:ResourceTag/autoscaler-deployment" = var.deployment } }
-    }]
+    Statement = [
+      {
+        Effect    = "Allow"
+        Action    = "ec2:SendSpotInstanceInterruptions"
+        Resource  = "arn:${data.aws_partition.here.partition}:ec2:*:${data.aws_caller_identity.here.account_id}:instance/*"
+        Condition = { StringEquals = { "aws:ResourceTag/autoscaler-deployment" = var.deployment } }
+      },
+      { Effect = "Allow", Action = "ec2:DescribeInstances", Resource = "*" },
+    ]
   })
 }
 

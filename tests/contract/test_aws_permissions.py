@@ -105,7 +105,7 @@ async def test_the_deployed_policies_allow_what_the_adapter_does_and_nothing_els
 ) -> None:
     put_in_force(driver, *POLICIES)
     access = driver.served.site.access
-    driver.served.site.iam.has_spot_role = False
+    driver.served.site.iam.has_spot_role = driver.served.site.fis.has_role = False
     provider = configured(driver, instance_profile=PROFILE)
     findings = await provider.check({"runner": {"ami": AMI}})
     assert [one for one in findings if one.verdict is Verdict.REFUSED] == []

@@ -131,6 +131,13 @@ def test_a_refused_offering_cools_for_as_long_as_it_makes_sense(code: str, is_la
     assert error.is_lasting is is_lasting
 
 
+def test_a_fleet_that_knows_no_such_type_in_a_zone_is_not_wrong_as_a_whole() -> None:
+    text = "Your requested instance type (m7i.large) is not supported in your requested Availability Zone (us-east-1e)."
+    error = of_override("InvalidFleetConfiguration", text, OFFERING, LAUNCH)
+    assert isinstance(error, CapacityUnavailable)
+    assert error.is_lasting
+
+
 def test_a_write_without_an_answer_may_have_taken_effect_and_a_read_has_not() -> None:
     for error in (
         sdk_errors.ReadTimeoutError(endpoint_url="x"),
