@@ -1,6 +1,7 @@
 """Launching a batch: few bulk inserts, and never more machines than asked for, whatever is repeated.
 
     1. operations of an earlier try that still run are waited for     (memory, else found by their request ids)
+       a request whose answer was lost is sent again as it was        (its request id: Google answers its operation)
     2. machines of the batch are listed                               (by label)
     3. what is missing is asked of each part of the offerings in turn (names that are free, request id of the attempt)
     4. the operation is polled; what it refused becomes refusals, and the machines are listed
@@ -27,7 +28,6 @@ from autoscaler.spi import (
     ProviderError,
     QuotaExceeded,
     Refusal,
-    Throttled,
     Unauthorized,
 )
 from providers.boot_script import boot_script
@@ -102,6 +102,7 @@ class GceLauncher:
         self._clock = clock
         self._knows_notice = settings.wants_notice
         self._started: dict[BatchToken, list[Started]] = {}
+        self._unanswered: dict[BatchToken, compute_v1.BulkInsertRegionInstanceRequest] = {}
 
     @property
     def troubles(self) -> tuple[str, ...]:
@@ -124,7 +125,7 @@ class GceLauncher:
             raise
         except ProviderError as error:
             raise OutcomeUnknown(f"an earlier try may have made machines: {error}") from error
-        state.made = await self._look(state)
+        state.made = await self._machines_before(state)
         for part in parts_of(batch.offerings):
             if not state.missing:
                 break
@@ -132,7 +133,9 @@ class GceLauncher:
                 break  # what was not tried is simply not launched: the core plans again
             try:
                 await self._launch_part(part, state)
-            except (Throttled, InvalidRequest, Unauthorized) as error:
+            except OutcomeUnknown:
+                raise
+            except ProviderError as error:  # this part made nothing; others have, or have been refused
                 if not state.made.living and not state.refusals:
                     raise
                 state.refusals += [Refusal(offering=one, error=error) for one in part.offerings]
@@ -143,6 +146,8 @@ class GceLauncher:
     async def _settle_earlier_tries(self, state: _Batch) -> None:
         """Wait for operations of this batch that still run. Raises OutcomeUnknown when they outlast us."""
         token = state.batch.token
+        if (request := self._unanswered.get(token)) is not None:
+            await self._send_again(request, state)
         started = self._started.get(token)
         if started is None:
             # Also a token that is new here: a daemon before this one may have sent it.
@@ -158,7 +163,24 @@ class GceLauncher:
             await self._finish(one, state)
         self._started[token] = []
         while len(self._started) > _REMEMBERED:
-            del self._started[next(iter(self._started))]
+            token = next(iter(self._started))
+            del self._started[token]
+            self._unanswered.pop(token, None)
+
+    async def _send_again(self, request: compute_v1.BulkInsertRegionInstanceRequest, state: _Batch) -> None:
+        """Nobody knows what became of a request: its operation cannot be found by what it may have made, and another
+        request might make it all again."""
+        context = Context(
+            doing=f"launch machines in {request.region}",
+            permission="compute.instances.create",
+            is_write=True,
+            region=request.region,
+            family="launches",
+        )
+        try:
+            await self._ask(request, state, context)
+        except (CapacityUnavailable, QuotaExceeded, InvalidRequest, NameExists) as error:
+            _log.info("lost_launch_refused", provider=self._settings.name, error=str(error))
 
     async def _launch_part(self, part: Part, state: _Batch) -> None:
         """Ask one part for all that is missing; its machines and refusals go into the state."""
@@ -178,7 +200,10 @@ class GceLauncher:
             faults = []  # an earlier try took effect: its machines are found below
         except (CapacityUnavailable, QuotaExceeded) as error:
             faults = [OperationFault(error=error)]
-        state.made = await self._look(state)
+        try:
+            state.made = await self._machines.of_batch(state.batch.token)
+        except ProviderError as error:
+            raise OutcomeUnknown(f"the machines of the launch cannot be listed: {error}") from error
         _log.info(
             "batch_part_launched",
             provider=self._settings.name,
@@ -191,8 +216,8 @@ class GceLauncher:
         if state.missing or faults:
             state.refusals += _refusals(part, faults, is_short=state.missing > 0)
 
-    async def _look(self, state: _Batch) -> BatchMachines:
-        """The machines that the batch has. Raises Unauthorized, else OutcomeUnknown: some may exist."""
+    async def _machines_before(self, state: _Batch) -> BatchMachines:
+        """The machines of earlier tries. Raises Unauthorized, else OutcomeUnknown: some may exist."""
         try:
             return await self._machines.of_batch(state.batch.token)
         except Unauthorized:
@@ -239,13 +264,33 @@ class GceLauncher:
             ),
             bulk_insert_instance_resource_resource=body,
         )
+        return await self._ask(request, state, context)
+
+    async def _ask(
+        self, request: compute_v1.BulkInsertRegionInstanceRequest, state: _Batch, context: Context
+    ) -> Started:
+        """Send a request. It stays in mind until an answer of any kind is there, also where we are cut off."""
 
         def insert(sdk: Sdk) -> compute_v1.Operation:
             return sdk.region_instances.bulk_insert_unary(request=request, retry=None, timeout=CALL_S)
 
-        operation = await self._clients.write(insert, context)
-        started = Started(name=operation.name, region=part.region)
-        self._started.setdefault(batch.token, []).append(started)
+        token = state.batch.token
+        is_again = self._unanswered.get(token) is request
+        self._unanswered[token] = request
+        try:
+            operation = await self._clients.write(insert, context)
+        except OutcomeUnknown:
+            raise
+        except (CapacityUnavailable, QuotaExceeded, InvalidRequest, NameExists):
+            del self._unanswered[token]
+            raise
+        except ProviderError:
+            if not is_again:  # else it was not asked this time, and may have been before
+                del self._unanswered[token]
+            raise
+        del self._unanswered[token]
+        started = Started(name=operation.name, region=request.region)
+        self._started.setdefault(token, []).append(started)
         return started
 
     async def _finish(self, started: Started, state: _Batch) -> compute_v1.Operation:
@@ -255,6 +300,8 @@ class GceLauncher:
         except NotFound as error:
             self._forget(started, state)
             raise OutcomeUnknown(f"the operation {started.name} is gone: what it did is in the listing") from error
+        except Unauthorized as error:
+            raise OutcomeUnknown(f"the launch in {started.region} goes on, unseen: {error}") from error
         if operation is None:
             raise OutcomeUnknown(f"the launch in {started.region} goes on: operation {started.name} is not done yet")
         self._forget(started, state)

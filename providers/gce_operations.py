@@ -14,7 +14,7 @@ from typing import Any
 
 from google.cloud import compute_v1
 
-from autoscaler.spi import Clock, ProviderError, ProviderId, Throttled
+from autoscaler.spi import Clock, ProviderError, ProviderId, Throttled, Unauthorized
 from providers.gce_clients import GceClients, Sdk
 from providers.gce_errors import Context, NotFound
 from providers.gce_names import place_in
@@ -66,7 +66,7 @@ class Operations:
 
     async def finish(self, started: Started, deadline: float) -> compute_v1.Operation | None:
         """The finished operation of a region; None when it was not DONE by the deadline (the clock's monotonic
-        seconds). A poll that fails is only late. Raises NotFound."""
+        seconds). A poll that fails is only late. Raises NotFound and Unauthorized."""
 
         def read(sdk: Sdk) -> compute_v1.Operation:
             return sdk.region_operations.get(
@@ -90,7 +90,7 @@ class Operations:
             pause_s = min(_SLOWEST_POLL_S, pause_s * _SLOWER)
             try:
                 operation: compute_v1.Operation = await self._clients.read(read, _READING)
-            except NotFound:
+            except (NotFound, Unauthorized):
                 raise
             except Throttled as error:
                 pause_s = max(pause_s, error.retry_after_s)

@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 from google.cloud import compute_v1
 
-from autoscaler.spi import Clock, InvalidRequest, MachineState, OutcomeUnknown, ProviderError, ProviderId
+from autoscaler.spi import Clock, InvalidRequest, MachineState, OutcomeUnknown, ProviderError, ProviderId, Unauthorized
 from providers.gce_clients import CALL_S, GceClients, Sdk
 from providers.gce_errors import Context, NotFound, translate_operation
 from providers.gce_machines import GceMachines, Machine
@@ -135,7 +135,11 @@ class GcePower:
         if operation is None:
             return InvalidRequest(f"{machine.provider_id} is gone")
         zone = machine.instance.capacity_pool.zone
-        finished = await self._operations.finish_in_zone(operation.name, zone, deadline)
+        try:
+            finished = await self._operations.finish_in_zone(operation.name, zone, deadline)
+        except Unauthorized as error:
+            _log.warning("start_not_followed", instance=machine.provider_id, error=str(error))
+            return None
         faults = translate_operation(iter(finished.error.errors), context) if finished is not None else []
         return faults[0].error if faults else None
 
