@@ -99,7 +99,7 @@ def _due(
             return EndReason.INTERRUPTED, _taken(snapshot.interruptions[instance.id]), True
         case InstanceState.LAUNCHED | InstanceState.READY if instance.id in snapshot.disputed:
             return EndReason.DISPUTED, "two claims with valid evidence: replaced", False
-        case InstanceState.REGISTERING if instance.id in snapshot.disputed:
+        case InstanceState.REGISTERING | InstanceState.IDLE if instance.id in snapshot.disputed:
             return EndReason.DISPUTED, "two claims with valid evidence: replaced", True
         case InstanceState.LAUNCHED | InstanceState.READY if instance.id in snapshot.ending:
             return EndReason.SELF_ENDED, f"its agent ended: {snapshot.ending[instance.id]}", False

@@ -48,6 +48,8 @@ POLLS_AT_ONCE = 2
 """Assignment calls of one machine: the one that waits, and one more while a broken one is not noticed yet."""
 
 _TOLD_KINDS = frozenset({NoticeKind.RECLAIM, NoticeKind.REBALANCE, NoticeKind.MAINTENANCE})
+_RUNNING = (InstanceState.IDLE, InstanceState.BUSY, InstanceState.DRAINING)
+"""The registration arrived, also where an earlier process of ours handed it out."""
 _HELD = (InstanceState.REGISTERING, InstanceState.IDLE, InstanceState.BUSY, InstanceState.DRAINING)
 
 
@@ -193,7 +195,8 @@ class AgentDesk:
             self._refuse("hello", "disputed", instance=row.id)
             if not contact.is_disputed:
                 contact.is_disputed = True
-                self._note_dispute(row, was_handed_out=contact.has_assignment or row.id in self._registrations)
+                is_handed_out = row.id in self._registrations or contact.has_assignment or row.state in _RUNNING
+                self._note_dispute(row, was_handed_out=is_handed_out)
             return 403, {}
         if not row.claim:
             row = self._rows.amend(row, claim=hello.claim)
@@ -222,7 +225,7 @@ class AgentDesk:
                 subject=row.id,
                 pool=row.pool,
                 reason="a second claim with valid evidence for one machine",
-                outcome="refused; the machine is replaced unless it already holds a registration",
+                outcome="refused; the machine is replaced unless a job runs on it",
             )
         )
         self._report(ClaimDisputed(instance=row.id))

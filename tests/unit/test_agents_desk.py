@@ -665,6 +665,15 @@ async def test_second_claim_after_the_registration_was_handed_out_is_alarming(co
     assert (entry.action, entry.subject) == ("claim", "i-0001")
 
 
+@pytest.mark.parametrize("state", [S.IDLE, S.BUSY])
+async def test_second_claim_is_alarming_also_where_a_former_process_handed_the_registration_out(
+    counter: Counter, state: InstanceState
+) -> None:
+    counter.have(state=state, claim=claim_of(KEY))
+    assert await counter.hello(OTHER_KEY) == (403, {})
+    assert len(counter.desk.alarms.troubles()) == 1
+
+
 async def test_replay_after_the_machine_was_terminated_gets_nothing(counter: Counter) -> None:
     counter.have()
     await counter.hello()

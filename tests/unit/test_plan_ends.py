@@ -143,8 +143,9 @@ def test_a_machine_with_two_valid_claims_is_replaced(state: InstanceState) -> No
     assert len(made.actions) == 2, "the job gets another machine"
 
 
-def test_a_disputed_machine_with_a_registration_on_its_way_is_released_first() -> None:
-    row = runner(1, S.REGISTERING)
+@pytest.mark.parametrize("state", [S.REGISTERING, S.IDLE])
+def test_a_disputed_machine_with_a_registration_is_released_before_a_job_comes(state: InstanceState) -> None:
+    row = runner(1, state)
     made = planned(world((), [row], disputed=frozenset({row.id})))
     assert only(made, Release).end_reason is EndReason.DISPUTED
 
