@@ -75,6 +75,8 @@ class AwsMachines:
         """When those that no listing showed yet were launched."""
         self._spot_requests: dict[ProviderId, str] = {}
         self._sizes: dict[str, int] = {}
+        self._places: dict[tuple[str, str, str, bool], CapacityPool] = {}
+        """Those of all machines that were ever shown: thousands share a few."""
         self._ended: set[ProviderId] = set()
         """Of those that are remembered."""
         self._has_listed = False
@@ -216,18 +218,25 @@ class AwsMachines:
     def _ours(self) -> list[dict[str, object]]:
         return [{"Name": f"tag:{DEPLOYMENT}", "Values": [self._deployment]}]
 
+    def _place(self, one: Described, region: str) -> CapacityPool:
+        key = (region, one.zone, one.machine_type, one.is_spot)
+        found = self._places.get(key)
+        if found is None:
+            found = self._places[key] = CapacityPool(
+                provider=self._settings.name,
+                region=region,
+                zone=one.zone,
+                machine_type=one.machine_type,
+                capacity_type=CapacityType.SPOT if one.is_spot else CapacityType.ON_DEMAND,
+            )
+        return found
+
     def _machine(self, one: Described, region: str) -> CloudInstance:
         provider_id = ProviderId(one.id)
         self._regions[provider_id] = region
         if one.spot_request and STOPPABLE in one.tags:
             self._spot_requests[provider_id] = one.spot_request
-        place = CapacityPool(
-            provider=self._settings.name,
-            region=region,
-            zone=one.zone,
-            machine_type=one.machine_type,
-            capacity_type=CapacityType.SPOT if one.is_spot else CapacityType.ON_DEMAND,
-        )
+        place = self._place(one, region)
         state = _STATES.get(one.state, MachineState.RUNNING)
         has_ended = state in (MachineState.TERMINATING, MachineState.TERMINATED)
         if has_ended:

@@ -104,6 +104,22 @@ def test_it_reads_what_boto3_reads() -> None:
     assert expected[0].launched_at == datetime(2026, 11, 26, 10, 0, 1, tzinfo=UTC)
 
 
+def test_machines_are_whole_wherever_the_answer_is_cut_into_pieces() -> None:
+    ids = [f"i-{number:x}" for number in range(500)]
+    reservations = [PLAIN.replace("i-0b", id_) + SPOT.replace("i-0a", f"{id_}s") for id_ in ids]
+    given = answer(*reservations, token="next")
+    assert len(given[1]) > 500_000
+    found = lean(given, answer())
+    parsed = client(given).describe_instances()["Reservations"]
+    assert found == [of_boto3(one) for reservation in parsed for one in reservation["Instances"]]
+    assert len(found) == 1000
+
+
+def test_an_item_that_only_names_a_machine_is_none() -> None:
+    naming = "<networkInterfaceSet><item><instanceId>i-0f</instanceId></item></networkInterfaceSet></item>"
+    assert [one.id for one in lean(answer(PLAIN.removesuffix("</item>") + naming))] == ["i-0b"]
+
+
 def test_every_page_is_read() -> None:
     asked: list[str] = []
     found = lean(answer(SPOT, token="next=page"), answer(PLAIN), asked=asked)
