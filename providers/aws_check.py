@@ -22,6 +22,7 @@ from providers.aws_images import AwsImages, image_of
 from providers.aws_queue import strangers_may_send
 from providers.aws_settings import AwsSettings
 from providers.aws_tags import DEPLOYMENT, specifications
+from providers.aws_template import VERSION
 
 _SKEW = timedelta(minutes=4)
 """AWS refuses requests that are five minutes off."""
@@ -30,6 +31,8 @@ _QUOTAS = (
     ("L-1216C47A", "on_demand", "Running On-Demand Standard instances"),
 )
 _DRY = "DryRunOperation"
+_NO_IMAGE = "ami-00000000000000000"
+_GRANT = "Grant what deploy/aws/controller-policy.json lists, or correct the role"
 
 
 class AwsCheck:
@@ -77,9 +80,7 @@ class AwsCheck:
         try:
             return await look()
         except Unauthorized as error:
-            return [
-                _refused(key, str(error), "Grant what deploy/aws/controller-policy.json lists, or correct the role")
-            ]
+            return [_refused(key, str(error), _GRANT)]
         except InvalidRequest as error:
             return [_refused(key, str(error), f"Correct {key}")]
         except ProviderError as error:
@@ -189,34 +190,68 @@ class AwsCheck:
         ]
 
     async def _permissions(self, region: str) -> list[Finding]:
-        """Rehearse what the daemon will do. A dry run that would succeed is an error of its own kind."""
+        """Rehearse what the daemon will do, each call by itself. A dry run that would succeed is an error of its own
+        kind; a call that got as far as looking at what we made up is allowed."""
+        found = []
+        for permission, method, request in [*self._listings(), *await self._rehearsals(region)]:
+            context = Context(doing=f"rehearse {permission}", permission=permission, region=region, family="changes")
+            try:
+                with suppress(InvalidRequest, NotFound):
+                    await self._clients.read(partial(_rehearse, method, region, request), context)
+            except Unauthorized as error:
+                found.append(_refused("credentials", str(error), _GRANT))
+            else:
+                message = f"may call {permission} in {region}"
+                found.append(Finding(verdict=Verdict.OK, key="credentials", message=message))
+        return found
+
+    def _listings(self) -> list[tuple[str, str, dict[str, Any]]]:
+        ours = {"Filters": [{"Name": f"tag:{DEPLOYMENT}", "Values": [self._deployment]}]}
+        return [
+            ("ec2:DescribeInstances", "describe_instances", {**ours, "MaxResults": 5}),
+            ("ec2:DescribeSpotInstanceRequests", "describe_spot_instance_requests", {**ours, "MaxResults": 5}),
+            ("ec2:DescribeLaunchTemplates", "describe_launch_templates", {**ours, "MaxResults": 200}),
+        ]
+
+    async def _rehearsals(self, region: str) -> list[tuple[str, str, dict[str, Any]]]:
         subnets = await self._catalog.subnets(region)
-        subnet = next(iter(subnets.values()))
         tags = [{"Key": DEPLOYMENT, "Value": self._deployment}]
         offered = await self._catalog.offerings(Shape())
-        type_ = next((one.capacity_pool.machine_type for one in offered), "m7i.large")
-        rehearsals: list[tuple[str, str, dict[str, Any]]] = [
-            (
-                "ec2:RunInstances",
-                "run_instances",
+        here = (one.capacity_pool.machine_type for one in offered if one.capacity_pool.region == region)
+        machine = {"InstanceType": next(here, "m7i.large"), "SubnetId": next(iter(subnets.values()))}
+        nothing = {"InstanceIds": ["i-00000000000000000"], "DryRun": True}
+        made_up = f"autoscaler-{self._deployment}-rehearsal"
+        template = {
+            "LaunchTemplateName": made_up,
+            "LaunchTemplateData": {"ImageId": _NO_IMAGE},
+            "TagSpecifications": specifications(tags, ["launch-template"]),
+            "DryRun": True,
+        }
+        fleet = {
+            "Type": "instant",
+            "LaunchTemplateConfigs": [
                 {
-                    "ImageId": "ami-00000000000000000",
-                    "InstanceType": type_,
-                    "SubnetId": subnet,
-                    "MinCount": 1,
-                    "MaxCount": 1,
-                    "TagSpecifications": specifications(tags, ("instance", "volume", "network-interface")),
-                },
-            ),
-            ("ec2:TerminateInstances", "terminate_instances", {"InstanceIds": ["i-00000000000000000"]}),
+                    "LaunchTemplateSpecification": {"LaunchTemplateName": made_up, "Version": VERSION},
+                    "Overrides": [machine],
+                }
+            ],
+            "TargetCapacitySpecification": {"TotalTargetCapacity": 1, "DefaultTargetCapacityType": "spot"},
+            "TagSpecifications": specifications(tags, ("fleet", "instance", "volume", "network-interface")),
+            "DryRun": True,
+        }
+        one = {
+            **{"ImageId": _NO_IMAGE, "MinCount": 1, "MaxCount": 1, **machine},
+            "TagSpecifications": specifications(tags, ("instance", "volume", "network-interface")),
+            "DryRun": True,
+        }
+        return [
+            ("ec2:CreateLaunchTemplate", "create_launch_template", template),
+            ("ec2:CreateFleet", "create_fleet", fleet),
+            ("ec2:RunInstances", "run_instances", one),
+            ("ec2:TerminateInstances", "terminate_instances", nothing),
+            ("ec2:StopInstances", "stop_instances", nothing),
+            ("ec2:StartInstances", "start_instances", nothing),
         ]
-        found = []
-        for permission, method, request in rehearsals:
-            context = Context(doing=f"rehearse {permission}", permission=permission, region=region, family="changes")
-            with suppress(InvalidRequest, NotFound):  # it got as far as looking at what we made up: it is allowed
-                await self._clients.read(partial(_rehearse, method, region, request), context)
-            found.append(Finding(verdict=Verdict.OK, key="credentials", message=f"may call {permission} in {region}"))
-        return found
 
     async def _queue(self, region: str) -> list[Finding]:
         url = self._settings.queues.get(region)
@@ -271,7 +306,7 @@ class AwsCheck:
 
 def _rehearse(method: str, region: str, request: Mapping[str, Any], sdk: Sdk) -> None:
     try:
-        getattr(sdk.client("ec2", region), method)(DryRun=True, **request)
+        getattr(sdk.client("ec2", region), method)(**request)
     except ClientError as error:
         if error.response["Error"]["Code"] != _DRY:
             raise

@@ -75,6 +75,7 @@ class Fleets:
             raise AwsError("UnsupportedOperation", "The sandbox knows fleets of type instant only")
         wishes = _parse_wishes(parameters)
         tags = parse_tags(parameters)
+        self._need_fleet(caller, tags.get("fleet", {}))
         overrides = [
             override
             for config in parameters.structures("LaunchTemplateConfigs")
@@ -83,7 +84,7 @@ class Fleets:
         if not overrides:
             raise AwsError("MissingParameter", "The request must contain the parameter LaunchTemplateConfigs")
         parameters.text("ClientToken"), parameters.text("Context")
-        self._need_fleet(caller, tags.get("fleet", {}), {one.template.id: one.template for one in overrides})
+        self._need_templates(caller, {one.template.id: one.template for one in overrides})
         parameters.complete()
         known = self._tokens.begin(caller, parameters)
         if known is not None:
@@ -104,12 +105,14 @@ class Fleets:
         rows = config.structures("Overrides") or [config.structure("Overrides.0")]
         return [_parse_override(template, number, whole, row) for row in rows]
 
-    def _need_fleet(self, caller: Caller, tags: Mapping[str, str], templates: Mapping[str, LaunchTemplate]) -> None:
+    def _need_fleet(self, caller: Caller, tags: Mapping[str, str]) -> None:
         arn = f"arn:aws:ec2:{caller.region}:{caller.account}:fleet/*"
         context = tag_context(tags, kind="RequestTag")
         caller.need("ec2:CreateFleet", resource=arn, context=context)
         if tags:
             caller.need("ec2:CreateTags", resource=arn, context={**context, "ec2:CreateAction": "CreateFleet"})
+
+    def _need_templates(self, caller: Caller, templates: Mapping[str, LaunchTemplate]) -> None:
         for id_, template in templates.items():
             arn = f"arn:aws:ec2:{caller.region}:{caller.account}:launch-template/{id_}"
             caller.need("ec2:CreateFleet", resource=arn, context=tag_context(template.tags, kind="ResourceTag"))

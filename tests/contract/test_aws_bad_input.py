@@ -122,6 +122,22 @@ async def test_the_check_warns_of_a_queue_that_strangers_may_send_to(driver: Aws
     assert "aws:SourceArn" in one.remedy
 
 
+@pytest.mark.parametrize(
+    "permission",
+    [
+        *("ec2:CreateFleet", "ec2:CreateLaunchTemplate", "ec2:CreateTags", "ec2:StopInstances", "ec2:StartInstances"),
+        *("ec2:DescribeInstances", "ec2:DescribeSpotInstanceRequests", "ec2:DescribeLaunchTemplates"),
+        *("ec2:DescribeSpotPriceHistory", "ec2:DescribeInstanceTypes", "ec2:DescribeImages"),
+    ],
+)
+async def test_the_check_names_a_permission_that_is_missing(driver: AwsDriver, permission: str) -> None:
+    driver.served.site.access.grant(ACCESS_KEY, SECRET, allows=all_but(permission))
+    refused = await refused_by_check(driver)
+    assert any(permission in f"{one.message} {one.remedy}" for one in refused), refused
+    assert driver.served.site.ec2.templates.templates == {}
+    assert driver.served.site.cloud.machines == {}
+
+
 async def test_the_check_finds_another_account_and_a_profile_that_is_not_there(driver: AwsDriver) -> None:
     assert {one.key for one in await refused_by_check(driver, account="999999999999")} == {"account"}
     assert "instance_profile" in {one.key for one in await refused_by_check(driver, instance_profile="nothing")}
