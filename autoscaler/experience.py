@@ -142,13 +142,19 @@ class Experience:
         self._add(row.capacity_pool, now, hours=life_h)
         if row.ending is EndReason.INTERRUPTED:
             self._add(row.capacity_pool, now, interruptions=1)
-            self.note_interrupted(row.capacity_pool, now)
+            if row.capacity_pool not in self._seen.cooldowns:  # else its notice has cooled it: one loss is one refusal
+                self.note_interrupted(row.capacity_pool, now)
 
     def note_interrupted(self, capacity_pool: CapacityPool, now: datetime) -> None:
         """A machine there is being taken, or was: where one goes others follow within minutes, and a new one would be
         the next. The many of one reclaim are one outage."""
         if capacity_pool.capacity_type is CapacityType.SPOT:
             self._cool(capacity_pool, now, "the cloud takes machines back there")
+
+    def note_explained(self, capacity_pool: CapacityPool, now: datetime) -> None:
+        """A machine that had ended for no known reason was taken, as is told now: its hours count already."""
+        if capacity_pool.capacity_type is CapacityType.SPOT:
+            self._add(capacity_pool, now, interruptions=1)
 
     def note_rebalance(self, capacity_pool: CapacityPool, now: datetime) -> None:
         """The cloud says that a machine there is at a higher risk than usual."""

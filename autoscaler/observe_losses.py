@@ -195,6 +195,8 @@ class LossObserver:
         first = _first_record(ended, source, told_at, reclaim_at=notice.reclaim_at, is_announced=is_announced)
         cutoff_at = min(ended.since, _stop_at(first, ended.since))
         self._first_word(ended, replace(first, cutoff_at=cutoff_at, ended_at=ended.since), now)
+        if ended.capacity_pool is not None:
+            self._experience.note_explained(ended.capacity_pool, now)
 
     # ------------------------------------------------------------------ what follows
 

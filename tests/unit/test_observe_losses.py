@@ -167,6 +167,22 @@ async def test_late_notice_explains_why_a_machine_vanished(world: Observing) -> 
     await notice(world, in_s=-5)
     told = record(world, row)
     assert (told.sources, told.is_announced, told.ended_at) == (("queue",), False, world.now)
+    await notice(world, in_s=-5)
+    assert row.capacity_pool is not None
+    world.wait(30)
+    assert world.snapshot().evidence[row.capacity_pool].interruptions == pytest.approx(1, rel=1e-3)
+
+
+async def test_notice_and_end_of_one_machine_are_one_refusal_of_its_capacity_pool(world: Observing) -> None:
+    row = await busy(world)
+    await notice(world)
+    world.wait(16)
+    await world.gone()
+    assert (await world.last(row)).ending is EndReason.INTERRUPTED
+    assert row.capacity_pool is not None
+    cooldown = world.snapshot().cooldowns[row.capacity_pool]
+    assert cooldown.failures == 1
+    assert cooldown.until <= world.now
 
 
 async def test_recommendation_to_leave_drains_nothing_and_counts_as_evidence_once(world: Observing) -> None:
