@@ -46,6 +46,8 @@ class NotFound(InvalidRequest):
 class Meaning(Enum):
     CAPACITY = auto()
     """Another zone or type may have it."""
+    NOT_OFFERED = auto()
+    """The zone does not have the type, today or tomorrow."""
     QUOTA = auto()
     ADDRESSES = auto()
     """The subnetwork has no address left: nothing of its region can be launched."""
@@ -60,12 +62,13 @@ _MEANINGS: Mapping[str, Meaning] = {
     **dict.fromkeys(
         (
             *("ZONE_RESOURCE_POOL_EXHAUSTED", "ZONE_RESOURCE_POOL_EXHAUSTED_WITH_DETAILS", "RESOURCE_POOL_EXHAUSTED"),
-            *("REGION_RESOURCE_POOL_EXHAUSTED", "STOCKOUT", "VM_MIN_COUNT_NOT_REACHED", "UNSUPPORTED_OPERATION"),
-            *("resourcePoolExhausted", "stockout", "unsupportedOperation", "INSUFFICIENT_RESOURCES"),
+            *("REGION_RESOURCE_POOL_EXHAUSTED", "STOCKOUT", "VM_MIN_COUNT_NOT_REACHED"),
+            *("resourcePoolExhausted", "stockout", "INSUFFICIENT_RESOURCES"),
             *("insufficientCapacity", "INSUFFICIENT_CAPACITY"),
         ),
         Meaning.CAPACITY,
     ),
+    **dict.fromkeys(("UNSUPPORTED_OPERATION", "unsupportedOperation"), Meaning.NOT_OFFERED),
     **dict.fromkeys(("QUOTA_EXCEEDED", "quotaExceeded", "LIMIT_EXCEEDED", "limitExceeded"), Meaning.QUOTA),
     **dict.fromkeys(("IP_SPACE_EXHAUSTED", "IP_SPACE_EXHAUSTED_WITH_DETAILS"), Meaning.ADDRESSES),
     **dict.fromkeys(
@@ -121,6 +124,14 @@ _NO_SUCH_TYPE = re.compile(r"machine ?types?\b.*(?:not exist|not found|not avail
 _NO_ROOM = re.compile(r"not have enough resources available", re.I)
 _METRIC = re.compile(r"[Qq]uota '?([A-Z0-9_]+)'? exceeded")
 _FAMILY_METRIC = re.compile(r"(?:PREEMPTIBLE_)?([A-Z][0-9]+[A-Z]?)_CPUS")
+_GPU_METRIC = re.compile(r".*GPUS?(_.*)?")
+_GPU_TYPES = "[ag][0-9]*-*"
+"""Machine types that come with GPUs: the only ones that are launched here which draw on a quota of GPUs."""
+_ZONE = r"([a-z]+(?:-[a-z]+)+[0-9]+-[a-z])"
+_ZONE_NAMED = re.compile(rf"zones/{_ZONE}\b|in zone '?{_ZONE}\b|in the {_ZONE} zone\b(?!\(s\))")
+"""Not the zones that Google proposes instead, as in "try your request in the us-central1-f zone(s)"."""
+_TYPE = r"([a-z][a-z0-9]*-[a-z0-9-]+)"
+_TYPE_NAMED = re.compile(rf"machineTypes/{_TYPE}|[Mm]achine type with name '{_TYPE}'|\bA {_TYPE} VM instance")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,19 +187,46 @@ def translate_operation(errors: Iterator[Any], context: Context) -> list[Operati
     faults: list[OperationFault] = []
     for one in errors:
         metadatas: dict[str, str] = {}
-        metric = ""
+        metric = family = ""
         for detail in one.error_details:
             metadatas |= dict(detail.error_info.metadatas)
             metric = metric or detail.quota_info.metric_name.rpartition("/")[2].upper()
-        meaning = _meaning(one.code, one.message)
-        faults.append(
-            OperationFault(
-                error=_error(meaning, code=one.code, text=one.message, context=context, metric=metric),
-                zone=metadatas.get("zone", "").rpartition("/")[2],
-                machine_type=metadatas.get("vmType", "").rpartition("/")[2],
-            )
+            family = family or detail.quota_info.dimensions.get("vm_family", "")
+        zone, machine_type = _named_in(one.message)
+        zone = metadatas.get("zone", "").rpartition("/")[2] or zone
+        machine_type = metadatas.get("vmType", "").rpartition("/")[2] or machine_type
+        error = _error(
+            _meaning(one.code, one.message),
+            code=one.code,
+            text=one.message,
+            context=context,
+            metric=metric,
+            family=family,
+            is_named=bool(zone and machine_type),
         )
+        faults.append(_fault(error, zone, machine_type))
     return faults
+
+
+def fault_of(error: CapacityUnavailable | QuotaExceeded) -> OperationFault:
+    """The same of an error that the call itself answered."""
+    return _fault(error, *_named_in(str(error)))
+
+
+def _fault(error: ProviderError, zone: str, machine_type: str) -> OperationFault:
+    """Only a lack of capacity is of a zone and a type: a quota that one of them ran into binds all of its scope."""
+    if not isinstance(error, CapacityUnavailable):
+        return OperationFault(error=error)
+    return OperationFault(error=error, zone=zone, machine_type=machine_type)
+
+
+def _named_in(text: str) -> tuple[str, str]:
+    """The zone and the machine type that a text is about; "" where it names none."""
+    zone, machine_type = _ZONE_NAMED.search(text), _TYPE_NAMED.search(text)
+    return (
+        next(filter(None, zone.groups())) if zone else "",
+        next(filter(None, machine_type.groups())) if machine_type else "",
+    )
 
 
 def refuses_preemption_notice(error: ProviderError) -> bool:
@@ -210,8 +248,14 @@ def _of_answer(error: api_errors.GoogleAPICallError, context: Context) -> Provid
         return OutcomeUnknown(f"cannot tell whether we {context.doing}: HTTP {status}: {_short(text)}")
     if status == 404 and meaning is Meaning.INVALID:
         return NotFound(f"cannot {context.doing}: {_short(text)}; {_REMEDIES[Meaning.INVALID]}")
-    retry_after_s = _retry_after_s(error)
-    return _error(meaning, code=code, text=text, context=context, retry_after_s=retry_after_s)
+    return _error(
+        meaning,
+        code=code,
+        text=text,
+        context=context,
+        retry_after_s=_retry_after_s(error),
+        is_named=all(_named_in(text)),
+    )
 
 
 def _meaning(code: str, text: str, *, otherwise: Meaning | None = None) -> Meaning:
@@ -222,7 +266,7 @@ def _meaning(code: str, text: str, *, otherwise: Meaning | None = None) -> Meani
         _log.warning("gce_error_unknown", code=code, text=_short(text))
         return Meaning.TRANSIENT
     if meaning is Meaning.INVALID and _NO_SUCH_TYPE.search(text):
-        return Meaning.CAPACITY
+        return Meaning.NOT_OFFERED
     return meaning
 
 
@@ -234,14 +278,24 @@ _REMEDIES: Mapping[Meaning, str] = {
 
 
 def _error(
-    meaning: Meaning, *, code: str, text: str, context: Context, metric: str = "", retry_after_s: float = THROTTLED_S
+    meaning: Meaning,
+    *,
+    code: str,
+    text: str,
+    context: Context,
+    metric: str = "",
+    family: str = "",
+    is_named: bool = False,
+    retry_after_s: float = THROTTLED_S,
 ) -> ProviderError:
+    """`is_named`: the text says which zone and machine type it is about, and so which offering to leave for long."""
     said = f"cannot {context.doing}: {code}: {_short(text)}"
     if meaning in _REMEDIES:
         said = f"{said}; {_REMEDIES[meaning]}"
     makers: Mapping[Meaning, Callable[[], ProviderError]] = {
         Meaning.CAPACITY: lambda: CapacityUnavailable(said),
-        Meaning.QUOTA: lambda: QuotaExceeded(said, scope=_quota_scope(metric or _metric_in(text), context)),
+        Meaning.NOT_OFFERED: lambda: CapacityUnavailable(said, is_lasting=is_named),
+        Meaning.QUOTA: lambda: QuotaExceeded(said, scope=_quota_scope(metric or _metric_in(text), family, context)),
         Meaning.ADDRESSES: lambda: QuotaExceeded(said, scope=CapacityScope(region=context.region)),
         Meaning.THROTTLED: lambda: Throttled(said, retry_after_s=retry_after_s),
         Meaning.INVALID: lambda: InvalidRequest(said),
@@ -252,16 +306,22 @@ def _error(
     return makers[meaning]()
 
 
-def _quota_scope(metric: str, context: Context) -> CapacityScope:
+def _quota_scope(metric: str, family: str, context: Context) -> CapacityScope:
     """As narrow as the metric allows: spot machines draw on CPUS too where no PREEMPTIBLE_CPUS was granted, so that the
-    capacity type of the launch counts, not the metric's."""
+    capacity type of the launch counts, not the metric's. `family` is the one that a metric with families is about."""
+    if _GPU_METRIC.fullmatch(metric):
+        if metric.endswith("_ALL_REGIONS"):
+            return CapacityScope(machine_type=_GPU_TYPES)
+        return CapacityScope(region=context.region, machine_type=_GPU_TYPES, capacity_type=context.capacity_type)
     if metric.endswith("_ALL_REGIONS"):
         return CapacityScope()
-    if family := _FAMILY_METRIC.fullmatch(metric):
+    if not family and (found := _FAMILY_METRIC.fullmatch(metric)):
+        family = found[1]
+    if family:
         return CapacityScope(
-            region=context.region, machine_type=f"{family[1].lower()}-*", capacity_type=context.capacity_type
+            region=context.region, machine_type=f"{family.lower()}-*", capacity_type=context.capacity_type
         )
-    if metric.endswith("CPUS") or not metric:
+    if metric.endswith(("CPUS", "CPUS_PER_VM_FAMILY")) or not metric:
         return CapacityScope(region=context.region, capacity_type=context.capacity_type)
     return CapacityScope(region=context.region)
 

@@ -38,6 +38,7 @@ from providers.gce_errors import (
     NameExists,
     NotFound,
     OperationFault,
+    fault_of,
     refuses_preemption_notice,
     translate_operation,
 )
@@ -199,7 +200,7 @@ class GceLauncher:
         except NameExists:
             faults = []  # an earlier try took effect: its machines are found below
         except (CapacityUnavailable, QuotaExceeded) as error:
-            faults = [OperationFault(error=error)]
+            faults = [fault_of(error)]
         try:
             state.made = await self._machines.of_batch(state.batch.token)
         except ProviderError as error:

@@ -11,12 +11,14 @@ from google.cloud import compute_v1
 
 from autoscaler.calls import GateBusy
 from autoscaler.spi import (
+    CapacityPool,
     CapacityScope,
     CapacityType,
     CapacityUnavailable,
     InvalidRequest,
     OutcomeUnknown,
     ProviderError,
+    ProviderName,
     QuotaExceeded,
     Throttled,
     Unauthorized,
@@ -26,6 +28,7 @@ from providers.gce_errors import (
     NameExists,
     NotFound,
     OperationFault,
+    fault_of,
     refuses_preemption_notice,
     translate,
     translate_operation,
@@ -38,7 +41,18 @@ LAUNCH = Context(
     region="us-central1",
     capacity_type=CapacityType.SPOT,
 )
+MACHINE_TYPES = ("a2-highgpu-1g", "a3-megagpu-8g", "c4-standard-4", "e2-standard-2", "g2-standard-4", "n2d-standard-8")
 READ = Context(doing="list instances", permission="compute.instances.list")
+
+
+def spot(machine_type: str) -> CapacityPool:
+    return CapacityPool(
+        provider=ProviderName("gce"),
+        region="us-central1",
+        zone="us-central1-a",
+        machine_type=machine_type,
+        capacity_type=CapacityType.SPOT,
+    )
 
 
 def answer(status: int, reason: str, message: str = "told so", headers: Mapping[str, str] | None = None) -> Exception:
@@ -178,6 +192,7 @@ def test_a_stockout_names_its_zone_and_type() -> None:
         ("CPUS", CapacityScope(region="us-central1", capacity_type=CapacityType.SPOT)),
         ("N2_CPUS", CapacityScope(region="us-central1", machine_type="n2-*", capacity_type=CapacityType.SPOT)),
         ("CPUS_ALL_REGIONS", CapacityScope()),
+        ("CPUS_PER_VM_FAMILY", CapacityScope(region="us-central1", capacity_type=CapacityType.SPOT)),
         ("INSTANCES", CapacityScope(region="us-central1")),
         ("SSD_TOTAL_GB", CapacityScope(region="us-central1")),
     ],
@@ -191,6 +206,65 @@ def test_a_quota_closes_as_little_as_its_metric_allows(metric: str, scope: Capac
     for fault in (in_text, in_detail):
         assert isinstance(fault.error, QuotaExceeded)
         assert fault.error.scope == scope
+
+
+@pytest.mark.parametrize("metric", ["NVIDIA_L4_GPUS", "PREEMPTIBLE_NVIDIA_A100_GPUS", "GPUS_ALL_REGIONS"])
+def test_a_quota_of_gpus_leaves_machines_without_any_alone(metric: str) -> None:
+    fault = operation_fault("QUOTA_EXCEEDED", f"Quota '{metric}' exceeded.  Limit: 0.0 in region us-central1.")
+    assert isinstance(fault.error, QuotaExceeded)
+    closed = {name for name in MACHINE_TYPES if fault.error.scope.covers(spot(name))}
+    assert closed == {"a2-highgpu-1g", "a3-megagpu-8g", "g2-standard-4"}
+
+
+def test_a_quota_of_a_machine_family_closes_that_family() -> None:
+    fault = operation_fault(
+        "QUOTA_EXCEEDED",
+        "Quota 'CPUS_PER_VM_FAMILY' exceeded.  Limit: 0.0 in region us-central1.",
+        quota_info=compute_v1.QuotaExceededInfo(
+            metric_name="compute.googleapis.com/cpus_per_vm_family",
+            dimensions={"region": "us-central1", "vm_family": "C4"},
+        ),
+    )
+    assert isinstance(fault.error, QuotaExceeded)
+    assert {name for name in MACHINE_TYPES if fault.error.scope.covers(spot(name))} == {"c4-standard-4"}
+
+
+def test_a_type_that_a_zone_never_has_is_left_for_long_and_alone() -> None:
+    message = "Machine type with name 'c4-standard-4' does not exist in zone 'us-central1-f'."
+    error = translate(answer(400, "invalid", message), LAUNCH)
+    assert isinstance(error, CapacityUnavailable)
+    assert error.is_lasting
+    fault = fault_of(error)
+    assert (fault.zone, fault.machine_type) == ("us-central1-f", "c4-standard-4")
+
+
+def test_what_is_unsupported_without_a_name_is_asked_for_again_soon() -> None:
+    error = operation_fault("UNSUPPORTED_OPERATION", "This operation is not supported.").error
+    assert isinstance(error, CapacityUnavailable)
+    assert not error.is_lasting
+
+
+@pytest.mark.parametrize(
+    ("message", "zone", "machine_type"),
+    [
+        (
+            "The zone 'projects/p/zones/us-central1-a' does not have enough resources available to fulfill the "
+            "request. '(resource type:compute)'. Try your request in the us-central1-f zone(s).",
+            "us-central1-a",
+            "",
+        ),
+        (
+            "A n2-standard-4 VM instance is currently unavailable in the europe-west4-b zone. Consider trying your "
+            "request in the europe-west4-c zone(s), which currently has capacity to accommodate your request.",
+            "europe-west4-b",
+            "n2-standard-4",
+        ),
+        ("The region 'us-central1' does not have enough resources. Try the us-east1-b zone(s).", "", ""),
+    ],
+)
+def test_a_stockout_without_details_names_them_in_its_text(message: str, zone: str, machine_type: str) -> None:
+    fault = operation_fault("ZONE_RESOURCE_POOL_EXHAUSTED", message)
+    assert (fault.zone, fault.machine_type) == (zone, machine_type)
 
 
 def test_errors_of_the_configuration_and_of_quotas_say_what_to_do() -> None:
