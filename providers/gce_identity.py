@@ -15,6 +15,7 @@ which whoever may use that account holds.
 
 import asyncio
 import base64
+import http.client
 import json
 import re
 import urllib.request
@@ -83,7 +84,7 @@ class TrustAnchors:
         self._tried_at = now
         try:
             fetched: _Fetched = await self._gate.call(_read_keys, self._source, timeout_s=_FETCH_S + 2)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             self.problem = f"the keys of identity tokens cannot be read: {str(error)[:200]}"
             _log.warning("trust_anchors_not_read", error=self.problem, kept=len(self._keys))
             return
@@ -212,7 +213,7 @@ def _is_canonical(token: str) -> bool:
 
 
 def _read_keys(source: str) -> _Fetched:
-    """In a thread. Raises OSError, ValueError."""
+    """In a thread. Raises OSError, ValueError, HTTPException."""
     fresh_for: timedelta | None = None
     if source.lstrip().startswith("{"):
         text = source

@@ -12,7 +12,7 @@ prices              machine type, or region/machine type -> { spot, on_demand } 
 interruption_frequencies
                     machine type glob -> percent of spot machines interrupted in a month, as a prior
 preemption_notice   ask for a notice of 120 s before a spot machine is taken; default true
-trust_anchors       whose keys sign identity tokens: path or URL of a JSON document {key id: PEM certificate}
+trust_anchors       whose keys sign identity tokens: path or https URL of a JSON document {key id: PEM certificate}
 trust_peer_address  compare the address of a hello with that of the machine; default false
 """
 
@@ -22,10 +22,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
+from urllib.parse import urlsplit
 
 from autoscaler.spi import CapacityType, ProviderName, ProviderSettings, Secret, SettingsError
 
 GOOGLE_KEYS_URL = "https://www.googleapis.com/oauth2/v1/certs"
+_THIS_HOST = frozenset({"localhost", "127.0.0.1", "::1"})
 _HOURS_A_MONTH = 730.0
 _PROJECT = re.compile(r"(?:[a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]")
 _LOCATION = re.compile(r"[a-z]+(?:-[a-z]+)+[0-9]+")
@@ -184,6 +186,11 @@ def _trust_anchors(options: Mapping[str, Any]) -> str:
         return anchors.reveal()
     if not isinstance(anchors, str) or not re.fullmatch(r"https?://\S+|\S*[\w/.-]+\.json", anchors):
         raise SettingsError("must be the path of a .json file or a URL", key="trust_anchors")
+    url = urlsplit(anchors)
+    if url.scheme == "http" and url.hostname not in _THIS_HOST:
+        raise SettingsError(
+            'must begin with "https://": who could answer in its place could prove any machine', key="trust_anchors"
+        )
     return anchors
 
 

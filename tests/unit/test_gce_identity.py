@@ -81,13 +81,17 @@ class Cloud:
     instance: dict[str, Any] = field(default_factory=dict)
     key_reads: int = 0
     is_down: bool = False
+    speaks_no_http: bool = False
     max_age_s: int = 3600
     public_url: str = URL
 
-    async def show_keys(self, _: web.Request) -> web.Response:
+    async def show_keys(self, request: web.Request) -> web.Response:
         self.key_reads += 1
         if self.is_down:
             return web.Response(status=503)
+        if self.speaks_no_http and request.transport is not None:
+            request.transport.write(b"220 mail.example.com ESMTP\r\n")
+            request.transport.close()
         return web.json_response(self.keys, headers={"Cache-Control": f"public, max-age={self.max_age_s}"})
 
     async def show_instance(self, request: web.Request) -> web.Response:
@@ -319,7 +323,10 @@ async def test_old_keys_serve_while_new_ones_cannot_be_had(site: Site) -> None:
     site.clock.at += timedelta(hours=2)
     await site.provider.identify(site.evidence(GOOD.token(site.claims())))
     assert any(trouble.startswith("identity") for trouble in site.provider.status().troubles)
-    site.cloud.is_down = False
+    site.cloud.is_down, site.cloud.speaks_no_http = False, True
+    site.clock.at += timedelta(minutes=1)
+    await site.provider.identify(site.evidence(GOOD.token(site.claims())))
+    site.cloud.speaks_no_http = False
     site.clock.at += timedelta(minutes=1)
     await site.provider.identify(site.evidence(GOOD.token(site.claims())))
     assert not any(trouble.startswith("identity") for trouble in site.provider.status().troubles)

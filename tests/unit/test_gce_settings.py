@@ -88,6 +88,9 @@ def test_zones_narrow_the_regions() -> None:
         ({"interruption_frequencies": {"n2-*": 100}}, "interruption_frequencies.n2-*"),
         ({"preemption_notice": "yes"}, "preemption_notice"),
         ({"trust_anchors": "?!"}, "trust_anchors"),
+        ({"trust_anchors": "http://keys.example.com/certs"}, "trust_anchors"),
+        ({"trust_anchors": "http://keys.example.com/certs.json"}, "trust_anchors"),
+        ({"trust_anchors": "http://127.0.0.1:80@keys.example.com/certs"}, "trust_anchors"),
         ({"trust_peer_address": 1}, "trust_peer_address"),
     ],
 )
