@@ -71,6 +71,11 @@ class GceCatalog:
         """Every zone of a region that is up: those that a launch does not name must be denied."""
         return frozenset(zone for zone in (await self.load()).zones if region_of(zone) == region)
 
+    @property
+    def some_zone(self) -> str:
+        """One that is up; "" before the first loading."""
+        return min(self._catalogue.zones, default="") if self._catalogue is not None else ""
+
     async def load(self) -> Catalogue:
         async with self._loading:
             now, last = self._clock.now(), self._catalogue

@@ -5,6 +5,7 @@ types, subnetwork, image, permissions as `testIamPermissions` tells them, keys f
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 
@@ -27,6 +28,7 @@ INSTANCE_PERMISSIONS = (
 _ROLES = "roles/compute.instanceAdmin.v1, and roles/iam.serviceAccountUser on the machines' service account"
 _SKEW = timedelta(minutes=1)
 _QUOTAS = ("CPUS", "INSTANCES", "IN_USE_ADDRESSES")
+_NO_OPERATION = "operation-autoscaler-check"
 _GONE = frozenset({"OBSOLETE", "DELETED"})
 
 
@@ -50,6 +52,8 @@ class GceCheck:
         for name, references in images.items():
             found += await self._guarded(f"image {name}", partial(self._image, name, references))
         found += await self._guarded("credentials", self._permissions)
+        for permission, path in self._followed():
+            found += await self._guarded("credentials", partial(self._may_follow, permission, path))
         found += await self._guarded("trust_anchors", self._keys)
         return found
 
@@ -173,7 +177,23 @@ class GceCheck:
             return [_refused(key, f"{path} is {image.deprecated.state}", "Name a newer image, or its family")]
         if image.status and image.status != "READY":
             return [_refused(key, f"{path} is {image.status}", "Wait until it is READY, or name another one")]
-        return []
+        return await self._may_boot(key, project, image.name)
+
+    async def _may_boot(self, key: str, project: str, image: str) -> list[Finding]:
+        """Reading an image takes another permission than making disks of it, which only a launch would show."""
+        wanted = "compute.images.useReadOnly"
+
+        def ask(sdk: Sdk) -> bool:
+            asked = compute_v1.TestPermissionsRequest(permissions=[wanted])
+            answer = sdk.images.test_iam_permissions(
+                project=project, resource=image, test_permissions_request_resource=asked, retry=None, timeout=CALL_S
+            )
+            return wanted in answer.permissions
+
+        if await self._clients.read(ask, Context(doing="ask for permissions", permission="compute.images.get")):
+            return []
+        remedy = f"Grant roles/compute.imageUser in the project {project}"
+        return [_refused(key, f"the credentials lack {wanted} on {image}", remedy)]
 
     async def _permissions(self) -> list[Finding]:
         zones = sorted((await self._catalog.load()).zones)
@@ -204,6 +224,27 @@ class GceCheck:
             return [_warning("credentials", "Google does not say which permissions they have", f"See that {_ROLES}")]
         if missing:
             return [_refused("credentials", f"they lack {', '.join(missing)}", f"Grant {_ROLES}")]
+        return []
+
+    def _followed(self) -> list[tuple[str, str]]:
+        """What launches, starts and ends of machines are followed by: permissions, and paths that need them."""
+        found = [
+            ("compute.regionOperations.get", f"regions/{self._settings.regions[0]}/operations/{_NO_OPERATION}"),
+            ("compute.globalOperations.list", "aggregated/operations"),
+            ("compute.instances.list", "aggregated/instances"),
+        ]
+        if zone := self._catalog.some_zone:
+            found.append(("compute.zoneOperations.get", f"zones/{zone}/operations/{_NO_OPERATION}"))
+        return found
+
+    async def _may_follow(self, permission: str, path: str) -> list[Finding]:
+        """Of an operation that does not exist Google says so to those alone who may read it."""
+
+        def read(sdk: Sdk) -> None:
+            sdk.get(path, **({} if path.endswith(_NO_OPERATION) else {"maxResults": "1"}))
+
+        with suppress(NotFound):
+            await self._clients.read(read, Context(doing=f"read {path}", permission=permission))
         return []
 
     async def _keys(self) -> list[Finding]:

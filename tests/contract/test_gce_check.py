@@ -5,9 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from autoscaler.spi import CapacityType, Finding, Provider, Verdict
 from providers.gce_check import INSTANCE_PERMISSIONS
+from tests.contract.test_gce_permissions import ROLE
 from tests.gce_law import LawfulExchanges
 from tests.gce_site import IMAGE, PRICES, REGION, ZONES, GceSite, serving
 
@@ -88,15 +90,37 @@ async def test_a_price_for_a_type_that_no_zone_has(site: GceSite) -> None:
 
 
 async def test_permissions_that_are_missing(site: GceSite) -> None:
-    site.face.access.grant("token", allowed={"compute.*.list", "compute.*.get", "compute.subnetworks.use"})
+    reading = {"compute.*.list", "compute.*.get", "compute.subnetworks.use", "compute.images.useReadOnly"}
+    site.face.access.grant("token", allowed=reading)
     found = await faults(site.provider(token="token"))
     assert list(found) == ["credentials"]
-    allowed = {"compute.*.list", "compute.*.get", "compute.subnetworks.use", *INSTANCE_PERMISSIONS}
+    allowed = {*reading, *INSTANCE_PERMISSIONS}
     site.face.access.grant("token", allowed=allowed - {"compute.instances.delete"})
     found = await faults(site.provider(token="token"))
     assert found["credentials"].message == "they lack compute.instances.delete"
     site.face.access.grant("token", allowed=allowed - {"compute.subnetworks.use"})
     assert list(await faults(site.provider(token="token"))) == [f"networks.{REGION}.subnetwork"]
+
+
+@pytest.mark.parametrize(
+    ("permission", "key"),
+    [
+        ("compute.regionOperations.get", "credentials"),
+        ("compute.zoneOperations.get", "credentials"),
+        ("compute.globalOperations.list", "credentials"),
+        ("compute.instances.list", "credentials"),
+        ("compute.images.useReadOnly", "image ubuntu"),
+    ],
+)
+async def test_what_only_a_launch_would_miss_is_found_before(site: GceSite, permission: str, key: str) -> None:
+    granted = frozenset(yaml.safe_load(ROLE.read_text())["includedPermissions"])
+    site.face.access.grant("token", allowed=granted)
+    assert await faults(site.provider(token="token")) == {}
+    site.face.access.grant("token", allowed=granted - {permission})
+    found = await faults(site.provider(token="token"))
+    assert list(found) == [key]
+    assert permission in found[key].message
+    assert found[key].verdict is Verdict.REFUSED
 
 
 async def test_keys_that_cannot_be_read(site: GceSite) -> None:
