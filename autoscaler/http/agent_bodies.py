@@ -17,12 +17,19 @@ class _Runner(_Body):
     state: Text = ""
 
 
+class _About(_Body):
+    """What an agent says of its machine. Informative: a job that is root may have said it."""
+
+    metadata: Text = ""
+
+
 class HelloBody(_Body):
     provider: Text
     batch: Text
     claim: Hex
     evidence: dict[Text, Text] = Field(max_length=32)
     runner: _Runner | None = None
+    agent: _About = _About()
 
 
 class AssignmentBody(_Body):

@@ -28,6 +28,7 @@ from autoscaler.spi import (
     IdentityRefused,
     InstanceId,
     NoticeKind,
+    PoolName,
     Provider,
     ProviderError,
     ProviderId,
@@ -100,6 +101,7 @@ class AgentDesk:
         self._registrations: dict[InstanceId, Registration] = {}
         self._contacts: dict[InstanceId, _Contact] = {}
         self.minting: set[InstanceId] = set()
+        self._open_pools: set[PoolName] = set()
         self._closing = False
 
     # ------------------------------------------------------------------ for the core
@@ -206,10 +208,17 @@ class AgentDesk:
             except StoreError:
                 return 503, {}
             contact.is_claim_durable = True
+        self._hear_about(row, hello)
         runner = hello.runner.name if hello.runner is not None and hello.runner.state == "running" else ""
         if row.state is InstanceState.LAUNCHED or runner != row.runner_name:
             self._report(AgentSaidHello(instance=row.id, runner_name=runner))
         return 200, {"instance": row.id, "heartbeat_s": HEARTBEAT_S}
+
+    def _hear_about(self, row: Instance, hello: HelloBody) -> None:
+        """Said once for each pool: an image without the firewall rules shows itself only here."""
+        if hello.agent.metadata == "open" and row.pool not in self._open_pools:
+            self._open_pools.add(row.pool)
+            log.warning("jobs_reach_metadata_service", pool=row.pool, provider=row.provider, instance=row.id)
 
     def _refuse(self, call: str, reason: str, **about: str) -> None:
         self.refusals.count(call, reason, self._clock.monotonic(), **about)

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import aiohttp
 import pytest
+import structlog
 from aiohttp import web
 
 from autoscaler.facts import AgentNoticed, AgentReported, AgentSaidHello, AssignmentAsked, ClaimDisputed, Fact
@@ -681,6 +682,16 @@ async def test_replay_after_the_machine_was_terminated_gets_nothing(counter: Cou
     counter.move(S.TERMINATED, ending=EndReason.VANISHED)
     for key in (KEY, OTHER_KEY):
         assert await counter.hello(key) == (403, {})
+
+
+async def test_a_pool_whose_jobs_reach_the_metadata_service_is_told_once(counter: Counter) -> None:
+    with structlog.testing.capture_logs() as lines:
+        for number, metadata in enumerate(("closed", "open", "open"), start=1):
+            counter.have(number)
+            status, _ = await counter.hello(f"{number:02}" * 32, machine=number, agent={"metadata": metadata})
+            assert status == 200
+    told = [line for line in lines if line["event"] == "jobs_reach_metadata_service"]
+    assert [(line["pool"], line["instance"]) for line in told] == [("linux", "i-0002")]
 
 
 # ---------------------------------------------------------------------- notices
