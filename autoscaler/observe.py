@@ -180,7 +180,8 @@ class Observer:
         fields: dict[str, Any] = {
             "provider_id": machine.provider_id,
             "capacity_pool": machine.capacity_pool,
-            "price_usd_hour": machine.price_usd_hour,
+            # A cloud that does not know its prices yet lists them as nothing: what was committed goes on counting.
+            "price_usd_hour": machine.price_usd_hour or row.price_usd_hour,
             "on_demand_usd_hour": self._seen.on_demand_price(machine.capacity_pool),
         }
         launched_at = min(max(machine.launched_at, row.created_at), now)

@@ -180,13 +180,13 @@ class AwsCatalog:
             permission = _PERMISSIONS[kind]
             context = Context(doing=f"read {kind} of {region}", permission=permission, region=region)
             try:
-                kept.value = await self._clients.read(read, context, timeout_s=_LOAD_S)
+                kept.value = await self._clients.read(read, context, timeout_s=_LOAD_S, is_long=True)
             except ProviderError as error:
                 if kept.value is None:
                     if kind == "on_demand":
-                        kept.not_before = now + _AFTER_FIRST_FAILURE
+                        kept.not_before = self._clock.now() + _AFTER_FIRST_FAILURE
                     raise
-                kept.not_before = now + _AFTER_FAILURE
+                kept.not_before = self._clock.now() + _AFTER_FAILURE
                 _log.warning("catalogue_not_loaded", provider=self._settings.name, what=kind, error=str(error))
             else:
                 kept.loaded_at, kept.not_before = now, None

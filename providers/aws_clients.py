@@ -1,6 +1,7 @@
 """The boto3 clients of one provider: made once, called in bounded threads, their errors translated.
 
     reads       listings and lookups                 writes      launches, ends, stops, starts, templates
+    long-reads  types and prices, many pages each: a service that hangs must not keep machines from being looked at
 
 The SDK's own retries are off: the core is the one that repeats. One endpoint URL, where set, serves every service.
 """
@@ -44,6 +45,7 @@ _FAMILIES = {
     "describes": Family(limit=100, refill_per_s=20, reserve=20),
 }
 _READ_THREADS = 4
+_LONG_READ_THREADS = 2
 _WRITE_THREADS = 8
 
 
@@ -120,7 +122,7 @@ def _config() -> Config:
         connect_timeout=_CONNECT_S,
         read_timeout=_READ_S,
         retries={"total_max_attempts": 1},
-        max_pool_connections=_READ_THREADS + _WRITE_THREADS,
+        max_pool_connections=_READ_THREADS + _LONG_READ_THREADS + _WRITE_THREADS,
         ignore_configured_endpoint_urls=True,
     )
 
@@ -132,6 +134,7 @@ class AwsClients:
         self.sdk = Sdk(settings)
         self._budgets = RateBudgets(_FAMILIES, clock)
         self._reads = gates.gate(f"{settings.name}-reads", threads=_READ_THREADS)
+        self._long_reads = gates.gate(f"{settings.name}-long-reads", threads=_LONG_READ_THREADS)
         self._writes = gates.gate(f"{settings.name}-writes", threads=_WRITE_THREADS)
 
     async def read(
@@ -142,10 +145,12 @@ class AwsClients:
         pages: int = 1,
         timeout_s: float = _GATE_S,
         can_wait: bool = False,
+        is_long: bool = False,
     ) -> T:
-        """`pages`: how many calls a listing will probably take; `can_wait`: others go first."""
+        """`pages`: how many calls a listing will probably take; `can_wait`: others go first; `is_long`: in threads of
+        their own."""
         await self._budgets.take(context.family, pages, can_wait=can_wait)
-        return await self._run(self._reads, call, context, timeout_s)
+        return await self._run(self._long_reads if is_long else self._reads, call, context, timeout_s)
 
     async def write(self, call: Callable[[Sdk], T], context: Context, *, machines: int = 0) -> T:
         """Raises OutcomeUnknown where the call may have taken effect. `machines`: how many it launches."""

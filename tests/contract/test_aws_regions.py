@@ -1,5 +1,6 @@
 """What AWS knows is missing in part: a region, the price list, the right time; the rest goes on."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -7,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from autoscaler.sandbox.aws_access import Call
-from autoscaler.spi import CapacityType, ProviderError, Shape, Unauthorized, Verdict
+from autoscaler.spi import CapacityType, ProviderError, ProviderId, Shape, Unauthorized, Verdict
 from tests.aws_site import ACCESS_KEY, GROUP, REGION, SECRET, subnet
 from tests.contract.aws_driver import AwsDriver, aws_driver
+from tests.polling import until
 
 CLOSED = "eu-west-9"
 """The account has not opted in to it."""
@@ -57,6 +59,24 @@ async def test_spot_is_offered_while_the_price_list_is_closed(driver: AwsDriver)
     found = await driver.provider.offerings(Shape())
     assert {one.capacity_pool.capacity_type for one in found} == {CapacityType.SPOT}
     assert all(one.on_demand_usd_hour is None for one in found)
+
+
+async def test_a_price_list_that_hangs_keeps_nobody_from_looking_at_machines(
+    driver: AwsDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("providers.aws_clients._READ_THREADS", 1)
+    provider = driver.make("ours")
+    driver.served.face.troubles.next_hung["GetProducts"] = 1
+    asking = asyncio.create_task(provider.offerings(Shape()))
+
+    async def hangs() -> bool:
+        return driver.served.face.troubles.next_hung["GetProducts"] == 0
+
+    await until(hangs)
+    async with asyncio.timeout(5):
+        assert await provider.describe([ProviderId("i-00000000000000000")]) == []
+    assert not asking.done()
+    asking.cancel()
 
 
 @pytest.mark.parametrize("ahead_s", [600.0, -600.0, 270.0])

@@ -74,6 +74,14 @@ async def test_the_answer_of_a_launch_binds_its_rows(world: Observing) -> None:
     assert {world.state(row) for row in rows} == {S.LAUNCHED}
 
 
+async def test_a_machine_that_is_listed_without_a_price_costs_what_was_committed(world: Observing) -> None:
+    (row,) = await requested(world, 1)
+    await world.machines(replace(listed_machine(1, token=TOKEN), price_usd_hour=0.0))
+    bound = world.rows.instances[row.id]
+    assert bound.provider_id == "p-1"
+    assert bound.price_usd_hour == row.price_usd_hour > 0
+
+
 async def test_the_same_answer_again_makes_no_second_machine(world: Observing) -> None:
     await requested(world)
     made = LaunchResult(instances=(listed_machine(1, token=TOKEN), listed_machine(2, token=TOKEN)))
