@@ -208,6 +208,11 @@ class TokenBucket:
         self._level -= count
         return True
 
+    def give_back(self, count: float, now: float) -> None:
+        """Tokens that were taken and not used."""
+        self._advance(now)
+        self._level = min(self.capacity, self._level + count)
+
     def observe(self, *, remaining: float, limit: float, resets_in_s: float, now: float) -> None:
         """Believe the server: `remaining` of `limit` until the window resets."""
         self._advance(now)

@@ -21,9 +21,9 @@ from botocore.credentials import (
 )
 from botocore.exceptions import NoCredentialsError
 
-from autoscaler.spi import Clock, Gates, ProviderError, RateBudget, Throttled
+from autoscaler.spi import Clock, Gates, OutcomeUnknown, ProviderError, RateBudget, Throttled
 from providers import aws_describe
-from providers.aws_errors import Context, translate
+from providers.aws_errors import Context, TokenBurnt, translate
 from providers.aws_settings import AwsSettings
 from providers.rate_budgets import Family, RateBudgets
 
@@ -153,11 +153,22 @@ class AwsClients:
         return await self._run(self._long_reads if is_long else self._reads, call, context, timeout_s)
 
     async def write(self, call: Callable[[Sdk], T], context: Context, *, machines: int = 0) -> T:
-        """Raises OutcomeUnknown where the call may have taken effect. `machines`: how many it launches."""
+        """Raises OutcomeUnknown where the call may have taken effect. `machines`: how many it launches at most; those
+        that it did not are for `not_launched`."""
         if machines:
             await self._budgets.take("machines", machines)
-        await self._budgets.take(context.family)
-        return await self._run(self._writes, call, context, _GATE_S)
+        try:
+            await self._budgets.take(context.family)
+            return await self._run(self._writes, call, context, _GATE_S)
+        except ProviderError as error:
+            if not isinstance(error, OutcomeUnknown) or isinstance(error, TokenBurnt):
+                self.not_launched(machines)
+            raise
+
+    def not_launched(self, machines: int) -> None:
+        """Machines that a launch asked for in vain: EC2 counts what it makes. Else one refused burst of spot would keep
+        on-demand machines waiting for minutes."""
+        self._budgets.give_back("machines", machines)
 
     def budgets(self) -> tuple[RateBudget, ...]:
         return self._budgets.budgets()

@@ -242,6 +242,7 @@ class AwsLauncher:
             offering = by_place.get(_place_of(made, subnets))
             for id_ in made.get("InstanceIds", ()):
                 self._note(ProviderId(id_), offering or part.offerings[0], state)
+        self._clients.not_launched(state.missing)
         context = self._context(part)
         refused: dict[str, Refusal] = {}
         for error in answer.get("Errors", ()):
@@ -359,6 +360,7 @@ class AwsLauncher:
         for instance in answer["Instances"]:
             request_id = instance.get("SpotInstanceRequestId", "")
             self._note(ProviderId(instance["InstanceId"]), offering, state, spot_request=request_id)
+        self._clients.not_launched(state.missing)
 
     # ------------------------------------------------------------------ parts of it
 

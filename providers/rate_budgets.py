@@ -60,6 +60,10 @@ class RateBudgets:
                 )
             await self._clock.sleep(max(wait_s, _SHORTEST_WAIT_S))
 
+    def give_back(self, family: str, cost: float) -> None:
+        """What was taken of a family, and the cloud did not count."""
+        self._families[family].bucket.give_back(cost, self._clock.monotonic())
+
     def throttled(self, family: str, retry_after_s: float) -> None:
         """The cloud refused a call of this family for its rate."""
         self._families[family].throttled(retry_after_s, self._clock.monotonic())

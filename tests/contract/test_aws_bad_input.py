@@ -243,6 +243,19 @@ async def test_dry_pools_are_refusals_by_name(driver: AwsDriver) -> None:
     assert dry == {one.capacity_pool for one in offerings}
 
 
+async def test_machines_that_spot_refused_do_not_count_against_on_demand_ones(driver: AwsDriver) -> None:
+    spot, on_demand = await offered(driver), await offered(driver, ON_DEMAND)
+    driver.served.site.cloud.capacity.exhausted.update(one.capacity_pool for one in spot)
+    for number in range(3):
+        result = await driver.provider.launch(driver.batch(f"b{number}", count=900, offerings=spot))
+        assert result.instances == ()
+        assert {type(one.error) for one in result.refusals} == {CapacityUnavailable}
+    result = await driver.provider.launch(driver.batch("b3", count=3, offerings=on_demand))
+    assert len(result.instances) == 3
+    left = {one.family: one.remaining for one in driver.provider.status().budgets}
+    assert 990 < left["machines"] < 1000
+
+
 async def test_a_template_that_somebody_deleted_is_made_anew(driver: AwsDriver) -> None:
     offerings = await offered(driver)
     await driver.provider.launch(driver.batch("b1", count=1, offerings=offerings))
