@@ -35,7 +35,7 @@ def make_agent_routes(
 
 
 class _Routes:
-    """Who may be read at all: a hello by the rate of its address, any other call by its key."""
+    """Who may be read at all: a hello by the rate of its batch or address, any other call by its key."""
 
     def __init__(self, desk: AgentDesk, archive: bytes, bodies: BodyBudget, trusted: Sequence[Network]) -> None:
         self._desk = desk
@@ -46,14 +46,14 @@ class _Routes:
 
     async def hello(self, request: web.Request) -> web.Response:
         peer = peer_address(request, self._trusted)
-        wait_s = self._hellos.wait_s(peer, monotonic())
-        if wait_s > 0:
-            self._desk.refusals.count("hello", "rate", monotonic(), address=peer)
-            return _answer(429, {}, retry_after=str(math.ceil(wait_s)))
         try:
             body = await read_body(request, HELLO_LIMIT, self._bodies)
         except BodyRefused as refused:
             return self._not_read("hello", refused)
+        wait_s = self._hellos.wait_s(peer, monotonic(), batch=self._desk.awaited_batch(body))
+        if wait_s > 0:
+            self._desk.refusals.count("hello", "rate", monotonic(), address=peer)
+            return _answer(429, {}, retry_after=str(math.ceil(wait_s)))
         status, answer = await self._desk.hello(body, peer)
         if status in (400, 403):
             self._hellos.refused(peer, monotonic())

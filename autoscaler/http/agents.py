@@ -49,6 +49,7 @@ POLLS_AT_ONCE = 2
 """Assignment calls of one machine: the one that waits, and one more while a broken one is not noticed yet."""
 
 _TOLD_KINDS = frozenset({NoticeKind.RECLAIM, NoticeKind.REBALANCE, NoticeKind.MAINTENANCE})
+_AWAITED = (InstanceState.REQUESTED, InstanceState.LAUNCHED)
 _RUNNING = (InstanceState.IDLE, InstanceState.BUSY, InstanceState.DRAINING)
 """The registration arrived, also where an earlier process of ours handed it out."""
 _HELD = (InstanceState.REGISTERING, InstanceState.IDLE, InstanceState.BUSY, InstanceState.DRAINING)
@@ -144,6 +145,15 @@ class AgentDesk:
             contact.changed.set()
 
     # ------------------------------------------------------------------ calls, free of HTTP
+
+    def awaited_batch(self, body: bytes) -> str:
+        """The batch that a hello names, if a machine of it has not said hello yet; else ""."""
+        try:
+            batch = HelloBody.model_validate_json(body).batch
+        except ValidationError:
+            return ""
+        rows = self._rows.of_token(BatchToken(batch))
+        return batch if any(not row.claim and row.state in _AWAITED for row in rows) else ""
 
     async def hello(self, body: bytes, peer_address: str) -> tuple[int, dict[str, Any]]:
         """Answer a hello: (status, body). 503 asks the agent to repeat; 403 is final and says nothing more."""

@@ -231,17 +231,25 @@ class Refusals:
 
 
 class HelloLimits:
-    """How often hellos may come: by address, and, of addresses that had one refused lately, all refused together."""
+    """How often hellos may come: by address, and, of addresses that had one refused lately, all refused together.
+
+    Those that name a batch whose machines are awaited have a rate of their own: jobs know other batches alone, and so
+    cannot keep machines out that share their address, behind one NAT.
+    """
 
     def __init__(self) -> None:
         # A fleet behind one NAT says hello from one address, and boots all at once.
         self._strangers = Buckets(20.0, 500.0)
         self._loopback = Buckets(50.0, 200.0)
+        self._awaited = Buckets(50.0, 500.0)
         self._refused = Bucket.full(REFUSALS_PER_S, REFUSALS_BURST, monotonic())
         self._suspects: OrderedDict[str, float] = OrderedDict()
 
-    def wait_s(self, peer: str, now: float) -> float:
-        """0 when a hello may come in now; else the seconds to wait."""
+    def wait_s(self, peer: str, now: float, *, batch: str = "") -> float:
+        """0 when a hello may come in now; else the seconds to wait. `batch` is one whose machines are awaited."""
+        if batch:
+            bucket = self._awaited.bucket(batch, now)
+            return 0.0 if bucket.spend(now) else bucket.wait_s
         bucket = (self._loopback if is_loopback_peer(peer) else self._strangers).bucket(address_key(peer), now)
         if not bucket.spend(now):
             return bucket.wait_s

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import time
 from collections import Counter as Tally
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import structlog
 from aiohttp import web
 
 from autoscaler.facts import AgentNoticed, AgentReported, AgentSaidHello, AssignmentAsked, ClaimDisputed, Fact
-from autoscaler.http import agents, limits
+from autoscaler.http import agent_routes, agents, limits
 from autoscaler.http.agent_routes import BODY_LIMIT, HELLO_LIMIT, make_agent_routes
 from autoscaler.http.agents import AgentDesk
 from autoscaler.live import LiveRows
@@ -682,6 +683,20 @@ async def test_replay_after_the_machine_was_terminated_gets_nothing(counter: Cou
     counter.move(S.TERMINATED, ending=EndReason.VANISHED)
     for key in (KEY, OTHER_KEY):
         assert await counter.hello(key) == (403, {})
+
+
+async def test_a_flood_from_a_machines_own_address_keeps_no_machine_out(
+    counter: Counter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = time.monotonic()
+    monkeypatch.setattr(agent_routes, "monotonic", lambda: at)  # no bucket fills while this looks at it
+    counter.have(1, S.BUSY, claim=claim_of(OTHER_KEY))
+    counter.have(2)
+    while (await counter.hello(machine=1, evidence={}))[0] != 429:
+        pass
+    assert (await counter.hello(machine=3))[0] == 429, "nor by the name of a batch that nobody launched"
+    assert (await counter.hello(machine=2))[0] == 200
+    assert (await counter.hello(machine=2))[0] == 429, "nobody is awaited in it any more"
 
 
 async def test_a_pool_whose_jobs_reach_the_metadata_service_is_told_once(counter: Counter) -> None:
