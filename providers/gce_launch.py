@@ -3,6 +3,7 @@
     1. operations of an earlier try that still run are waited for     (memory, else found by their request ids)
        a request whose answer was lost is sent again as it was        (its request id: Google answers its operation)
     2. machines of the batch are listed                               (by label)
+       both for repeats only: a new launch waits for no listing, and for no zone that it does not ask
     3. what is missing is asked of each part of the offerings in turn (names that are free, request id of the attempt)
     4. the operation is polled; what it refused becomes refusals, and the machines are listed
 
@@ -11,7 +12,7 @@ request id, so that Google makes nothing twice.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 from google.cloud import compute_v1
@@ -69,6 +70,9 @@ class _Batch:
     made: BatchMachines
     refusals: list[Refusal]
     attempts: dict[tuple[str, CapacityType], int]
+    is_new: bool
+    regions: set[str] = field(default_factory=set)
+    """Where a new launch may have machines by now."""
 
     @property
     def missing(self) -> int:
@@ -118,15 +122,17 @@ class GceLauncher:
         """See `Provider.launch`."""
         image_path(batch.image)  # before anything is asked of anybody
         state = _Batch(
-            batch=batch, deadline=self._clock.monotonic() + _LAUNCH_S, made=_NOTHING, refusals=[], attempts={}
+            batch=batch,
+            deadline=self._clock.monotonic() + _LAUNCH_S,
+            made=_NOTHING,
+            refusals=[],
+            attempts={},
+            is_new=not batch.is_repeat and batch.token not in self._started,
         )
-        try:
-            await self._settle_earlier_tries(state)
-        except Unauthorized:
-            raise
-        except ProviderError as error:
-            raise OutcomeUnknown(f"an earlier try may have made machines: {error}") from error
-        state.made = await self._machines_before(state)
+        if state.is_new:
+            self._remember(batch.token)
+        else:
+            await self._go_on(state)
         for part in parts_of(batch.offerings):
             if not state.missing:
                 break
@@ -144,6 +150,16 @@ class GceLauncher:
         made = sorted(state.made.living, key=lambda one: (ranks.get(one.capacity_pool, len(ranks)), one.provider_id))
         return LaunchResult(instances=tuple(made), refusals=tuple(state.refusals))
 
+    async def _go_on(self, state: _Batch) -> None:
+        """What earlier tries made. Raises Unauthorized, else OutcomeUnknown: some machines may exist."""
+        try:
+            await self._settle_earlier_tries(state)
+            state.made = await self._machines.of_batch(state.batch.token)
+        except Unauthorized:
+            raise
+        except ProviderError as error:
+            raise OutcomeUnknown(f"an earlier try may have made machines: {error}") from error
+
     async def _settle_earlier_tries(self, state: _Batch) -> None:
         """Wait for operations of this batch that still run. Raises OutcomeUnknown when they outlast us."""
         token = state.batch.token
@@ -151,7 +167,7 @@ class GceLauncher:
             await self._send_again(request, state)
         started = self._started.get(token)
         if started is None:
-            # Also a token that is new here: a daemon before this one may have sent it.
+            # A daemon before this one may have sent it.
             started = await self._operations.in_flight(
                 {
                     request_id(self._deployment, token, region, capacity_type, attempt=attempt)
@@ -162,11 +178,15 @@ class GceLauncher:
             )
         for one in list(started):
             await self._finish(one, state)
+        self._remember(token)
+
+    def _remember(self, token: BatchToken) -> None:
+        """Nothing of this launch is under way, as far as we know."""
         self._started[token] = []
         while len(self._started) > _REMEMBERED:
-            token = next(iter(self._started))
-            del self._started[token]
-            self._unanswered.pop(token, None)
+            oldest = next(iter(self._started))
+            del self._started[oldest]
+            self._unanswered.pop(oldest, None)
 
     async def _send_again(self, request: compute_v1.BulkInsertRegionInstanceRequest, state: _Batch) -> None:
         """Nobody knows what became of a request: its operation cannot be found by what it may have made, and another
@@ -194,6 +214,7 @@ class GceLauncher:
             family="launches",
         )
         before = state.made.names
+        state.regions.add(part.region)
         try:
             operation = await self._send(part, state, context)
             faults = translate_operation(iter(operation.error.errors), context)
@@ -202,7 +223,8 @@ class GceLauncher:
         except (CapacityUnavailable, QuotaExceeded) as error:
             faults = [fault_of(error)]
         try:
-            state.made = await self._machines.of_batch(state.batch.token)
+            regions = frozenset(state.regions) if state.is_new else None
+            state.made = await self._machines.of_batch(state.batch.token, regions=regions)
         except ProviderError as error:
             raise OutcomeUnknown(f"the machines of the launch cannot be listed: {error}") from error
         _log.info(
@@ -216,15 +238,6 @@ class GceLauncher:
         )
         if state.missing or faults:
             state.refusals += _refusals(part, faults, is_short=state.missing > 0)
-
-    async def _machines_before(self, state: _Batch) -> BatchMachines:
-        """The machines of earlier tries. Raises Unauthorized, else OutcomeUnknown: some may exist."""
-        try:
-            return await self._machines.of_batch(state.batch.token)
-        except Unauthorized:
-            raise
-        except ProviderError as error:
-            raise OutcomeUnknown(f"the machines of the launch cannot be listed: {error}") from error
 
     async def _send(self, part: Part, state: _Batch, context: Context) -> compute_v1.Operation:
         """One bulk insert, finished. Where the API does not take a notice before preemption, it is dropped for good."""

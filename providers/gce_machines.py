@@ -152,9 +152,9 @@ class GceMachines:
         living = [self._note(machine, endings) for machine in present.values()]
         return [*living, *(one for id_, (_, one) in self._ended.items() if id_ not in present)]
 
-    async def of_batch(self, token: BatchToken) -> BatchMachines:
-        """The machines of one launch."""
-        found = await self._list(BATCH, token)
+    async def of_batch(self, token: BatchToken, *, regions: Collection[str] | None = None) -> BatchMachines:
+        """The machines of one launch. Where it can have some in a few regions only, others need not be reached."""
+        found = await self._list(BATCH, token, regions=regions)
         living = [self._note(one, {}) for one in found if not one.is_off and not self.is_going(one.provider_id)]
         used = [one.provider_id for one in found]
         used += [id_ for id_, (_, one) in self._ended.items() if one.token == token]
@@ -189,12 +189,12 @@ class GceMachines:
             return None
         return self._parse(item)
 
-    async def _list(self, key: str, value: str) -> list[Machine]:
+    async def _list(self, key: str, value: str, *, regions: Collection[str] | None = None) -> list[Machine]:
         def read(sdk: Sdk) -> list[Machine]:
             found: list[Machine] = []
-            wanted = f'labels.{key} = "{label(value)}"'
-            for page in sdk.pages("aggregated/instances", filter=wanted, returnPartialSuccess="false"):
-                if unread := failed_items(page):
+            wanted, is_partial = f'labels.{key} = "{label(value)}"', "false" if regions is None else "true"
+            for page in sdk.pages("aggregated/instances", filter=wanted, returnPartialSuccess=is_partial):
+                if unread := [one for one in failed_items(page) if regions is None or _is_in(one, regions)]:
                     raise ProviderError(f"instances of {', '.join(unread)} could not be listed")
                 for scope in page.get("items", {}).values():
                     found += [one for item in scope.get("instances", ()) if (one := self._parse(item)) is not None]
@@ -315,3 +315,9 @@ class GceMachines:
             is_stoppable=texts.get(STOPPABLE) == "true",
             last_start=moment(item["lastStartTimestamp"]) if item.get("lastStartTimestamp") else created,
         )
+
+
+def _is_in(scope: str, regions: Collection[str]) -> bool:
+    """Of "zones/us-central1-a", "regions/us-central1", or an address that ends so."""
+    place = scope.rpartition("/")[2]
+    return place in regions or region_of(place) in regions

@@ -88,7 +88,8 @@ class ProviderContract:
     async def test_a_repeated_token_after_a_restart_makes_no_more_than_its_count(self, driver: ProviderDriver) -> None:
         first = await launch(driver, "b-1", count=2)
         offerings = await driver.provider.offerings(Shape())
-        again = await driver.restarted().launch(driver.batch("b-1", count=2, offerings=offerings[:1]))
+        batch = replace(driver.batch("b-1", count=2, offerings=offerings[:1]), is_repeat=True)
+        again = await driver.restarted().launch(batch)
         assert ids(again.instances) == ids(first)
 
     async def test_another_token_makes_other_machines(self, driver: ProviderDriver) -> None:

@@ -20,6 +20,7 @@ from autoscaler.spi import (
     OutcomeUnknown,
     Provider,
     Shape,
+    Throttled,
 )
 from tests.contract.test_gce_trouble import bulk_inserts, names_in_world
 from tests.gce_site import LARGE, OTHER_REGION, REGION, SMALL, ZONES, GceSite, batch, serving
@@ -179,3 +180,31 @@ async def test_a_launch_that_cannot_be_followed_says_which_permission_is_missing
     with pytest.raises(OutcomeUnknown, match=r"compute\.regionOperations\.get"):
         await provider.launch(asked)
     assert len(names_in_world(site)) == 1
+
+
+@pytest.mark.parametrize("fails_when_unreachable", [True, False])
+async def test_an_outage_of_one_region_holds_up_no_launch_in_another(
+    site: GceSite, fails_when_unreachable: bool
+) -> None:
+    provider = site.provider(regions=REGIONS)
+    offered = await three_parts(provider)
+    site.face.behaviour.unreachable = {offered[2].capacity_pool.zone}
+    site.face.behaviour.fails_when_unreachable = fails_when_unreachable
+    asked = batch("b-1", count=2, offerings=offered[:1])
+    assert len((await provider.launch(asked)).instances) == 2
+    with pytest.raises(OutcomeUnknown):  # it may have been asked there too, for all that a repeat knows
+        await provider.launch(replace(asked, is_repeat=True))
+    with pytest.raises(OutcomeUnknown, match="listed"):
+        await provider.launch(batch("b-2", count=2, offerings=offered[2:]))
+    site.face.behaviour.unreachable = set()
+    assert len((await provider.launch(batch("b-2", count=2, offerings=offered[2:]))).instances) == 2
+    assert len(names_in_world(site)) == 4
+
+
+async def test_a_new_launch_waits_for_no_listing_budget(site: GceSite, inserts: Inserts) -> None:
+    provider = site.provider(regions=REGIONS)
+    asked = batch("b-1", count=2, offerings=(await three_parts(provider))[:1])
+    site.faults.throttle = 1.0
+    with pytest.raises(Throttled):  # nothing was asked, so that other providers are asked at once
+        await provider.launch(asked)
+    assert names_in_world(site) == []

@@ -105,7 +105,7 @@ async def test_a_restarted_daemon_settles_a_lost_launch_even_with_other_offering
         await before.launch(batch("b-1", count=2, offerings=[o for o in offered if o.capacity_pool.region == REGION]))
     site.faults.end()
     elsewhere = [one for one in offered if one.capacity_pool.region == OTHER_REGION]
-    result = await site.provider(**regions).launch(batch("b-1", count=2, offerings=elsewhere))
+    result = await site.provider(**regions).launch(batch("b-1", count=2, offerings=elsewhere, is_repeat=True))
     assert {one.capacity_pool.region for one in result.instances} == {REGION}
     assert len(names_in_world(site)) == len(result.instances) == 2
     assert bulk_inserts(site) == 1
