@@ -100,6 +100,13 @@ def _demo_options(parser: argparse.ArgumentParser) -> None:
         default="local",
         help="where machines come from: this host, or a sandbox cloud (default local)",
     )
+    parser.add_argument(
+        "--world",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="with a cloud: its capacity pools, traces, boots and notices, in the format of simulations",
+    )
     parser.add_argument("--duration", type=float, default=60.0, metavar="S", help="seconds of new jobs (default 60)")
     parser.add_argument(
         "--faults",
@@ -111,7 +118,9 @@ def _demo_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--jobs", type=Path, default=None, metavar="TRACE", help="replay a job trace (CSV, gzip allowed)"
     )
-    parser.add_argument("--speed", type=float, default=1.0, metavar="X", help="how much faster than the trace")
+    parser.add_argument(
+        "--speed", type=float, default=None, metavar="X", help="how much faster than the trace or the world file says"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--store", default="", metavar="URL", help="the daemon's store (default: a new SQLite file)")
     parser.add_argument("--keep", type=Path, default=None, metavar="DIR", help="keep logs and store in this folder")

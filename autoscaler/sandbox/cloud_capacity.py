@@ -6,7 +6,7 @@ Pure values and counts; `now` is epoch seconds. A series steps from value to val
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from autoscaler.spi import CapacityPool, CapacityType
@@ -30,20 +30,36 @@ class Series:
     offset_s: float = 0.0
 
     def at(self, now: float) -> float:
-        return self.values[int((now + self.offset_s) // self.gap_s) % len(self.values)]
+        return self._value(self._tick(now))
 
     def next_step(self, now: float) -> float:
-        """The next moment at which the value may be another one."""
-        return ((now + self.offset_s) // self.gap_s + 1) * self.gap_s - self.offset_s
+        """The next moment at which the value may be another one; always later than `now`."""
+        following = self._tick(now) + 1
+        at = self._begin(following)
+        # A tick's beginning, rounded, may lie a hair before what counts as in it.
+        return at if at > now else self._begin(following + 1)
+
+    def played(self, since: float, *, speed: float) -> "Series":
+        """The same where what belongs to the epoch comes at `since`, and time runs `speed` times as fast from there."""
+        return Series(values=self.values, gap_s=self.gap_s / speed, offset_s=self.offset_s / speed - since)
 
     def between(self, start: float, end: float) -> list[tuple[float, float]]:
         """(since when, value) of every change in a period, the value at its beginning first."""
-        found, at = [(start, self.at(start))], self.next_step(start)
-        while at <= end:
-            if (value := self.at(at)) != found[-1][1]:
-                found.append((at, value))
-            at = self.next_step(at)
+        first, last = self._tick(start), self._tick(end)
+        found = [(start, self._value(first))]
+        for tick in range(first + 1, last + 1):
+            if (value := self._value(tick)) != found[-1][1]:
+                found.append((self._begin(tick), value))
         return found
+
+    def _tick(self, now: float) -> int:
+        return int((now + self.offset_s) // self.gap_s)
+
+    def _begin(self, tick: int) -> float:
+        return tick * self.gap_s - self.offset_s
+
+    def _value(self, tick: int) -> float:
+        return self.values[tick % len(self.values)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +84,15 @@ class Supply:
     def __post_init__(self) -> None:
         if self.availability is not None:  # a trace has thousands of values, and a launch asks for its room
             object.__setattr__(self, "_fullest", max(self.availability.values))
+
+    def played(self, since: float, *, speed: float) -> "Supply":
+        """The same on another clock: see `Series.played`. What an hour costs stays what it is."""
+        return replace(
+            self,
+            availability=self.availability and self.availability.played(since, speed=speed),
+            prices=self.prices and self.prices.played(since, speed=speed),
+            hazard_per_hour=self.hazard_per_hour * speed,
+        )
 
     def price_at(self, now: float) -> float:
         return self.price_usd_hour if self.prices is None else self.prices.at(now)

@@ -7,13 +7,13 @@ name keep their defaults; keys for other parts of a simulation (forges, billing)
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from autoscaler.sandbox.cloud_account import CloudTimes
 from autoscaler.sandbox.cloud_capacity import Series, Supply
-from autoscaler.sandbox.cloud_spans import Lognormal, Span
+from autoscaler.sandbox.cloud_spans import Lognormal, Span, faster
 from autoscaler.spi import CapacityPool, CapacityType, ProviderName
 
 
@@ -32,13 +32,16 @@ class CloudWorldFile:
     stoppable: frozenset[CapacityType]
 
 
-def load_world(path: Path, *, provider: ProviderName | None = None) -> CloudWorldFile:
-    """A world file with the traces that it names. `provider` renames those of its capacity pools. Raises WorldError."""
+def load_world(
+    path: Path, *, provider: ProviderName | None = None, usual: CloudTimes | None = None, speed: float = 1.0
+) -> CloudWorldFile:
+    """A world file with the traces that it names. `provider` renames those of its capacity pools. Times that it does
+    not name are the `usual` ones; those that it names are divided by `speed`. Raises WorldError."""
     world = _read(path)
     try:
         unannounced = float(world.get("unannounced", 0.0))
         stoppable = frozenset(CapacityType(one) for one in world.get("stoppable", CapacityType))
-        times = _times(world)
+        times = _times(world, usual or CloudTimes(), speed)
     except (KeyError, TypeError, ValueError) as error:
         raise WorldError(f"{path}: {_text(error)}") from error
     if not 0 <= unannounced <= 1:
@@ -68,15 +71,18 @@ def _supplies(world: Mapping[str, Any], path: Path, provider: ProviderName | Non
     return [_supply(table, index, path, provider=provider, use_prices=use_prices) for index, table in enumerate(tables)]
 
 
-def _times(world: Mapping[str, Any]) -> CloudTimes:
-    boot, usual = world.get("boot", {}), CloudTimes()
-    stop_s = boot.get("stop_s")
-    return CloudTimes(
-        boot=_span(boot["cold"]) if "cold" in boot else usual.boot,
-        start=_span(boot["start"]) if "start" in boot else usual.start,
-        stop=(float(stop_s), float(stop_s)) if stop_s is not None else usual.stop,
-        notice_s=float(world.get("notice_s", usual.notice_s)),
-    )
+def _times(world: Mapping[str, Any], usual: CloudTimes, speed: float) -> CloudTimes:
+    boot = world.get("boot", {})
+    named: dict[str, Any] = {}
+    if "cold" in boot:
+        named["boot"] = faster(_span(boot["cold"]), speed)
+    if "start" in boot:
+        named["start"] = faster(_span(boot["start"]), speed)
+    if "stop_s" in boot:
+        named["stop"] = faster((float(boot["stop_s"]), float(boot["stop_s"])), speed)
+    if "notice_s" in world:
+        named["notice_s"] = float(world["notice_s"]) / speed
+    return replace(usual, **named)
 
 
 def _span(table: Mapping[str, Any]) -> Span:

@@ -23,18 +23,15 @@ import tempfile
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, fields
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from autoscaler import logs
 from autoscaler.config import Config, ConfigError, load
 from autoscaler.demand import match_pool
-from autoscaler.model import Instance, InstanceMove, Job
-from autoscaler.money import NANO
 from autoscaler.rules import rules_of
 from autoscaler.sandbox.demo_cloud import CloudFaultShares, DemoCloud, cloud_of
-from autoscaler.sandbox.demo_config import DEPLOYMENT, DemoAddresses, world_document, write_config
+from autoscaler.sandbox.demo_config import DEPLOYMENT, DemoAddresses, boot_timeout_s, world_document, write_config
 from autoscaler.sandbox.demo_daemon import DaemonChild, decisions_of
 from autoscaler.sandbox.demo_forges import DemoForges
 from autoscaler.sandbox.demo_machines import DemoMachines, end_processes, processes_of
@@ -44,17 +41,17 @@ from autoscaler.sandbox.demo_progress import Progress, Screen, summary_text
 from autoscaler.sandbox.demo_reclaims import DemoReclaims
 from autoscaler.sandbox.demo_records import DemoRecords, JobRecord, PoolFacts
 from autoscaler.sandbox.demo_report import build_report
+from autoscaler.sandbox.demo_store import check_store_is_new, stored
 from autoscaler.sandbox.demo_trace import TraceError, replayed
 from autoscaler.sandbox.demo_workload import Submission, generated
+from autoscaler.sandbox.demo_world_file import CloudWorld, expectations, recorded_world
 from autoscaler.sandbox.faults import Faults
-from autoscaler.spi import ForgeName, InstanceId, PoolName, Secret
-from autoscaler.store import Store, StoreError, open_store
+from autoscaler.spi import ForgeName, PoolName, Secret
 
 STALLED_S = 180.0
 """Without a job that starts or ends for so long, the demo gives up on what is left."""
 WIND_DOWN_S = 45.0
 END_MACHINES_S = 5.0
-EVERYTHING = 1_000_000
 EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 KEPT = ("daemon.log", "autoscaler.db", "config.toml")
 
@@ -65,9 +62,10 @@ async def run_demo(options: DemoOptions) -> int:
         submissions, trace = _workload(options)
     except TraceError as error:
         raise DemoError(str(error)) from error
+    world = _recorded_world(options)
     logs.configure(level="warning")
     screen = Screen(sys.stderr)
-    demo = Demo(options, submissions, trace, screen)
+    demo = Demo(options, submissions, trace, world, screen)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, demo.interrupt)
@@ -97,6 +95,13 @@ def _workload(options: DemoOptions) -> tuple[Sequence[Submission], dict[str, Any
     return replay.submissions, trace
 
 
+def _recorded_world(options: DemoOptions) -> CloudWorld | None:
+    """What `--world` says. Raises DemoError."""
+    if options.world is None:
+        return None
+    return recorded_world(options.world, kind=options.provider, speed=options.speed)
+
+
 @dataclass(slots=True, kw_only=True)
 class _Site:
     """What one run is made of, once it is built."""
@@ -117,9 +122,15 @@ class Demo:
     """One run. `interrupt` may be called at any time, twice for no patience at all."""
 
     def __init__(
-        self, options: DemoOptions, submissions: Sequence[Submission], trace: dict[str, Any] | None, screen: Screen
+        self,
+        options: DemoOptions,
+        submissions: Sequence[Submission],
+        trace: dict[str, Any] | None,
+        recorded: CloudWorld | None,
+        screen: Screen,
     ) -> None:
         self._options = options
+        self._recorded = recorded
         self._submissions = submissions
         self._trace = trace
         self._screen = screen
@@ -166,7 +177,7 @@ class Demo:
     async def _build(self, folder: Path) -> _Site:
         options = self._options
         store = options.store or f"sqlite:///{folder / 'autoscaler.db'}"
-        await _check_store_is_new(store)
+        await check_store_is_new(store)
         public_port, admin_port = _free_port(), _free_port()
         admin_token = Secret(secrets.token_urlsafe(24))
         faults = Faults(
@@ -179,7 +190,9 @@ class Demo:
         )
         pools = STANDARD_POOLS if options.trace is None else pools_of_trace(self._submissions)
         github, gitlab = await forges.start()
-        cloud = cloud_of(options.provider, DEPLOYMENT, self._screen.say)
+        cloud = cloud_of(options.provider, DEPLOYMENT, self._screen.say, world=self._recorded)
+        for line in expectations(self._recorded) if self._recorded is not None else ():
+            self._screen.say(line)
         try:
             made = await cloud.start(folder, pools, faults=self._cloud_faults(), seed=options.seed)
             os.environ.update(made.environ)  # for the daemon, and for this process's own look at the machines
@@ -193,15 +206,16 @@ class Demo:
                 secrets=forges.secrets,
                 admin_token=admin_token,
                 store=store,
+                boot_timeout_s=boot_timeout_s(cloud.pace, slow_share=options.faults.get("slow_boot", 0.0)),
             )
             config = load(path)
             machines = DemoMachines(config)
             prices = await machines.on_demand_prices()
-        except ConfigError as error:
-            raise DemoError(f"the configuration made for this workload is refused:\n{error}") from error
-        except BaseException:
+        except BaseException as error:
             await cloud.aclose()
             await forges.aclose()
+            if isinstance(error, ConfigError):
+                raise DemoError(f"the configuration made for this workload is refused:\n{error}") from error
             raise
         daemon = DaemonChild(
             path, folder / "daemon.log", f"http://127.0.0.1:{admin_port}", admin_token, say=self._screen.say
@@ -212,6 +226,7 @@ class Demo:
             lambda machine, notice_s: cloud.reclaim(machine, notice_s=notice_s),
             share=options.faults.get("reclaim", 0.0),
             no_notice=options.faults.get("no_notice", 0.0),
+            notice_s=cloud.pace.notice_s,
             seed=options.seed,
         )
         return _Site(
@@ -236,6 +251,8 @@ class Demo:
         if self._trace is not None:
             world |= {"trace": self._trace}
             del world["job_s"]
+        if (recorded := self._recorded) is not None:
+            world |= {"file": recorded.file, "speed": recorded.speed, "unannounced": recorded.unannounced}
         return {**world, "seed": self._options.seed, "duration_s": self._options.duration_s}
 
     # ------------------------------------------------------------------ the work
@@ -274,15 +291,16 @@ class Demo:
         await asyncio.sleep(max(0.0, self._options.duration_s - (time.monotonic() - started)))
 
     async def _finish(self, site: _Site) -> None:
-        """Until every job has ended, or nothing moved for STALLED_S."""
+        """Until every job has ended, or nothing moved for STALLED_S and two boots."""
+        stalled_s = STALLED_S + 2 * site.cloud.pace.boot_s[1]
         moved_at, before = time.monotonic(), site.forges.tally()
         while before.open:
             self._cancel_unserved(site)
             await asyncio.sleep(0.25)
             if (now := site.forges.tally()) != before:
                 moved_at, before = time.monotonic(), now
-            elif time.monotonic() - moved_at > STALLED_S:
-                self._screen.say(f"nothing moved for {STALLED_S:.0f} s: {before.open} jobs are left as they are")
+            elif time.monotonic() - moved_at > stalled_s:
+                self._screen.say(f"nothing moved for {stalled_s:.0f} s: {before.open} jobs are left as they are")
                 return
 
     def _cancel_unserved(self, site: _Site) -> None:
@@ -297,7 +315,7 @@ class Demo:
         """Without faults now: wait until every machine and registration went by itself; machines that did not."""
         site.forges.end_faults()
         site.cloud.end_faults()
-        deadline = time.monotonic() + WIND_DOWN_S
+        deadline = time.monotonic() + WIND_DOWN_S + site.cloud.pace.boot_s[1]  # one may have just begun to boot
         while not self._stop.is_set():
             left = await site.machines.living()
             status = await site.daemon.ask("/api/v1/status")
@@ -329,7 +347,7 @@ class Demo:
         self, site: _Site, jobs: Sequence[JobRecord], *, started_at: float, ended_at: float, instances_left: int
     ) -> DemoRecords:
         rules = rules_of(site.config)
-        stored_jobs, instances, moves, recorded_usd = await _stored(site.store)
+        stored_jobs, instances, moves, recorded_usd = await stored(site.store)
         processes_left = len(await asyncio.to_thread(processes_of, site.folder))
         return DemoRecords(
             jobs=jobs,
@@ -386,35 +404,6 @@ def _pool_of(job: JobRecord, config: Config) -> PoolName | None:
         run_id="",
         pools=rules_of(config).pools.values(),
     ).pool
-
-
-async def _check_store_is_new(url: str) -> None:
-    """The demo's forges start from nothing: rows of other jobs and machines would be taken for theirs."""
-    try:
-        store = open_store(url)
-        await store.open()
-    except (StoreError, ValueError) as error:
-        raise DemoError(f"--store: {error}") from error
-    try:
-        if await store.recent_jobs(limit=1) or await store.recent_instances(limit=1):
-            raise DemoError("--store: it holds jobs or machines already; the demo needs an empty one")
-    finally:
-        await store.aclose()
-
-
-async def _stored(
-    url: str,
-) -> tuple[Sequence[Job], Sequence[Instance], dict[InstanceId, Sequence[InstanceMove]], float]:
-    store: Store = open_store(url)
-    await store.open()
-    try:
-        instances = await store.recent_instances(limit=EVERYTHING)
-        moves = {row.id: await store.instance_moves(row.id) for row in instances}
-        costs = await store.costs(datetime.fromtimestamp(0, UTC), datetime.now(UTC))
-        recorded_usd = sum(one.usd_nano for one in costs) / NANO
-        return await store.recent_jobs(limit=EVERYTHING), instances, moves, recorded_usd
-    finally:
-        await store.aclose()
 
 
 def _free_port() -> int:

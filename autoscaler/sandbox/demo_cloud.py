@@ -8,10 +8,13 @@ reclaimed, and what the report says of the world. `demo_cloud_local` is the loca
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from autoscaler.sandbox.demo_pools import DemoPool
 from autoscaler.spi import ProviderId
+
+if TYPE_CHECKING:  # the sandbox's clouds are imported when they are asked for
+    from autoscaler.sandbox.demo_world_file import CloudWorld
 
 IMAGES = Path(__file__).parent / "images"
 BOOT_S = (2.0, 6.0)
@@ -37,6 +40,14 @@ class CloudFaultShares:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How fast a world is: its shortest and longest cold boot, and how long before a reclaim its notice comes."""
+
+    boot_s: tuple[float, float] = BOOT_S
+    notice_s: float = NOTICE_S
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CloudConfig:
     """What a kind of cloud adds to the demo's configuration. `provider` is its name, `sections` TOML text with the
     provider and the image, `environ` what the daemon and the demo's own adapter need."""
@@ -50,6 +61,7 @@ class DemoCloud(Protocol):
     """One cloud of one demo. `start` first, `aclose` last; nothing is left behind then."""
 
     kind: str
+    pace: Pace
 
     async def start(
         self, folder: Path, pools: Sequence[DemoPool], *, faults: CloudFaultShares, seed: int
@@ -58,7 +70,7 @@ class DemoCloud(Protocol):
         ...
 
     def shape_of(self, pool: DemoPool) -> str:
-        """The pool's `[pool.shape]` as TOML lines."""
+        """The pool's `[pool.shape]` as TOML lines. Raises DemoError where nothing fits it."""
         ...
 
     def capacity_pools(self, pools: Sequence[DemoPool]) -> list[dict[str, object]]:
@@ -74,17 +86,18 @@ class DemoCloud(Protocol):
     async def aclose(self) -> None: ...
 
 
-def cloud_of(kind: str, deployment: str, say: Callable[[str], None]) -> DemoCloud:
-    """The cloud of `--provider`, for one deployment. `say` hears what a person should know."""
+def cloud_of(kind: str, deployment: str, say: Callable[[str], None], *, world: "CloudWorld | None" = None) -> DemoCloud:
+    """The cloud of `--provider`, for one deployment; `world` is what there is of it, if not the demo's own. `say` hears
+    what a person should know."""
     match kind:
         case "aws":
             from autoscaler.sandbox.demo_cloud_aws import AwsCloud
 
-            return AwsCloud(deployment)
+            return AwsCloud(deployment, say, world)
         case "gce":
             from autoscaler.sandbox.demo_cloud_gce import GceCloud
 
-            return GceCloud(deployment)
+            return GceCloud(deployment, say, world)
         case _:
             from autoscaler.sandbox.demo_cloud_local import LocalCloud
 

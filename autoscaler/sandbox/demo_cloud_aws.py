@@ -2,26 +2,30 @@
 
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from autoscaler.sandbox.aws_face import AwsFace
 from autoscaler.sandbox.aws_setup import Image, Subnet
 from autoscaler.sandbox.aws_site import AwsSite
+from autoscaler.sandbox.aws_sqs import Queue
 from autoscaler.sandbox.cloud_driver import CloudDriver
 from autoscaler.sandbox.cloud_identity import AwsNotary
-from autoscaler.sandbox.demo_cloud import IMAGE, CloudConfig, CloudFaultShares
+from autoscaler.sandbox.demo_cloud import IMAGE, CloudConfig, CloudFaultShares, Pace
 from autoscaler.sandbox.demo_cloud_world import (
     SHOWN_AS,
     DemoWorld,
     Make,
     account_of,
     hosts_of,
+    own_world,
+    places_of,
     size_of,
-    supplies_of,
     types_of,
 )
 from autoscaler.sandbox.demo_pools import DemoPool
+from autoscaler.sandbox.demo_world_file import CloudWorld, shape_in
 from autoscaler.sandbox.imds_face import ImdsSites
 from autoscaler.spi import ProviderId
 
@@ -37,8 +41,14 @@ MAKES = {
 _AMI = "ami-0d3a0000000000001"
 _GROUP = "sg-0d3a0000000000001"
 _VPC = "vpc-0d3a0000000000001"
-_SUBNET = "subnet-0d3a00000000000"
+_SUBNET = "subnet-0d3a{:013x}"
 _ACCESS_KEY = "AKIADEMODEMODEMODEMO"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Region:
+    subnets: list[str]
+    queue: Queue
 
 
 class AwsCloud:
@@ -46,34 +56,31 @@ class AwsCloud:
 
     kind = "aws"
 
-    def __init__(self, deployment: str) -> None:
+    def __init__(self, deployment: str, say: Callable[[str], None], recorded: CloudWorld | None = None) -> None:
         self._deployment = deployment
+        self._say = say
+        self._recorded = recorded
         self._world: DemoWorld | None = None
         self._face: AwsFace | None = None
-        self._notary = AwsNotary((REGION,))
+        self.pace = recorded.pace if recorded is not None else Pace()
 
     async def start(
         self, folder: Path, pools: Sequence[DemoPool], *, faults: CloudFaultShares, seed: int
     ) -> CloudConfig:
-        makes = [Make(name=name, of=one) for one in types_of(pools) for name in MAKES[one.name]]
-        supplies = supplies_of(NAME, makes, ZONES)
-        driver = CloudDriver(account_of(supplies, faults=faults, seed=seed, account=ACCOUNT))
+        world = self._recorded or own_world(NAME, _makes(pools), ZONES)
+        driver = CloudDriver(account_of(world, faults=faults, seed=seed, account=ACCOUNT))
         site = AwsSite(driver)
-        for number, zone in enumerate(ZONES):
-            site.setup.add_subnet(REGION, Subnet(id=f"{_SUBNET}{number}", zone=zone, vpc_id=_VPC))
-        site.setup.add_group(REGION, _GROUP, vpc_id=_VPC)
-        site.setup.add_image(REGION, Image(id=_AMI))
-        queue = site.add_queue(REGION, f"autoscaler-{self._deployment}")
+        regions = {region: self._set_up(site, region, zones) for region, zones in places_of(world.supplies).items()}
         secret = secrets.token_urlsafe(30)
         site.access.grant(_ACCESS_KEY, secret)
         self._face = AwsFace(site)
         url = await self._face.start()
-        hosts = hosts_of(driver, folder, name=NAME, metadata=ImdsSites(driver, self._notary))
-        self._world = DemoWorld(driver=driver, hosts=hosts, supplies=supplies)
-        anchors = self._notary.write_anchors(folder)
+        notary = AwsNotary(tuple(regions))
+        hosts = hosts_of(driver, folder, name=NAME, metadata=ImdsSites(driver, notary))
+        self._world = DemoWorld(driver=driver, hosts=hosts, world=world)
         return CloudConfig(
             provider=NAME,
-            sections=_sections(url, queue_url=site.sqs.url(queue), anchors=anchors),
+            sections=_sections(site, url, regions, anchors=notary.write_anchors(folder)),
             environ={
                 "AWS_ACCESS_KEY_ID": _ACCESS_KEY,
                 "AWS_SECRET_ACCESS_KEY": secret,
@@ -81,8 +88,19 @@ class AwsCloud:
             },
         )
 
+    def _set_up(self, site: AwsSite, region: str, zones: Sequence[str]) -> "_Region":
+        """What a person has to make in a region before machines can run in it."""
+        taken = len(site.setup.subnets_by_id)
+        subnets = [Subnet(id=_SUBNET.format(taken + n), zone=zone, vpc_id=_VPC) for n, zone in enumerate(zones)]
+        for subnet in subnets:
+            site.setup.add_subnet(region, subnet)
+        site.setup.add_group(region, _GROUP, vpc_id=_VPC)
+        site.setup.add_image(region, Image(id=_AMI))
+        queue = site.add_queue(region, f"autoscaler-{self._deployment}")
+        return _Region(subnets=[one.id for one in subnets], queue=queue)
+
     def shape_of(self, pool: DemoPool) -> str:
-        return size_of(pool)
+        return shape_in(self._recorded, pool, self._say) if self._recorded is not None else size_of(pool)
 
     def capacity_pools(self, pools: Sequence[DemoPool]) -> list[dict[str, object]]:
         return self._world.described() if self._world is not None else []
@@ -102,17 +120,26 @@ class AwsCloud:
             await self._face.aclose()
 
 
-def _sections(url: str, *, queue_url: str, anchors: Mapping[str, Path]) -> str:
-    subnets = [f"{_SUBNET}{number}" for number in range(len(ZONES))]
+def _makes(pools: Sequence[DemoPool]) -> list[Make]:
+    return [Make(name=name, of=one) for one in types_of(pools) for name in MAKES[one.name]]
+
+
+def _sections(site: AwsSite, url: str, regions: Mapping[str, _Region], *, anchors: Mapping[str, Path]) -> str:
+    networks = ", ".join(
+        f'{name} = {{ subnets = {json.dumps(one.subnets)}, security_groups = ["{_GROUP}"] }}'
+        for name, one in regions.items()
+    )
+    queues = ", ".join(f"{name} = {json.dumps(site.sqs.url(one.queue))}" for name, one in regions.items())
+    trusted = ", ".join(f"{name} = {json.dumps(str(path))}" for name, path in anchors.items())
     return f"""[[provider]]
 name = "{NAME}"
 kind = "aws"
 account = "{ACCOUNT}"
-regions = ["{REGION}"]
+regions = {json.dumps(list(regions))}
 endpoint_url = "{url}"
-networks = {{ {REGION} = {{ subnets = {json.dumps(subnets)}, security_groups = ["{_GROUP}"] }} }}
-notices = {{ {REGION} = "{queue_url}" }}
-trust_anchors = {{ {REGION} = {json.dumps(str(anchors[REGION]))} }}
+networks = {{ {networks} }}
+notices = {{ {queues} }}
+trust_anchors = {{ {trusted} }}
 
 [[image]]
 name = "{IMAGE}"

@@ -2,23 +2,26 @@
 startup script."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from autoscaler.sandbox.cloud_capacity import Supply
 from autoscaler.sandbox.cloud_driver import CloudDriver
 from autoscaler.sandbox.cloud_identity import GoogleNotary
-from autoscaler.sandbox.demo_cloud import IMAGE, CloudConfig, CloudFaultShares
+from autoscaler.sandbox.demo_cloud import IMAGE, CloudConfig, CloudFaultShares, Pace
 from autoscaler.sandbox.demo_cloud_world import (
     SHOWN_AS,
     DemoWorld,
     Make,
     account_of,
     hosts_of,
+    own_world,
+    places_of,
     size_of,
-    supplies_of,
     types_of,
 )
 from autoscaler.sandbox.demo_pools import DemoPool
+from autoscaler.sandbox.demo_world_file import CloudWorld, shape_in
 from autoscaler.sandbox.gce_behaviour import GceBehaviour
 from autoscaler.sandbox.gce_catalogue import Image
 from autoscaler.sandbox.gce_face import GceFace
@@ -45,8 +48,11 @@ class GceCloud:
 
     kind = "gce"
 
-    def __init__(self, deployment: str) -> None:
+    def __init__(self, deployment: str, say: Callable[[str], None], recorded: CloudWorld | None = None) -> None:
         self._deployment = deployment
+        self._say = say
+        self._recorded = recorded
+        self.pace = recorded.pace if recorded is not None else Pace()
         self._world: DemoWorld | None = None
         self._face: GceFace | None = None
         self._notary = GoogleNotary()
@@ -54,9 +60,8 @@ class GceCloud:
     async def start(
         self, folder: Path, pools: Sequence[DemoPool], *, faults: CloudFaultShares, seed: int
     ) -> CloudConfig:
-        makes = [Make(name=name, of=one) for one in types_of(pools) for name in MAKES[one.name]]
-        supplies = supplies_of(NAME, makes, ZONES)
-        account = account_of(supplies, faults=faults, seed=seed, account=PROJECT)
+        world = self._recorded or own_world(NAME, _makes(pools), ZONES)
+        account = account_of(world, faults=faults, seed=seed, account=PROJECT)
         catalogue = catalogue_of(account, project=PROJECT)
         catalogue.add_images([Image(path=_IMAGE, family="runner", disk_gb=20)])
         driver = CloudDriver(account)
@@ -65,12 +70,12 @@ class GceCloud:
         url = await self._face.start()
         metadata = GceMetadataSites(driver, self._face, self._notary)
         hosts = hosts_of(driver, folder, name=NAME, metadata=metadata)
-        self._world = DemoWorld(driver=driver, hosts=hosts, supplies=supplies)
+        self._world = DemoWorld(driver=driver, hosts=hosts, world=world)
         anchors = self._notary.write_anchors(folder)
-        return CloudConfig(provider=NAME, sections=_sections(url, makes, anchors))
+        return CloudConfig(provider=NAME, sections=_sections(url, world.supplies, driver.now, anchors=anchors))
 
     def shape_of(self, pool: DemoPool) -> str:
-        return size_of(pool)
+        return shape_in(self._recorded, pool, self._say) if self._recorded is not None else size_of(pool)
 
     def capacity_pools(self, pools: Sequence[DemoPool]) -> list[dict[str, object]]:
         return self._world.described() if self._world is not None else []
@@ -95,21 +100,35 @@ class GceCloud:
             await self._face.aclose()
 
 
-def _sections(url: str, makes: Sequence[Make], anchors: Path) -> str:
-    prices = ", ".join(
-        f'"{make.name}" = {{ {CapacityType.SPOT} = {make.of.spot_usd_hour}, '
-        f"{CapacityType.ON_DEMAND} = {make.of.on_demand_usd_hour} }}"
-        for make in makes
+def _makes(pools: Sequence[DemoPool]) -> list[Make]:
+    return [Make(name=name, of=one) for one in types_of(pools) for name in MAKES[one.name]]
+
+
+def _prices(supplies: Sequence[Supply], now: float) -> str:
+    """Google's prices are a region's, and a configuration's do not change: those of the region's dearest zone now."""
+    dearest: dict[str, dict[CapacityType, float]] = {}
+    for one in supplies:
+        prices = dearest.setdefault(f"{one.pool.region}/{one.pool.machine_type}", {})
+        kind = one.pool.capacity_type
+        prices[kind] = max(prices.get(kind, 0.0), round(one.price_at(now), 6))
+    return ", ".join(
+        f'"{name}" = {{ {", ".join(f"{kind} = {usd}" for kind, usd in sorted(prices.items()))} }}'
+        for name, prices in dearest.items()
     )
+
+
+def _sections(url: str, supplies: Sequence[Supply], now: float, *, anchors: Path) -> str:
+    regions = list(places_of(supplies))
+    networks = ", ".join(f'{region} = {{ subnetwork = "{_SUBNETWORK}" }}' for region in regions)
     return f"""[[provider]]
 name = "{NAME}"
 kind = "gce"
 project = "{PROJECT}"
-regions = ["{REGION}"]
+regions = {json.dumps(regions)}
 endpoint_url = "{url}"
-networks = {{ {REGION} = {{ subnetwork = "{_SUBNETWORK}" }} }}
+networks = {{ {networks} }}
 service_account = "{_ACCOUNT}"
-prices = {{ {prices} }}
+prices = {{ {_prices(supplies, now)} }}
 trust_anchors = {json.dumps(str(anchors))}
 
 [[image]]

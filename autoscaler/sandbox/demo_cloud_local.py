@@ -6,7 +6,16 @@ from pathlib import Path
 
 from autoscaler.calls import Calls
 from autoscaler.clock import SystemClock
-from autoscaler.sandbox.demo_cloud import BOOT_S, IMAGE, RUNNERS, SLOTS, SLOW_FACTOR, CloudConfig, CloudFaultShares
+from autoscaler.sandbox.demo_cloud import (
+    BOOT_S,
+    IMAGE,
+    RUNNERS,
+    SLOTS,
+    SLOW_FACTOR,
+    CloudConfig,
+    CloudFaultShares,
+    Pace,
+)
 from autoscaler.sandbox.demo_pools import DemoPool, MachineType
 from autoscaler.spi import ProviderId, ProviderName, ProviderSettings, Surroundings
 from providers.local import create
@@ -19,6 +28,7 @@ class LocalCloud:
     """See `demo_cloud.DemoCloud`. `say` hears what a person should know."""
 
     kind = "local"
+    pace = Pace()
 
     def __init__(self, deployment: str, say: Callable[[str], None]) -> None:
         self._deployment = deployment

@@ -1,29 +1,28 @@
 """What the demo's two sandbox clouds share: capacity pools for its pools, times, faults, and machines as processes.
 
-Each of the demo's machine types comes in three makes of the same size, in three zones, with spot prices a little apart
-and few slots each: enough to be spread, to be refused and to go elsewhere.
+In its own world each of the demo's machine types comes in three makes of the same size, in three zones, with spot
+prices a little apart and few slots each: enough to be spread, to be refused and to go elsewhere.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoscaler.sandbox.cloud_account import CloudAccount, CloudTimes
+from autoscaler.sandbox.cloud_account import CloudAccount
 from autoscaler.sandbox.cloud_capacity import Capacity, Supply
 from autoscaler.sandbox.cloud_driver import CloudDriver
 from autoscaler.sandbox.cloud_faults import CloudFaults
 from autoscaler.sandbox.cloud_hosts import CloudHosts, InstalledProgram, Metadata
-from autoscaler.sandbox.demo_cloud import BOOT_S, NOTICE_S, RUNNERS, SLOW_FACTOR, CloudFaultShares
+from autoscaler.sandbox.demo_cloud import RUNNERS, SLOW_FACTOR, CloudFaultShares
 from autoscaler.sandbox.demo_cloud_local import choose_isolation
 from autoscaler.sandbox.demo_pools import DemoPool, MachineType
+from autoscaler.sandbox.demo_world_file import USUAL, CloudWorld
 from autoscaler.spi import CapacityPool, CapacityType, ProviderName
 
 SPOT_SLOTS = 4
 ON_DEMAND_SLOTS = 32
 SHOWN_AS = {"github_runner": "/opt/actions-runner", "gitlab_runner": "/usr/bin/gitlab-runner"}
 """Where the image says that its programs lie."""
-_KEPT_S = 30.0
-_DESCRIBE_LAG_S = (0.0, 1.0)
 _PRICE_STEP = 0.04
 """By how much the makes of one size, and the zones, differ in their spot prices."""
 
@@ -42,7 +41,7 @@ class DemoWorld:
 
     driver: CloudDriver
     hosts: CloudHosts
-    supplies: Sequence[Supply]
+    world: CloudWorld
 
     @property
     def faults(self) -> CloudFaults:
@@ -65,13 +64,26 @@ class DemoWorld:
                 "cpus": one.cpus,
                 "memory_gib": one.memory_gib,
                 "slots": one.slots,
-                "usd_hour": one.price_usd_hour,
+                "usd_hour": round(one.price_at(self.driver.now), 6),
             }
-            for one in self.supplies
+            for one in self.world.supplies
         ]
 
 
-def supplies_of(provider: str, makes: Sequence[Make], zones: Mapping[str, str]) -> list[Supply]:
+def own_world(provider: str, makes: Sequence[Make], zones: Mapping[str, str]) -> CloudWorld:
+    """Where no file says what there is."""
+    return CloudWorld(supplies=_supplies(provider, makes, zones), times=USUAL)
+
+
+def places_of(supplies: Sequence[Supply]) -> dict[str, list[str]]:
+    """The zones of each region."""
+    found: dict[str, set[str]] = {}
+    for one in supplies:
+        found.setdefault(one.pool.region, set()).add(one.pool.zone)
+    return {region: sorted(zones) for region, zones in sorted(found.items())}
+
+
+def _supplies(provider: str, makes: Sequence[Make], zones: Mapping[str, str]) -> list[Supply]:
     """Spot and on-demand supplies of every make in every zone (zone -> region)."""
     found = []
     for number, make in enumerate(makes):
@@ -102,17 +114,17 @@ def types_of(pools: Sequence[DemoPool]) -> list[MachineType]:
     return list({pool.machine_type.name: pool.machine_type for pool in pools}.values())
 
 
-def account_of(supplies: Sequence[Supply], *, faults: CloudFaultShares, seed: int, account: str) -> CloudAccount:
-    times = CloudTimes(boot=BOOT_S, shown_after=_DESCRIBE_LAG_S, notice_s=NOTICE_S, kept_s=_KEPT_S)
+def account_of(world: CloudWorld, *, faults: CloudFaultShares, seed: int, account: str) -> CloudAccount:
     committed = CloudFaults(
         refuse=faults.refuse,
         throttle=faults.throttle,
         lost_answer=faults.lost_answer,
         slow_boot=faults.slow_boot,
         slow_factor=SLOW_FACTOR,
+        no_notice=world.unannounced,
         seed=seed,
     )
-    return CloudAccount(Capacity.of(supplies), times=times, faults=committed, account=account)
+    return CloudAccount(Capacity.of(world.supplies), times=world.times, faults=committed, account=account)
 
 
 def hosts_of(driver: CloudDriver, folder: Path, *, name: str, metadata: Metadata) -> CloudHosts:

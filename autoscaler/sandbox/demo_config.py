@@ -4,11 +4,12 @@ The world is compressed: boots of 2 to 6 s, jobs of 1 to 15 s, a wait target of 
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoscaler.sandbox.demo_cloud import BOOT_S, IMAGE, NOTICE_S, SLOW_FACTOR, CloudConfig, DemoCloud
+from autoscaler.sandbox.demo_cloud import IMAGE, SLOW_FACTOR, CloudConfig, DemoCloud, Pace
 from autoscaler.sandbox.demo_forges import GITHUB_LEASE_S, GITLAB_SILENT_S, ForgeSecrets
 from autoscaler.sandbox.demo_pools import MAX_INSTANCES, DemoPool
 from autoscaler.sandbox.demo_workload import LONGEST_S, SHORTEST_S
@@ -16,6 +17,7 @@ from autoscaler.spi import Secret
 
 DEPLOYMENT = "demo"
 TARGET_S = 10
+BOOT_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,9 +32,9 @@ def world_document(cloud: DemoCloud, pools: Sequence[DemoPool], *, slow_share: f
     """The world as the report shows it."""
     return {
         "provider": cloud.kind,
-        "boot_cold_s": list(BOOT_S),
+        "boot_cold_s": list(cloud.pace.boot_s),
         "slow_boot": {"share": slow_share, "factor": SLOW_FACTOR},
-        "notice_s": NOTICE_S,
+        "notice_s": cloud.pace.notice_s,
         "forge_gives_up_s": {"github": GITHUB_LEASE_S, "gitlab": GITLAB_SILENT_S},
         "job_s": [SHORTEST_S, LONGEST_S],
         "max_instances": MAX_INSTANCES,
@@ -62,6 +64,7 @@ def write_config(
     secrets: ForgeSecrets,
     admin_token: Secret,
     store: str,
+    boot_timeout_s: float,
 ) -> Path:
     """Write the configuration and its secret files below `folder`; returns the configuration's path. `shapes` are the
     lines of each pool's shape."""
@@ -76,7 +79,7 @@ def write_config(
         _autoscaler_section(addresses, store),
         _forge_sections(addresses, scopes, secrets.app_id),
         cloud.sections,
-        *(_pool_section(pool, cloud.provider, shapes[pool.name]) for pool in pools),
+        *(_pool_section(pool, cloud.provider, shapes[pool.name], boot_timeout_s) for pool in pools),
     ]
     path = folder / "config.toml"
     _write_private(path, "\n".join(sections))  # a store's URL may carry a password
@@ -126,7 +129,13 @@ poll = "5s"
 """
 
 
-def _pool_section(pool: DemoPool, provider: str, shape: str) -> str:
+def boot_timeout_s(pace: Pace, *, slow_share: float) -> float:
+    """Twice the longest boot, those made slow among them; at least what the demo's own world needs."""
+    longest_s = pace.boot_s[1] * (SLOW_FACTOR if slow_share else 1.0)
+    return max(BOOT_TIMEOUT_S, math.ceil(2 * longest_s))
+
+
+def _pool_section(pool: DemoPool, provider: str, shape: str, boot_timeout_s: float) -> str:
     return f"""[[pool]]
 name = "{pool.name}"
 forges = ["{pool.forge}"]
@@ -136,7 +145,7 @@ image = "{IMAGE}"
 providers = ["{provider}"]
 max = {pool.max}
 idle_timeout = "4s"
-boot_timeout = "60s"
+boot_timeout = "{boot_timeout_s:.0f}s"
 max_job_runtime = "10m"
 [pool.shape]
 {shape}

@@ -29,10 +29,11 @@ class DemoError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoOptions:
-    """`provider` is where machines come from; `faults` by name; `trace` is a job trace to replay `speed` times as fast;
-    `keep` gets the logs and the store."""
+    """`provider` is where machines come from, `world` a file that says what there is of them; `faults` by name; `trace`
+    is a job trace to replay. Both run `speed` times as fast as they say. `keep` gets the logs and the store."""
 
     provider: str
+    world: Path | None
     duration_s: float
     faults: Mapping[str, float]
     trace: Path | None
@@ -47,18 +48,24 @@ class DemoOptions:
         """Raises DemoError."""
         for name in ("duration", "speed"):
             value = getattr(options, name)
-            if not (math.isfinite(value) and value > 0):
+            if value is not None and not (math.isfinite(value) and value > 0):
                 raise DemoError(f"--{name} must be a number above 0")
-        if options.speed != 1.0 and options.jobs is None:
-            raise DemoError("--speed goes with --jobs TRACE: the generated workload has a speed of its own")
+        if options.speed is not None and options.jobs is None and options.world is None:
+            raise DemoError(
+                "--speed goes with --jobs TRACE or --world FILE: the demo's own workload and world have a speed of "
+                "their own"
+            )
+        if options.world is not None and options.provider == "local":
+            raise DemoError("--world FILE goes with --provider aws or gce: local machines are what this host has")
         if options.store and not options.store.startswith(("sqlite:///", "postgresql://", "postgres://")):
             raise DemoError("--store must be sqlite:///path or postgresql://user@host/database")
         return cls(
             provider=options.provider,
+            world=options.world,
             duration_s=options.duration,
             faults=parse_faults(options.faults, options.provider),
             trace=options.jobs,
-            speed=options.speed,
+            speed=options.speed or 1.0,
             seed=options.seed,
             store=options.store,
             keep=options.keep,

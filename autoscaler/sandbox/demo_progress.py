@@ -151,6 +151,8 @@ def summary_text(report: Document) -> str:
     """The report for people."""
     jobs, wait, cost, launched = report["jobs"], report["wait_s"], report["cost_usd"], report["launches"]
     lines = ["", "What happened"]
+    if "file" in (world := report["world"]):
+        lines.append(f"  world        {world['file']}, {world['speed']:g}x as fast")
     trace = report["world"].get("trace")
     if trace is not None:
         lines.append(

@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from autoscaler.names import instance_named
-from autoscaler.sandbox.demo_cloud import NOTICE_S
 from autoscaler.sandbox.demo_daemon import DaemonChild
 from autoscaler.sandbox.demo_forges import DemoForges
 from autoscaler.sandbox.demo_records import JobRecord
@@ -39,6 +38,7 @@ class DemoReclaims:
         *,
         share: float,
         no_notice: float,
+        notice_s: float,
         seed: int,
     ) -> None:
         self.count = Reclaimed()
@@ -47,6 +47,7 @@ class DemoReclaims:
         self._take = take
         self._share = share
         self._no_notice = no_notice
+        self._notice_s = notice_s
         self._dice = random.Random(f"{seed}/reclaim")  # noqa: S311 - repeatable faults, not secrets
         self._seen: set[str] = set()
 
@@ -64,7 +65,7 @@ class DemoReclaims:
 
     async def _reclaim(self, job: JobRecord) -> None:
         """Early enough that the job still runs when its machine is gone, most of the time."""
-        notice_s = 0.0 if self._dice.random() < self._no_notice else NOTICE_S
+        notice_s = 0.0 if self._dice.random() < self._no_notice else self._notice_s
         await asyncio.sleep(self._dice.uniform(0.0, 0.6) * job.duration_s)
         machine = await self._machine_of(job.runners[-1])
         if machine is not None:
