@@ -53,6 +53,9 @@ def test_a_fault_given_twice_is_refused() -> None:
         ["--speed", "10"],
         ["--store", "mysql://x"],
         ["--jobs", "/nonexistent/trace.csv"],
+        ["--world", "world.toml"],
+        ["--world", "world.toml", "--provider", "local"],
+        ["--world", "/nonexistent/world.toml", "--provider", "aws"],
     ],
 )
 def test_wrong_options_end_with_code_2_and_one_line_on_stderr(
