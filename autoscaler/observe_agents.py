@@ -5,6 +5,8 @@ What an agent says of its end stays on the row: it says it once, and may be gone
 
 from datetime import datetime
 
+import structlog
+
 from autoscaler.facts import AgentReported, AgentSaidHello, AssignmentAsked
 from autoscaler.live import LiveRows
 from autoscaler.model import Instance, InstanceState
@@ -12,6 +14,8 @@ from autoscaler.observe_jobs import JobObserver
 from autoscaler.observe_losses import LossObserver
 from autoscaler.sightings import Sightings
 from autoscaler.states import REGISTERED_STATES, WORKING_STATES
+
+log = structlog.get_logger()
 
 RECLAIMED = "reclaimed"
 """The cause of an agent that ends, or ends its runner, because of a notice."""
@@ -41,6 +45,10 @@ class AgentObserver:
         if row.state is _S.LAUNCHED:
             row = self._rows.move(row, _S.READY, now=now, cause="its agent said hello")
         if fact.runner_name and row.state is _S.READY and not row.runner_name:
+            if self._rows.by_runner(fact.runner_name) is not None:
+                # Its word alone: the job of that runner would be looked for here, and its machine seem to have none.
+                log.warning("runner_of_another_machine_claimed", instance=row.id)
+                return
             self._rows.move(
                 row, _S.REGISTERING, now=now, cause="its agent runs a runner already", runner_name=fact.runner_name
             )

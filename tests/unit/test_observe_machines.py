@@ -217,6 +217,17 @@ async def test_an_adopted_machine_tells_which_runner_it_runs(world: Observing) -
     assert (adopted.state, adopted.runner_id) == (S.BUSY, RunnerId("4"))
 
 
+async def test_a_machine_that_says_it_runs_the_runner_of_another_takes_nothing_from_it(world: Observing) -> None:
+    owner = await world.have_runner(1)
+    await world.machines(listed_machine(1), listed_machine(4))
+    await world.machines(of=OTHER)
+    (liar,) = [row for row in world.rows.instances.values() if row.id != owner.id]
+    await world.see(AgentSaidHello(instance=liar.id, runner_name=runner_name(1)))
+    assert (world.state(liar), world.rows.instances[liar.id].runner_name) == (S.READY, "")
+    await world.runners(listed_runner(1, is_busy=True))
+    assert (world.state(owner), world.state(liar)) == (S.BUSY, S.READY)
+
+
 async def test_a_silent_adopted_machine_spares_unknown_runners_for_a_day_only(world: Observing) -> None:
     await world.machines(listed_machine(4))
     await world.machines(of=OTHER)
