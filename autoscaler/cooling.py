@@ -21,6 +21,8 @@ STUBBORN_FROM = 10
 STUBBORN_COOLDOWN = timedelta(minutes=5)
 BRIEF = 90
 """Characters of a cloud's error in the reason of a launch."""
+LONGEST_WAIT = timedelta(seconds=15)
+"""A provider that asks for a longer pause is out, as a capacity pool that refused for the first time is."""
 LASTING_COOLDOWN = timedelta(hours=1)
 """For what a cloud does not have at all: a machine type that a zone never offers."""
 
@@ -140,7 +142,8 @@ class Closures:
             kind = Closing.FAILING if held else Closing.WAITING
             return Closure(kind=kind, until=again_at, reason=held or "the last launch failed")
         if paused_until > self._now:
-            return Closure(kind=Closing.WAITING, until=paused_until, reason=f"{provider} asks for fewer calls")
+            kind = Closing.WAITING if paused_until <= self._now + LONGEST_WAIT else Closing.FAILING
+            return Closure(kind=kind, until=paused_until, reason=f"{provider} asks for fewer calls")
         return None
 
 

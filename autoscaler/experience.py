@@ -75,6 +75,10 @@ class Experience:
             before = self._seen.cooldowns.get(capacity_pool)
             if before is not None and before.until <= now:  # one that cools was refused since this was asked for
                 del self._seen.cooldowns[capacity_pool]
+            for key, one in list(self._seen.scope_cooldowns.items()):
+                is_over = one.provider == capacity_pool.provider and one.until <= now
+                if is_over and one.scope.covers(capacity_pool):  # a fleet at its quota gets each machine that is freed
+                    del self._seen.scope_cooldowns[key]
         unexplained: dict[str, list[Offering]] = defaultdict(list)
         errors: dict[str, ProviderError] = {}
         for refusal in fact.result.refusals:

@@ -66,6 +66,21 @@ async def test_a_quota_cools_its_scope(world: Observing) -> None:
     assert not world.snapshot().cooldowns
 
 
+async def test_a_fleet_at_its_quota_is_asked_again_soon_whenever_a_machine_is_freed(world: Observing) -> None:
+    scope = CapacityScope(region="eu-central-1", capacity_type=CapacityType.SPOT)
+    full = (OFFERING, QuotaExceeded("32 vCPUs", scope=scope))
+    for _ in range(4):
+        await world.see(answer(refused=(full,)))
+        (cooling,) = world.snapshot().scope_cooldowns
+        world.now = cooling.until
+    assert cooling.failures == 4, "nothing was freed meanwhile"
+    await world.see(answer(listed_machine(), refused=(full,)))
+    (cooling,) = world.snapshot().scope_cooldowns
+    assert cooling.failures == 1
+    await world.see(answer(listed_machine()))
+    assert world.snapshot().scope_cooldowns == (cooling,), "the machine was asked for before the refusal"
+
+
 async def test_what_a_cloud_does_not_have_at_all_cools_for_long(world: Observing) -> None:
     await world.see(answer(refused=((OFFERING, CapacityUnavailable("Unsupported", is_lasting=True)),)))
     assert world.snapshot().cooldowns[SPOT].until - world.now == timedelta(hours=1)

@@ -151,6 +151,14 @@ def test_a_pause_of_seconds_is_no_reason_to_pay_more() -> None:
     assert made.blocked[0].reason == "aws asks for fewer calls; tried again in 2 s"
 
 
+def test_a_provider_that_asks_for_a_long_pause_is_out() -> None:
+    bought = offering("x", 0.3, provider=GCE, word=CapacityType.ON_DEMAND)
+    paused = with_offerings(*SPOTS, bought, retry_after={throttle_key(AWS): NOW + timedelta(minutes=5)})
+    (made,) = launches(planned(world(jobs(1), **paused), replace(WIDE, providers=(AWS, GCE))))
+    assert made.offerings == (bought,)
+    assert "aws asks for fewer calls" in made.reason
+
+
 def test_another_provider_has_its_turn_while_one_is_paused() -> None:
     google = offering("x", 0.06, provider=GCE)
     paused = with_offerings(*SPOTS, google, retry_after={throttle_key(AWS): NOW + timedelta(seconds=2)})
