@@ -109,10 +109,14 @@ class AwsCloud:
         self.url = ""
 
     async def fill(self, *, count: int) -> None:
-        """Launch so many machines by fleets, past all limits."""
+        """Launch so many machines by fleets, past all limits, and let them boot; nobody has heard of it later."""
         self._site.limits.are_on = False
         await asyncio.to_thread(self._fill, count)
         self._site.limits.are_on = True
+        while any(one.state is MachineState.PENDING for one in self._site.cloud.machines.values()):
+            await asyncio.sleep(0.2)
+        for queue in self._site.sqs.queues.values():
+            queue.messages.clear()
         self._log.calls.clear()
 
     def _fill(self, count: int) -> None:
