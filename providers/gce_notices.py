@@ -22,6 +22,8 @@ _WAIT_S = 20.0
 _LATE = timedelta(minutes=5)
 _OVERLAP = timedelta(minutes=10)
 """An operation may be listed well after its own time."""
+_AWAY = timedelta(hours=1)
+"""The first look goes back further: what became of machines while no daemon ran, nothing else tells any more."""
 _REMEMBERED = 20_000
 
 
@@ -64,8 +66,9 @@ class GceNotices:
             self._pending.pop(notice.receipt, None)
 
     async def _look(self) -> None:
+        is_first = not self._has_looked
         try:
-            losses = await self._operations.losses(self._clients.google_now() - _OVERLAP)
+            losses = await self._operations.losses(self._clients.google_now() - (_AWAY if is_first else _OVERLAP))
         except ProviderError as error:
             if not self._trouble:
                 _log.warning("notices_not_read", error=str(error))
@@ -74,9 +77,9 @@ class GceNotices:
         self._trouble = ""
         self._has_looked = True
         for loss in losses:
-            self._take(loss)
+            self._take(loss, latest=_AWAY if is_first else _LATE)
 
-    def _take(self, loss: Ending) -> None:
+    def _take(self, loss: Ending, *, latest: timedelta) -> None:
         if loss.operation in self._seen:
             return  # each poll reads the last minutes again
         self._seen[loss.operation] = None
@@ -86,7 +89,7 @@ class GceNotices:
         known = self._machines.known(loss.provider_id)
         if not name.startswith(self._name_prefix) or (known is not None and known.numeric_id != loss.target_id):
             self._dropped["foreign"] += 1
-        elif self._clients.google_now() - loss.at > _LATE:
+        elif self._clients.google_now() - loss.at > latest:
             self._dropped["late"] += 1
         elif any(one.provider_id == loss.provider_id for one in self._pending.values()):
             self._dropped["duplicate"] += 1

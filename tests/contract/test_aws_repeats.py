@@ -1,4 +1,5 @@
-"""Repeats of launches on AWS, of which no listing shows yet what the first try made: none of them makes more."""
+"""Several regions of AWS, and repeats of launches in them: no listing shows yet what the first try made, and none of
+them makes more; what fails in one region does not hold up the others."""
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -9,7 +10,7 @@ import pytest
 from autoscaler.sandbox.aws_face import throttled
 from autoscaler.sandbox.aws_query import AwsError
 from autoscaler.sandbox.aws_setup import Image, Subnet
-from autoscaler.spi import CapacityType, LaunchBatch, Offering, OutcomeUnknown, Shape
+from autoscaler.spi import CapacityType, LaunchBatch, Offering, OutcomeUnknown, Shape, Throttled
 from providers.aws import AwsProvider
 from tests.aws_site import AMI, GROUP, QUICK, REGION, subnet, usual_supplies
 from tests.contract.aws_driver import AwsDriver, aws_driver, few_slots
@@ -133,3 +134,19 @@ async def test_stoppable_machines_are_launched_where_the_template_was_deleted(dr
     driver.served.site.ec2.templates.templates.clear()
     result = await driver.provider.launch(driver.batch("b-1", count=1, offerings=[here], is_stoppable=True))
     assert len(result.instances) == 1
+
+
+async def test_a_region_that_fails_does_not_keep_the_machines_of_others_alive(driver: AwsDriver) -> None:
+    provider = both_regions(driver)
+    made = []
+    for number, offering in enumerate(await spot_of_both(provider)):
+        made += (await provider.launch(driver.batch(f"b-{number}", count=1, offerings=[offering]))).instances
+    here, there = made
+    machines = driver.served.site.cloud.machines
+    for machine in machines.values():
+        machine.shown_at = 0.0
+    driver.served.face.troubles.fail_next("TerminateInstances", throttled("ec2"))
+    with pytest.raises(Throttled):
+        await provider.terminate([here.provider_id, there.provider_id])
+    assert not machines[there.provider_id].is_up
+    assert machines[here.provider_id].is_up
