@@ -45,12 +45,19 @@ class AwsPower:
         """Machines whose spot requests launch no others."""
 
     async def terminate(self, ids: Sequence[ProviderId]) -> None:
-        """Only what carries our tag: ids come from our rows and listings, and the policy allows no other."""
-        ours = await self._ours(ids)
-        for region, members in self._machines.by_region(ours).items():
-            await self._cancel_requests(region, members)
-            await self._each_batch(region, members, "terminate", "ec2:TerminateInstances", "terminate_instances")
-        self._machines.note_ending(ours)
+        """Only what carries our tag: ids come from our rows and listings, and the policy allows no other. A region that
+        fails does not keep the machines of others alive."""
+        failures: list[ProviderError] = []
+        for region, members in self._machines.by_region(await self._ours(ids)).items():
+            try:
+                await self._cancel_requests(region, members)
+                await self._each_batch(region, members, "terminate", "ec2:TerminateInstances", "terminate_instances")
+            except ProviderError as error:
+                failures.append(error)
+            else:
+                self._machines.note_ending(members)
+        if failures:
+            raise failures[0]
 
     async def stop(self, ids: Sequence[ProviderId]) -> None:
         for region, members in self._machines.by_region(await self._ours(ids)).items():

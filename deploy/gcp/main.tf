@@ -14,11 +14,11 @@ variable "project" {
 }
 
 variable "deployment" {
-  description = "The deployment's name, as [autoscaler] name in the configuration. It is in every label."
+  description = "The deployment's name, as [autoscaler] name in the configuration, or a short form of it: it names what is made here."
   type        = string
   validation {
-    condition     = can(regex("^[a-z][a-z0-9-]{0,18}$", var.deployment))
-    error_message = "A lower-case letter, then letters, digits and dashes, at most 19 characters."
+    condition     = can(regex("^[a-z]([a-z0-9-]{0,10}[a-z0-9])?$", var.deployment))
+    error_message = "A lower-case letter, then letters, digits and dashes, at most 12 characters: an account's name has 30."
   }
 }
 

@@ -329,13 +329,16 @@ async def test_a_preemption_is_told_again_until_it_is_acknowledged_and_once_afte
     await assert_silent(provider, site)
 
 
-async def test_a_preemption_while_no_daemon_ran_is_told_to_the_next(site: GceSite) -> None:
+@pytest.mark.parametrize("away_s", [0, 20 * 60])
+async def test_a_preemption_while_no_daemon_ran_is_told_to_the_next(site: GceSite, away_s: float) -> None:
     before = site.provider()
     (machine,) = (await launched(before)).instances
     await running(before, machine)
     await before.interrupt([machine.provider_id])
     await state(before, machine, MachineState.TERMINATED)
-    (notice,) = await until(lambda: heard(site.provider()))
+    site.clock.ahead_s += away_s
+    after = site.provider()
+    (notice,) = await until(lambda: heard(after))
     assert (notice.provider_id, notice.kind) == (machine.provider_id, NoticeKind.RECLAIM)
 
 

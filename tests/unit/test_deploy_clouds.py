@@ -137,3 +137,14 @@ def test_the_role_of_google_cloud_names_each_permission_once_and_grants_no_admin
     assert granted == sorted(set(granted))
     assert all(re.fullmatch(r"compute\.[a-zA-Z]+\.[a-zA-Z]+", one) for one in granted)
     assert not [one for one in granted if "setIam" in one or "osAdmin" in one]
+
+
+def test_every_deployment_that_terraform_admits_has_names_that_google_takes() -> None:
+    text = (DEPLOY / "gcp/main.tf").read_text()
+    admitted = re.search(r'regex\("([^"]+)", var\.deployment', text)
+    assert admitted is not None
+    longest = max((one for n in range(1, 64) if re.fullmatch(admitted[1], one := "a" * n)), key=len)
+    for suffix in ("", "-runner"):
+        for deployment in ("a", longest):
+            assert re.fullmatch(r"[a-z][a-z0-9-]{4,28}[a-z0-9]", f"autoscaler-{deployment}{suffix}")
+    assert not re.fullmatch(admitted[1], "ci-")
