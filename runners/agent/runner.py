@@ -10,6 +10,7 @@ its whole environment to jobs, so that it gets a file, which is removed once it 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -192,10 +193,9 @@ class Runner:
 
     def _forget_secret(self) -> None:
         if self._command.secret_file:
-            try:
+            # It may be gone, or be what the job has put in its place: the end of the runner is told all the same.
+            with contextlib.suppress(OSError):
                 os.unlink(self._command.secret_file)
-            except FileNotFoundError:
-                return
 
     def _read(self) -> None:
         output = self._process.stdout

@@ -30,8 +30,9 @@ from autoscaler.spi import ProviderName, Verdict
 from runners.agent.client import Client, Unreachable
 from runners.agent.evidence import local_evidence
 from runners.agent.hooks import write_hooks
-from runners.agent.runner import github_command, gitlab_command
+from runners.agent.runner import Command, Runner, github_command, gitlab_command
 from runners.agent.session import Backoff
+from runners.agent.user import User
 from runners.bootstrap import boot_document, build_agent
 from tests.config_files import ENVIRON, minimal_document, write
 
@@ -284,3 +285,34 @@ def test_runners_hear_interrupts_although_the_agents_parent_ignored_them() -> No
     )
     told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=30)
     assert told.stdout.split() == ["True", "False"]
+
+
+def test_a_runners_end_is_told_though_its_job_put_a_folder_where_the_secret_was(tmp_path: Path) -> None:
+    """Otherwise the daemon would wait for a runner that is long gone."""
+    secret_file = tmp_path / "runner.toml"
+    ended = threading.Event()
+    codes: list[int] = []
+
+    def on_exit(code: int) -> None:
+        codes.append(code)
+        ended.set()
+
+    Runner(
+        Command(
+            argv=["/bin/sh", "-c", f"rm {secret_file} && mkdir {secret_file} && exit 3"],
+            cwd=str(tmp_path),
+            env={"PATH": "/usr/bin:/bin"},
+            stop_signal=15,
+            started_words=(),
+            completed_words=(),
+            secret_file=str(secret_file),
+            secret_text="a secret",
+        ),
+        secret="a secret",
+        user=User(name=""),
+        log_path=str(tmp_path / "runner.log"),
+        on_line_kind=lambda _: None,
+        on_exit=on_exit,
+    )
+    assert ended.wait(10)
+    assert codes == [3]
