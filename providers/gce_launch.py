@@ -146,9 +146,7 @@ class GceLauncher:
                 if not state.made.living and not state.refusals:
                     raise
                 state.refusals += [Refusal(offering=one, error=error) for one in part.offerings]
-        ranks = {offering.capacity_pool: rank for rank, offering in enumerate(batch.offerings)}
-        made = sorted(state.made.living, key=lambda one: (ranks.get(one.capacity_pool, len(ranks)), one.provider_id))
-        return LaunchResult(instances=tuple(made), refusals=tuple(state.refusals))
+        return _result(state)
 
     async def _go_on(self, state: _Batch) -> None:
         """What earlier tries made. Raises Unauthorized, else OutcomeUnknown: some machines may exist."""
@@ -325,6 +323,17 @@ class GceLauncher:
         waiting = self._started.get(state.batch.token, [])
         if started in waiting:
             waiting.remove(started)
+
+
+def _result(state: _Batch) -> LaunchResult:
+    """What a launch came to. Raises InvalidRequest or Unauthorized where nothing else is the matter anywhere: that is
+    no fault of the offerings."""
+    errors = [refusal.error for refusal in state.refusals]
+    if errors and not state.made.living and all(isinstance(one, InvalidRequest | Unauthorized) for one in errors):
+        raise errors[0]
+    ranks = {offering.capacity_pool: rank for rank, offering in enumerate(state.batch.offerings)}
+    made = sorted(state.made.living, key=lambda one: (ranks.get(one.capacity_pool, len(ranks)), one.provider_id))
+    return LaunchResult(instances=tuple(made), refusals=tuple(state.refusals))
 
 
 def _refusals(part: Part, faults: Sequence[OperationFault], *, is_short: bool) -> list[Refusal]:

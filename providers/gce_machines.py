@@ -149,6 +149,9 @@ class GceMachines:
         for provider_id, (at, _) in list(self._ended.items()):
             if provider_id not in self._known and now - at > _KEEP_ENDED:
                 del self._ended[provider_id]
+        for provider_id, at in list(self._deleting.items()):  # some were gone before any listing showed them
+            if provider_id not in self._known and provider_id not in present and now - at > _KEEP_ENDED:
+                del self._deleting[provider_id]
         living = [self._note(machine, endings) for machine in present.values()]
         return [*living, *(one for id_, (_, one) in self._ended.items() if id_ not in present)]
 

@@ -16,11 +16,13 @@ from autoscaler.sandbox.gce_wire import GceError
 from autoscaler.spi import (
     CapacityType,
     CapacityUnavailable,
+    InvalidRequest,
     Offering,
     OutcomeUnknown,
     Provider,
     Shape,
     Throttled,
+    Unauthorized,
 )
 from tests.contract.test_gce_trouble import bulk_inserts, names_in_world
 from tests.gce_site import LARGE, OTHER_REGION, REGION, SMALL, ZONES, GceSite, batch, serving
@@ -38,6 +40,8 @@ class Inserts:
     after: dict[int, Callable[[], None]] = field(default_factory=dict)
     count: int = 0
     hides_unfinished: bool = False
+    failing_with: str = ""
+    """The code that operations fail with, whatever the sandbox says."""
     site: GceSite | None = None
 
     @web.middleware
@@ -46,6 +50,8 @@ class Inserts:
     ) -> web.StreamResponse:
         if request.path.endswith("/aggregated/instances") and self.hides_unfinished:
             return self._without_unfinished(await handler(request))
+        if "/operations/operation-" in request.path and self.failing_with:
+            return self._failed_otherwise(await handler(request))
         if not request.path.endswith("/instances/bulkInsert"):
             return await handler(request)
         self.count += 1
@@ -60,6 +66,14 @@ class Inserts:
         if (act := self.after.get(number)) is not None:
             act()
         return response
+
+    def _failed_otherwise(self, response: web.StreamResponse) -> web.StreamResponse:
+        assert isinstance(response, web.Response)
+        assert response.text is not None
+        operation = json.loads(response.text)
+        if "error" in operation:
+            operation["error"] = {"errors": [{"code": self.failing_with, "message": "told so"}]}
+        return web.json_response(operation)
 
     def _without_unfinished(self, response: web.StreamResponse) -> web.StreamResponse:
         assert isinstance(response, web.Response)
@@ -208,3 +222,17 @@ async def test_a_new_launch_waits_for_no_listing_budget(site: GceSite, inserts: 
     with pytest.raises(Throttled):  # nothing was asked, so that other providers are asked at once
         await provider.launch(asked)
     assert names_in_world(site) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"), [("RESOURCE_NOT_FOUND", InvalidRequest), ("PERMISSIONS_ERROR", Unauthorized)]
+)
+async def test_a_configuration_that_only_the_operation_finds_wrong_fails_the_launch(
+    site: GceSite, inserts: Inserts, code: str, expected: type[Exception]
+) -> None:
+    provider = site.provider(regions=REGIONS)
+    offered = await three_parts(provider)
+    site.account.capacity.exhausted |= {one.capacity_pool for one in offered}
+    inserts.failing_with = code
+    with pytest.raises(expected, match=code):
+        await provider.launch(batch("b-1", count=1, offerings=offered))
