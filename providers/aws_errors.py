@@ -198,7 +198,7 @@ def _of_transport(error: Exception, context: Context) -> ProviderError:
             sdk_errors.EndpointConnectionError() | sdk_errors.ConnectTimeoutError() | sdk_errors.ProxyConnectionError()
         ):
             return ProviderError(f"cannot {context.doing}: {context.region} is not reached: {kind}")
-        case sdk_errors.SSLError():
+        case sdk_errors.SSLError() if not context.is_write or "CERTIFICATE_VERIFY_FAILED" in str(error):
             return ProviderError(f"cannot {context.doing}: TLS to {context.region} fails: {kind}")
     if context.is_write:
         return OutcomeUnknown(f"{context.doing}: no answer from {context.region} ({kind}); it may have taken effect")

@@ -142,6 +142,7 @@ def test_a_write_without_an_answer_may_have_taken_effect_and_a_read_has_not() ->
     for error in (
         sdk_errors.ReadTimeoutError(endpoint_url="x"),
         sdk_errors.ConnectionClosedError(endpoint_url="x"),
+        sdk_errors.SSLError(endpoint_url="x", error="EOF occurred in violation of protocol"),
         TimeoutError(),
     ):
         assert type(translate(error, LAUNCH)) is OutcomeUnknown
@@ -170,6 +171,7 @@ def test_a_write_that_was_never_sent_has_not_taken_effect() -> None:
     for error in (
         sdk_errors.ConnectTimeoutError(endpoint_url="x"),
         sdk_errors.EndpointConnectionError(endpoint_url="x"),
+        sdk_errors.SSLError(endpoint_url="x", error="[SSL: CERTIFICATE_VERIFY_FAILED] self-signed certificate"),
         GateBusy("no thread"),
     ):
         assert type(translate(error, LAUNCH)) is ProviderError
