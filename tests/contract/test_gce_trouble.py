@@ -1,6 +1,7 @@
 """What Google Cloud does when it does not do as asked, and what the adapter makes of it: nothing leaks or doubles.
 
-Google's own client talks to the sandbox; what a test asserts is the world, or what the core is told.
+Google's own client talks to the sandbox; what a test asserts is the world, or what the core is told. A list of troubles
+with one site for all, and so a little longer than others.
 """
 
 import asyncio

@@ -1,4 +1,7 @@
-"""The admin listener over real HTTP: who may ask, what is answered, and that the OpenAPI document tells the truth."""
+"""The admin listener over real HTTP: who may ask, what is answered, and that the OpenAPI document tells the truth.
+
+A little longer than others: one list of all addresses goes through each of its questions.
+"""
 
 import asyncio
 import json

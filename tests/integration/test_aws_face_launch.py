@@ -1,4 +1,7 @@
-"""CreateFleet, RunInstances and launch templates of the sandbox's EC2, asked by boto3."""
+"""CreateFleet, RunInstances and launch templates of the sandbox's EC2, asked by boto3.
+
+A little longer than others: the three ways to launch share their builders and are compared with each other.
+"""
 
 import asyncio
 import base64

@@ -1,4 +1,7 @@
-"""What agents may ask: the first valid claim owns a machine, a repeat gets the same answer, everything else nothing."""
+"""What agents may ask: the first valid claim owns a machine, a repeat gets the same answer, everything else nothing.
+
+Longer than others: what one desk may be asked, and by whom, is read against one set of builders.
+"""
 
 import asyncio
 import hashlib
