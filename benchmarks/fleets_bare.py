@@ -1,4 +1,4 @@
-"""The baselines of `fleets` on AWS: what boto3 alone needs for the same. Blocking."""
+"""The baselines of `fleets-aws`: what boto3 alone needs for the same. Blocking."""
 
 import json
 import time
@@ -23,7 +23,7 @@ class Spent:
     count: int
 
 
-def _spent(work: Callable[[], int]) -> Spent:
+def spent(work: Callable[[], int]) -> Spent:
     wall, cpu = time.perf_counter(), time.thread_time()
     count = work()
     return Spent(wall_s=time.perf_counter() - wall, cpu_s=time.thread_time() - cpu, count=count)
@@ -33,7 +33,7 @@ def fleets_in_turn(url: str, secret: str, *, batch: int, total: int) -> Spent:
     """CreateFleet after CreateFleet."""
     ec2 = client("ec2", url, secret)
     template = make_template(ec2)
-    return _spent(lambda: sum(len(launch(ec2, template, batch)) for _ in range(total // batch)))
+    return spent(lambda: sum(len(launch(ec2, template, batch)) for _ in range(total // batch)))
 
 
 def describe_by_boto3(url: str, secret: str) -> Spent:
@@ -46,7 +46,7 @@ def describe_by_boto3(url: str, secret: str) -> Spent:
         found = pages.paginate(PaginationConfig={"PageSize": PAGE})
         return sum(len(one["Instances"]) for page in found for one in page["Reservations"])
 
-    return _spent(work)
+    return spent(work)
 
 
 def describe_leanly(url: str, secret: str) -> Spent:
@@ -54,7 +54,7 @@ def describe_leanly(url: str, secret: str) -> Spent:
     ec2 = client("ec2", url, secret)
     aws_describe.prepare(ec2)
     ec2.describe_instances(MaxResults=5)
-    return _spent(lambda: sum(1 for _ in aws_describe.read_instances(ec2, MaxResults=PAGE)))
+    return spent(lambda: sum(1 for _ in aws_describe.read_instances(ec2, MaxResults=PAGE)))
 
 
 def hear(url: str, secret: str, queue_url: str, *, count: int, within_s: float) -> dict[str, float]:
