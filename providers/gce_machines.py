@@ -222,7 +222,9 @@ class GceMachines:
     def _note(self, machine: Machine, endings: Mapping[str, Ending]) -> CloudInstance:
         """Keep what was read, and say what it means."""
         instance = self._meaning(machine, endings.get(machine.numeric_id))
-        self._known[machine.provider_id] = replace(machine, instance=instance)
+        # Copies of machines that are as they were read would be most of what a listing costs the loop.
+        is_as_read = instance is machine.instance
+        self._known[machine.provider_id] = machine if is_as_read else replace(machine, instance=instance)
         return instance
 
     def _meaning(self, machine: Machine, ending: Ending | None) -> CloudInstance:
@@ -239,7 +241,7 @@ class GceMachines:
         if self._was_stopped(machine) and ending is None and machine.status not in _ON:
             return replace(instance, state=MachineState.STOPPED if machine.is_off else MachineState.STOPPING)
         if not machine.is_off:
-            return replace(instance, is_reclaimed=ending is not None and ending.is_reclaim)
+            return replace(instance, is_reclaimed=True) if ending is not None and ending.is_reclaim else instance
         if ending is None and not self._is_long_unexplained(provider_id):
             return replace(instance, state=MachineState.TERMINATING)
         return self._end(instance, ending, otherwise="off")
