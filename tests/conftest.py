@@ -1,10 +1,12 @@
 """What holds for every test. In CI (the environment variable CI) nothing that CI must check may be skipped."""
 
+import logging
 import os
 import signal
 from collections.abc import Generator
 
 import pytest
+import structlog
 
 _MAY_SKIP_IN_CI = ("../shared is absent", "got empty parameter set", "this forge", "this provider")
 """The reference material is not part of the repository (.ci/run sees to it that its tests run where it is), and a
@@ -36,3 +38,23 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     report = yield
     _fail_instead(report)
     return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Generator[None, object, object]:
+    """A test that runs a command in this process makes it log to streams that end with the test."""
+    root = logging.getLogger()
+    was_configured, before, handlers, level = (
+        structlog.is_configured(),
+        structlog.get_config(),
+        root.handlers[:],
+        root.level,
+    )
+    try:
+        return (yield)
+    finally:
+        structlog.reset_defaults()
+        if was_configured:
+            structlog.configure(**before)
+        root.handlers[:] = handlers
+        root.setLevel(level)
