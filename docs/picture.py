@@ -54,8 +54,8 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="docs/picture.py", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--warm-up", type=float, default=240.0, metavar="S", help="seconds before the picture")
     parser.add_argument("--seed", type=int, default=1, help="of the demo's workload")
-    parser.add_argument("--provider", default="aws", help="where the demo's machines come from")
-    parser.add_argument("--faults", default="refuse=0.1,reclaim=0.2", help="what goes wrong meanwhile")
+    parser.add_argument("--provider", default="local", help="where the demo's machines come from")
+    parser.add_argument("--faults", default="", help="what goes wrong meanwhile")
     parser.add_argument("--into", type=Path, default=HERE, metavar="DIR", help="where the pictures go")
     return parser.parse_args()
 
