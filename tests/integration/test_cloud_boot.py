@@ -143,6 +143,8 @@ async def test_each_start_of_a_stopped_machine_is_a_new_claim(cloud: Cloud, daem
     cloud.account.stop(machine.id, cloud.driver.now)
     cloud.driver.settle()
     await until(lambda: machine.state is MachineState.STOPPED)
+    launched_at = machine.launched_at
+    await until(lambda: int(cloud.driver.now) > int(launched_at))  # documents tell the time of a start in seconds
     assert cloud.account.start(machine.id, cloud.driver.now) is None
     cloud.driver.settle()
     await until(lambda: len(daemon.memory.claims) == 2)
