@@ -17,6 +17,7 @@ import structlog
 
 from autoscaler.apply_forge import Answer, Call, ForgeCalls
 from autoscaler.apply_launch import LaunchCalls, Launcher
+from autoscaler.apply_requeue import RequeueCalls
 from autoscaler.facts import Fact, InstancesListed
 from autoscaler.http.agents import AgentDesk
 from autoscaler.live import LiveRows
@@ -24,6 +25,7 @@ from autoscaler.metrics import Metrics
 from autoscaler.model import (
     Abandon,
     Action,
+    CancelRun,
     EndReason,
     HoldQueue,
     Instance,
@@ -40,6 +42,7 @@ from autoscaler.model import (
     Settle,
     SweepInstances,
     SweepRunner,
+    Tell,
     Terminate,
     Withdraw,
 )
@@ -77,6 +80,7 @@ class Applier:
         sightings: Sightings,
         providers: Mapping[ProviderName, Provider],
         forge_calls: ForgeCalls,
+        requeue_calls: RequeueCalls,
         desk: AgentDesk,
         launcher: Launcher,
         clock: Clock,
@@ -90,6 +94,7 @@ class Applier:
         self._seen = sightings
         self._providers = providers
         self._forge_calls = forge_calls
+        self._requeue_calls = requeue_calls
         self._desk = desk
         self._clock = clock
         self._metrics = metrics
@@ -197,7 +202,11 @@ class Applier:
                     self._note(now, "abandon", action.job, job.pool or "", action.reason, "done")
                     self._metrics.requeues_total.labels(pool=job.pool or "", outcome="abandoned").inc()
                 return None
-            case Register() | Withdraw() | Seal() | Settle() | SweepRunner() | HoldQueue() | Requeue():
+            case Requeue():
+                return self._requeue_calls.intend(action)
+            case Tell() | CancelRun():
+                return None
+            case Register() | Withdraw() | Seal() | Settle() | SweepRunner() | HoldQueue():
                 return self._forge_calls.intend(action, now)
             case _:
                 assert_never(action)

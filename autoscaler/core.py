@@ -14,9 +14,11 @@ import structlog
 from autoscaler.apply import Applier
 from autoscaler.apply_forge import ForgeCalls
 from autoscaler.apply_launch import Launcher
+from autoscaler.apply_requeue import RequeueCalls
 from autoscaler.config import Config
 from autoscaler.experience import Experience
 from autoscaler.facts import Fact, WebhookArrived
+from autoscaler.forge_line import ForgeLine
 from autoscaler.health import Health
 from autoscaler.http.agents import AgentDesk
 from autoscaler.http.limits import Refusals
@@ -128,22 +130,26 @@ class Core:
             rules=self._rules,
             period=self._config.autoscaler.tick,
         )
+        line = ForgeLine(self._forges, metrics=metrics, health=health)
         forge_calls = ForgeCalls(
             rows=rows,
             sightings=sightings,
-            forges=self._forges,
+            line=line,
             desk=self.desk,
             clock=clock,
             metrics=metrics,
-            health=health,
             report=loop.report,
             runner_prefix=prefix,
+        )
+        requeue_calls = RequeueCalls(
+            rows=rows, sightings=sightings, line=line, clock=clock, metrics=metrics, report=loop.report
         )
         self.applier = loop.applier = Applier(
             rows=rows,
             sightings=sightings,
             providers=self._providers,
             forge_calls=forge_calls,
+            requeue_calls=requeue_calls,
             desk=self.desk,
             launcher=self._launcher,
             clock=clock,

@@ -9,6 +9,7 @@ from typing import Any, assert_never
 from autoscaler.model import (
     Abandon,
     Action,
+    CancelRun,
     HoldQueue,
     Instance,
     Job,
@@ -24,6 +25,7 @@ from autoscaler.model import (
     Snapshot,
     SweepInstances,
     SweepRunner,
+    Tell,
     Terminate,
     Withdraw,
 )
@@ -42,6 +44,8 @@ _NAMES = {
     HoldQueue: "hold queue",
     Requeue: "requeue",
     Abandon: "abandon",
+    Tell: "tell",
+    CancelRun: "cancel run",
 }
 _REMEMBERED = (Seal, HoldQueue)
 """Actions whose doing a daemon remembers in memory alone."""
@@ -155,8 +159,10 @@ def _subject(action: Action) -> str:
             return action.provider
         case SweepRunner():
             return action.runner.name
-        case Requeue():
+        case Requeue() | CancelRun():
             return f"{action.repo}/{action.run_id}"
+        case Tell():
+            return f"{action.telling.forge}:{action.telling.forge_job_id}"
         case _:
             assert_never(action)
 
@@ -179,8 +185,10 @@ def _what(action: Action) -> str:
             return ", ".join(action.ids)
         case SweepRunner():
             return f"at {action.forge}"
-        case Requeue():
+        case Requeue() | CancelRun():
             return f"{len(action.jobs)} jobs at {action.forge}"
+        case Tell():
+            return action.telling.title
         case Settle():
             return "ask its forge how it stands"
         case Withdraw() | Seal() | Abandon():

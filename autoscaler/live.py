@@ -40,7 +40,7 @@ from autoscaler.spi import (
     ProviderTraits,
 )
 from autoscaler.states import is_live, is_live_job, move_instance, move_job
-from autoscaler.store import Changes, Sample, Store, Stored
+from autoscaler.store import Changes, Learned, Sample, Store, Stored
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -65,6 +65,7 @@ class LiveRows:
         self.controls: dict[PoolName, PoolControl] = {}
         self.settings: dict[str, str] = {}
         self.evidence: dict[CapacityPool, CapacityEvidence] = {}
+        self.learned: dict[str, Learned] = {}
         self.is_new_store = False
         self.lost: set[JobId] = set()
         self.ended_jobs: OrderedDict[JobId, JobState] = OrderedDict()
@@ -94,6 +95,7 @@ class LiveRows:
         self.controls = dict(stored.controls)
         self.settings = dict(stored.settings)
         self.evidence = {one.capacity_pool: one for one in stored.evidence}
+        self.learned = {one.key: one for one in stored.learned}
         for job in stored.jobs:
             self.jobs[job.id] = job
             self._saved[job.id] = job.version
@@ -252,6 +254,11 @@ class LiveRows:
         self.evidence[evidence.capacity_pool] = evidence
         self._buffer.evidence[evidence.capacity_pool] = evidence
 
+    def learn(self, learned: Learned) -> None:
+        """What is known under a key from now on, durable with the next flush."""
+        self.learned[learned.key] = learned
+        self._buffer.learned[learned.key] = learned
+
     def set_control(self, pool: PoolName, control: PoolControl) -> None:
         self.controls[pool] = control
         self._buffer.controls[pool] = control
@@ -376,6 +383,7 @@ class _Buffer:
         self.controls: dict[PoolName, PoolControl] = {}
         self.settings: dict[str, str] = {}
         self.evidence: dict[CapacityPool, CapacityEvidence] = {}
+        self.learned: dict[str, Learned] = {}
         self.costs: list[CostLine] = []
         self.job_uses: dict[InstanceId, Use] = {}
         self.interruptions: dict[InstanceId, Interruption] = {}
@@ -395,6 +403,7 @@ class _Buffer:
             controls=dict(self.controls),
             settings=dict(self.settings),
             evidence=tuple(self.evidence.values()),
+            learned=tuple(self.learned.values()),
             costs=tuple(self.costs),
             job_uses=dict(self.job_uses),
             interruptions=tuple(self.interruptions.values()),

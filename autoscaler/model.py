@@ -29,6 +29,7 @@ from autoscaler.spi import (
     RunnerRef,
     Scope,
     Shape,
+    Telling,
 )
 
 JobId = NewType("JobId", str)
@@ -65,12 +66,26 @@ class SeenBy(StrEnum):
     POLL = "poll"
 
 
+Work = tuple[ForgeName, str, str, str]
+"""What a job is, over all its runs: (forge, repo, workflow, name). Its history is kept by this."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """How long a job was expected to wait when it was first seen, and how likely beyond its pool's target then."""
+
+    wait_s: float
+    breach: float
+    target_s: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """One job as we know it. `pool` is None while no pool serves it; then `unserved` says why in a sentence.
 
     `scope` is the registration scope of its repo. `attempt` counts our requeues of the same piece of work from 1.
-    `retry_at` is the earliest next requeue try of a lost job. `version` counts the row's writes.
+    `retry_at` is the earliest next requeue try of a lost job. `version` counts the row's writes. `lost_at` is when its
+    work was last lost: with its own machine, or, in a job that runs such work again, with its `predecessor`'s.
     """
 
     id: JobId
@@ -100,6 +115,14 @@ class Job:
     reason: str = ""
     retry_at: datetime | None = None
     successor: JobId | None = None
+    predecessor: JobId | None = None
+    lost_at: datetime | None = None
+    commit: str = ""
+    prediction: Prediction | None = None
+
+    @property
+    def work(self) -> Work:
+        return self.forge, self.repo, self.workflow, self.name
 
 
 class InstanceState(StrEnum):
@@ -238,6 +261,8 @@ class Interruption:
     reclaim_at: datetime | None = None
     cutoff_at: datetime | None = None
     ended_at: datetime | None = None
+    hook_s: float | None = None
+    """How long the image's on-interruption hook ran, as its agent said."""
 
     @property
     def taken_by(self) -> datetime:
@@ -333,6 +358,15 @@ class Pool:
     requeue_enabled: bool = True
     requeue_attempts: int = 3
     opt_out_labels: Labels = ()
+    wait_quantile: float = 0.95
+    """This share of the pool's jobs shall start within `target`."""
+    spill_margin: float = 0.2
+    """By how much on_demand must lower a job's breach probability."""
+    error_budget: float = 0.05
+    """The share of jobs that interruptions may hurt."""
+    requeues_failures: bool = True
+    """Genuine failures of a run may run again with its lost jobs."""
+    cancels_unservable: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -394,6 +428,41 @@ class CapacityEvidence:
     interruptions: float = 0.0
     asked: float = 0.0
     refused: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrivals:
+    """How long machines took from the decision to launch them until their runner could take a job: the newest such
+    times in seconds, ascending."""
+
+    seconds: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Foreseen:
+    """Jobs that a live run will likely queue soon, by what its workflow did before: `count` alike, at `due_at`."""
+
+    forge: ForgeName
+    scope: Scope
+    repo: str
+    run_id: str
+    pool: PoolName
+    labels: Labels
+    count: int
+    due_at: datetime
+    hours: float | None
+    reason: str
+    """For people: "build of acme/api is usually followed by 4 jobs test (linux)"."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Burn:
+    """A pool's error budget over its window: `share` of it is used up per its allowance (1.0: exactly as allowed), and
+    what share of the pool's new machines may be spot because of that (1.0: all, as configured)."""
+
+    share: float
+    spot_share: float
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -486,6 +555,15 @@ class Snapshot:
     """Machines that their clouds are taking."""
     reclaimed_free: Mapping[ProviderName, timedelta] = field(default_factory=dict)
     """The first time in which a machine costs nothing if its cloud, and nobody else, ends it."""
+    hours: Mapping[Work, float] = field(default_factory=dict)
+    """How long each kind of job is expected to run, in hours, from its earlier runs; absent while unknown."""
+    arrivals: Mapping[tuple[PoolName, ProviderName], Arrivals] = field(default_factory=dict)
+    foreseen: tuple[Foreseen, ...] = ()
+    run_ends: Mapping[tuple[ForgeName, str, str], datetime] = field(default_factory=dict)
+    """When runs (forge, repo, run id) that hold lost jobs are expected to end; absent while unknown."""
+    burns: Mapping[PoolName, Burn] = field(default_factory=dict)
+    tellings: tuple[Telling, ...] = ()
+    """What people are still to be told."""
 
 
 # --------------------------------------------------------------------------- actions
@@ -607,13 +685,14 @@ class HoldQueue:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Requeue:
-    """Have the forge run lost jobs of one run again."""
+    """Have the forge run lost jobs of one run again; `with_failures`: its genuine failures may run again with them."""
 
     forge: ForgeName
     repo: str
     run_id: str
     jobs: tuple[JobId, ...]
     reason: str
+    with_failures: bool = True
 
     @property
     def key(self) -> str:
@@ -630,6 +709,33 @@ class Abandon:
     @property
     def key(self) -> str:
         return f"abandon/{self.job}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tell:
+    """Tell people at their job what happened to it."""
+
+    telling: Telling
+    reason: str
+
+    @property
+    def key(self) -> str:
+        return f"tell/{self.telling.key}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelRun:
+    """End a run whose jobs no machine can ever serve, because its pool's configuration asks for that."""
+
+    forge: ForgeName
+    repo: str
+    run_id: str
+    jobs: tuple[JobId, ...]
+    reason: str
+
+    @property
+    def key(self) -> str:
+        return f"cancel_run/{self.forge}/{self.run_id}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -669,16 +775,39 @@ Action = (
     | HoldQueue
     | Requeue
     | Abandon
+    | Tell
+    | CancelRun
 )
+
+
+class BlockedBy(StrEnum):
+    """What kind of thing is in the way of a job's machine."""
+
+    CAP = "cap"
+    SHARE = "share"
+    """A cap binds, and other repos are to be served first."""
+    CAPACITY = "capacity"
+    """Every capacity pool refuses, is over a quota, or costs too much."""
+    BUDGET = "budget"
+    """A forge's or cloud's rate budget."""
+    BOOTS = "boots"
+    """The pool's last machines were of no use."""
+    OPERATOR = "operator"
+    MOMENT = "moment"
+    """Nothing: it is asked for in a moment."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blocked:
-    """A demand that gets no machine now, and why, as one sentence (cap, rate budget, cooling, paused)."""
+    """A demand that gets no machine now, and why, as one sentence (cap, rate budget, cooling, paused). `ids` are the
+    jobs, `again_at` when what is in the way is known to change."""
 
     pool: PoolName
     jobs: int
     reason: str
+    by: BlockedBy = BlockedBy.MOMENT
+    ids: tuple[JobId, ...] = ()
+    again_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -300,6 +300,7 @@ class JobObserver:
             unserved=match.reason,
             url=seen.url,
             attempt=self._attempt_of(seen, id_),
+            commit=seen.commit,
         )
         if seen_by is SeenBy.POLL:
             self._metrics.intake_divergence.inc()

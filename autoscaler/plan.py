@@ -4,9 +4,10 @@ Pure: no clock, no randomness, no logging, no await. Level decides: demand and c
 The order is the order of importance:
 
     deadlines and ends    what must go (`plan_ends`)
+    lost jobs             queued again, or given up (`plan_requeue`)
     supply                queued jobs -> registered, ready and coming machines -> launches (`plan_supply`)
     surplus               machines that nobody needs (within `plan_supply`, which knows who covers what)
-    care                  sealing, withdrawing, settling, queue holders, orphans, requeues (`plan_care`)
+    care                  sealing, withdrawing, settling, queue holders, orphans (`plan_care`)
 
 A job is never bound to a machine: `plan_supply` pairs them only to count each machine once.
 """
@@ -16,6 +17,7 @@ from datetime import datetime, timedelta
 from autoscaler.model import Action, Plan, Register, Rules, Snapshot
 from autoscaler.plan_care import plan_care
 from autoscaler.plan_ends import plan_ends
+from autoscaler.plan_requeue import plan_requeue
 from autoscaler.plan_supply import plan_supply
 
 
@@ -24,10 +26,12 @@ def plan(snapshot: Snapshot, rules: Rules, now: datetime) -> Plan:
     ends = plan_ends(snapshot, rules, now)
     supply = plan_supply(snapshot, rules, now, leaving=ends.leaving)
     care = plan_care(snapshot, rules, now)
-    planned: tuple[Action, ...] = (*ends.actions, *supply.actions, *care.actions)
+    requeues = plan_requeue(snapshot, rules, now)
+    planned: tuple[Action, ...] = (*ends.actions, *requeues.actions, *supply.actions, *care.actions)
     held = {action: _held_until(action, snapshot, now) for action in planned}
     actions = tuple(action for action in planned if held[action] is None)
-    times = [at for at in (ends.wake_at, supply.wake_at, care.wake_at, *held.values()) if at is not None]
+    wakes = (part.wake_at for part in (ends, requeues, supply, care))
+    times = [at for at in (*wakes, *held.values()) if at is not None]
     wake_at = max(min(times), now + timedelta(milliseconds=50)) if times else None
     return Plan(actions=actions, blocked=tuple(supply.blocked), wake_at=wake_at)
 

@@ -2,7 +2,7 @@
 
 Pure. Seals busy runners that could take a second job (on the word of their agent too, since a forge may say so late),
 withdraws registrations that never arrived, asks the forge about doubtful jobs, keeps the queues of scaled-to-zero pools
-from being failed as stuck, sweeps orphans seen in complete listings often enough, and requeues or abandons lost jobs.
+from being failed as stuck, and sweeps orphans seen in complete listings often enough. Lost jobs are `plan_requeue`'s.
 """
 
 from collections import Counter, defaultdict
@@ -10,12 +10,10 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from autoscaler.model import (
-    Abandon,
     Action,
     HoldQueue,
     Job,
     JobState,
-    Requeue,
     Rules,
     Seal,
     Settle,
@@ -49,7 +47,6 @@ def plan_care(snapshot: Snapshot, rules: Rules, now: datetime) -> Care:
     _settle(snapshot, now, care)
     _hold_queues(snapshot, rules, now, care)
     _sweep(snapshot, rules, care)
-    _requeue(snapshot, rules, now, care)
     return care
 
 
@@ -117,36 +114,3 @@ def _sweep(snapshot: Snapshot, rules: Rules, care: Care) -> None:
         if runner.sightings >= rules.orphan_sightings and not runner.is_busy and runner.forge in snapshot.complete:
             reason = "no row knows this runner of this deployment's name"
             care.actions.append(SweepRunner(forge=runner.forge, runner=runner.runner, reason=reason))
-
-
-def _requeue(snapshot: Snapshot, rules: Rules, now: datetime, care: Care) -> None:
-    runs: dict[tuple[ForgeName, str, str], list[Job]] = defaultdict(list)
-    for job in snapshot.jobs.values():
-        if job.state is not JobState.LOST:
-            continue
-        if (refusal := _not_requeued(job, rules)) is not None:
-            care.actions.append(Abandon(job=job.id, reason=refusal))
-        else:
-            runs[job.forge, job.repo, job.run_id].append(job)
-    for (forge, repo, run_id), jobs in sorted(runs.items()):
-        # All of a run together: once it is run again for one of them, GitHub refuses the others.
-        if all(job.retry_at is not None and job.retry_at > now for job in jobs):
-            care.wake(min(job.retry_at for job in jobs if job.retry_at is not None))
-            continue
-        ids = tuple(sorted(job.id for job in jobs))
-        reason = f"{len(ids)} jobs of the run lost their machines"
-        care.actions.append(Requeue(forge=forge, repo=repo, run_id=run_id, jobs=ids, reason=reason))
-
-
-def _not_requeued(job: Job, rules: Rules) -> str | None:
-    """Why a lost job stays lost, as the first word of its reason; None when it may be requeued."""
-    pool = rules.pools.get(job.pool) if job.pool is not None else None
-    if pool is None:
-        return "unservable: no pool serves it any more"
-    if not pool.requeue_enabled:
-        return f"opted_out: pool {pool.name} does not requeue"
-    if opted := set(job.labels).intersection(pool.opt_out_labels):
-        return f"opted_out: label {', '.join(sorted(opted))}"
-    if job.attempt >= pool.requeue_attempts:
-        return f"attempts: {job.attempt} of {pool.requeue_attempts} made"
-    return None

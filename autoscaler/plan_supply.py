@@ -9,8 +9,10 @@ budget go (`plan_launch`). Jobs left over are explained in `blocked`.
 from collections import defaultdict
 from datetime import datetime, timedelta
 
+from autoscaler.cooling import Closures
 from autoscaler.model import (
     Blocked,
+    BlockedBy,
     Demand,
     EndReason,
     Instance,
@@ -26,8 +28,9 @@ from autoscaler.model import (
     Snapshot,
     Terminate,
 )
-from autoscaler.plan_launch import Fleet, Launching, Supply
+from autoscaler.plan_launch import launch
 from autoscaler.plan_limits import Limits, limits_of
+from autoscaler.plan_tick import Fleet, Supply, Tick
 from autoscaler.plan_words import seconds
 from autoscaler.spi import ForgeName, InstanceId, Labels, PoolName, Scope
 
@@ -46,12 +49,18 @@ def plan_supply(snapshot: Snapshot, rules: Rules, now: datetime, *, leaving: set
     fleets: dict[PoolName, Fleet] = defaultdict(Fleet)
     for instance in snapshot.instances.values():
         _count(fleets[instance.pool], instance, leaving, now)
-    limits = limits_of(snapshot, rules, now)
     supply = Supply()
-    launching = Launching(snapshot, rules, now, limits, supply)
+    tick = Tick(
+        snapshot=snapshot,
+        rules=rules,
+        now=now,
+        limits=limits_of(snapshot, rules, now),
+        supply=supply,
+        closures=Closures(snapshot, now),
+    )
     for pool in sorted(rules.pools.values(), key=lambda pool: (-pool.priority, pool.name)):
         jobs = sorted(queued.get(pool.name, ()), key=lambda job: (job.queued_at, job.id))
-        _supply_pool(pool, jobs, fleets[pool.name], launching)
+        _supply_pool(pool, jobs, fleets[pool.name], tick)
     for name, fleet in fleets.items():
         everything = {f"{forge}/jobs" for forge in snapshot.forges}
         if name not in rules.pools and snapshot.complete.issuperset(everything):
@@ -77,7 +86,7 @@ def _count(fleet: Fleet, instance: Instance, leaving: set[InstanceId], now: date
             pass
 
 
-def _supply_pool(pool: Pool, jobs: list[Job], fleet: Fleet, tick: Launching) -> None:
+def _supply_pool(pool: Pool, jobs: list[Job], fleet: Fleet, tick: Tick) -> None:
     snapshot, rules, now, limits, supply = tick.snapshot, tick.rules, tick.now, tick.limits, tick.supply
     takers = _takers(fleet.registered, jobs, snapshot, rules, now, supply)
     uncovered, spare_runners = _cover(_cover(jobs, fleet.untold)[0], takers)
@@ -88,11 +97,17 @@ def _supply_pool(pool: Pool, jobs: list[Job], fleet: Fleet, tick: Launching) -> 
     spare_coming = max(0, fleet.coming - len(waiting))
     standing = len(takers) + len(ready) + fleet.coming
     if control is PoolControl.ACTIVE:
-        tick.launch(pool, unserved, standing, fleet)
+        launch(tick, pool, unserved, standing, fleet)
     elif unserved:
         word = "paused" if control is PoolControl.PAUSED else "draining"
-        supply.blocked.append(
-            Blocked(pool=pool.name, jobs=len(unserved), reason=f"pool {pool.name} is {word} by an operator")
+        tick.block(
+            Blocked(
+                pool=pool.name,
+                jobs=len(unserved),
+                reason=f"pool {pool.name} is {word} by an operator",
+                by=BlockedBy.OPERATOR,
+                ids=tuple(job.id for job in unserved),
+            )
         )
     listings = {f"{forge}/jobs" for forge in snapshot.forges if forge in (pool.forges or snapshot.forges)}
     listings.update(row.provider for row in (*spare_runners, *spare_ready))
@@ -235,19 +250,23 @@ def _explain_held(
     pool: Pool, jobs: list[Job], limits: Limits, snapshot: Snapshot, now: datetime, supply: Supply
 ) -> None:
     """Jobs that have a ready machine and cannot have it registered yet, by what holds them."""
-    held: dict[str, int] = defaultdict(int)
+    held: dict[tuple[str, datetime], list[JobId]] = defaultdict(list)
     for job in jobs:
         limits.mint_soon[job.forge] -= 1
         demand = Demand(forge=job.forge, scope=job.scope, group=pool.runner_group, labels=job.labels)
         again_at = max(snapshot.retry_after.get(key, now) for key in (demand.forge_key, demand.key))
         if again_at > now:
-            supply.wake(again_at)
-            held[f"{job.forge} registered no runner for {job.scope}; tried again in {seconds(again_at, now)}"] += 1
+            reason = f"{job.forge} registered no runner for {job.scope}; tried again in {seconds(again_at, now)}"
         else:
-            supply.wake(now + timedelta(seconds=1))
-            held[f"the registration budget of {job.forge} is used up; it refills by the second"] += 1
-    for reason, count in held.items():
-        supply.blocked.append(Blocked(pool=pool.name, jobs=count, reason=reason))
+            reason = f"the registration budget of {job.forge} is used up; it refills by the second"
+            again_at = now + timedelta(seconds=1)
+        supply.wake(again_at)
+        held[reason, again_at].append(job.id)
+    for (reason, again_at), ids in held.items():
+        blocked = Blocked(
+            pool=pool.name, jobs=len(ids), reason=reason, by=BlockedBy.BUDGET, ids=tuple(ids), again_at=again_at
+        )
+        supply.blocked.append(blocked)
 
 
 def _can_register(demand: Demand, limits: Limits, snapshot: Snapshot, now: datetime) -> bool:

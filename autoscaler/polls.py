@@ -14,8 +14,8 @@ from typing import Any
 
 import structlog
 
-from autoscaler.apply_forge import REFUSAL_LASTS
 from autoscaler.facts import InstancesListed, JobRead, JobsListed, ListingFailed, RunnersListed
+from autoscaler.forge_line import REFUSAL_LASTS
 from autoscaler.health import Health
 from autoscaler.live import LiveRows
 from autoscaler.loop import Loop

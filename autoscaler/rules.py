@@ -48,4 +48,9 @@ def _pool(pool: PoolConfig) -> Pool:
         requeue_enabled=pool.requeue.enabled,
         requeue_attempts=pool.requeue.attempts,
         opt_out_labels=pool.requeue.opt_out_labels,
+        wait_quantile=pool.wait.quantile,
+        spill_margin=pool.spill.margin,
+        error_budget=pool.spot.error_budget,
+        requeues_failures=pool.requeue.mixed_failures == "ride_along",
+        cancels_unservable=pool.unservable == "cancel_run",
     )

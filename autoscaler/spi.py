@@ -405,8 +405,9 @@ class Provider(Protocol):
         images (references by image name), quotas, notices. Changes nothing, raises nothing."""
         ...
 
-    async def interrupt(self, ids: Sequence[ProviderId]) -> None:
-        """Reclaim machines as the cloud would, for game days and tests."""
+    async def interrupt(self, ids: Sequence[ProviderId], *, is_announced: bool = True) -> None:
+        """Reclaim machines as the cloud would, for game days and tests; with a notice unless `is_announced` is False.
+        Raises InvalidRequest where a machine cannot be taken so."""
         ...
 
     async def aclose(self) -> None: ...
@@ -517,6 +518,8 @@ class ForgeJob:
     url: str = ""
     failure_reason: str = ""
     """The forge's own word for why a job failed, e.g. "runner_interrupted"; empty where it has none."""
+    commit: str = ""
+    """The commit that it tests, as the forge's full hex id; empty where the source does not carry it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -594,6 +597,22 @@ class RequeueResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Telling:
+    """What people are told at their job, once per loss. `key` is the same for every try to tell the same thing: what
+    the forge already shows under it is not said again. `title` is one line, `text` Markdown without secrets."""
+
+    key: str
+    forge: ForgeName
+    repo: str
+    run_id: str
+    forge_job_id: str
+    job_name: str
+    commit: str
+    title: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recovery:
     """Failed webhook deliveries found since `since`, and how many were asked to be sent again."""
 
@@ -668,8 +687,21 @@ class Forge(Protocol):
         each 30 minutes at most. No-op where `needs_queue_holder` is False."""
         ...
 
-    async def requeue(self, repo: str, run_id: str, forge_job_ids: Sequence[str]) -> RequeueResult:
-        """Run lost jobs of one run again. Raises NotYet while the forge cannot, AlreadyRequeued, JobNotFound."""
+    async def requeue(
+        self, repo: str, run_id: str, forge_job_ids: Sequence[str], *, with_failures: bool = True
+    ) -> RequeueResult:
+        """Run lost jobs of one run again. Dead jobs that would keep their run from ending for long are cancelled where
+        nothing else of the run is alive. `with_failures` False: never run a genuine failure of the same run again with
+        them. Raises NotYet while the forge cannot, AlreadyRequeued, JobNotFound."""
+        ...
+
+    async def tell(self, telling: Telling) -> None:
+        """Show people at their job what happened to it. May be repeated: looks for `telling.key` before it writes.
+        Raises ForgeRefusedForGood where nobody can be told (no merge request, job gone)."""
+        ...
+
+    async def cancel_run(self, repo: str, run_id: str) -> None:
+        """End a run that no machine can ever serve. One that ended is success."""
         ...
 
     async def recover_deliveries(self, since: datetime) -> Recovery:

@@ -123,7 +123,7 @@ class NullProvider:
     async def ack(self, notices: Sequence[Notice]) -> None:
         pass
 
-    async def interrupt(self, ids: Sequence[ProviderId]) -> None:
+    async def interrupt(self, ids: Sequence[ProviderId], *, is_announced: bool = True) -> None:
         await self.terminate(ids)
 
     async def aclose(self) -> None:

@@ -177,8 +177,8 @@ class AwsProvider:
     async def check(self, images: Mapping[str, Mapping[str, str]]) -> Sequence[Finding]:
         return await self._check.findings(images)
 
-    async def interrupt(self, ids: Sequence[ProviderId]) -> None:
-        await self._power.interrupt(ids, self._fis.interrupt)
+    async def interrupt(self, ids: Sequence[ProviderId], *, is_announced: bool = True) -> None:
+        await self._power.interrupt(ids, self._fis.interrupt, is_announced=is_announced)
 
     async def aclose(self) -> None:
         """Machines live on."""

@@ -81,10 +81,16 @@ class AwsPower:
                         failed[id_] = single
         return failed
 
-    async def interrupt(self, ids: Sequence[ProviderId], spot: Callable[[str, Sequence[ProviderId]], Any]) -> None:
-        """Spot machines through `spot` (the Fault Injection Service), on-demand ones are just ended."""
+    async def interrupt(
+        self, ids: Sequence[ProviderId], spot: Callable[[str, Sequence[ProviderId]], Any], *, is_announced: bool
+    ) -> None:
+        """Spot machines through `spot` (the Fault Injection Service), on-demand ones are just ended, as are those that
+        shall get no notice: the service warns two minutes ahead."""
         machines = await self._machines.describe(ids)
         living = [one for one in machines if one.state in (MachineState.PENDING, MachineState.RUNNING)]
+        if not is_announced:
+            await self.terminate([one.provider_id for one in living])
+            return
         taken = [one.provider_id for one in living if one.capacity_pool.capacity_type is CapacityType.SPOT]
         for region, members in self._machines.by_region(taken).items():
             await spot(region, members)

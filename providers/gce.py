@@ -132,8 +132,8 @@ class GceProvider:
     async def check(self, images: Mapping[str, Mapping[str, str]]) -> Sequence[Finding]:
         return await self._check.findings(images)
 
-    async def interrupt(self, ids: Sequence[ProviderId]) -> None:
-        await self._power.interrupt(ids)
+    async def interrupt(self, ids: Sequence[ProviderId], *, is_announced: bool = True) -> None:
+        await self._power.interrupt(ids, is_announced=is_announced)
 
     async def aclose(self) -> None:
         """Machines live on."""

@@ -72,14 +72,15 @@ class GcePower:
             machine.provider_id: error for machine, error in zip(machines, answers, strict=True) if error is not None
         }
 
-    async def interrupt(self, ids: Sequence[ProviderId]) -> None:
-        """Spot machines are preempted by Google's own simulation; others have no such thing, and are deleted."""
+    async def interrupt(self, ids: Sequence[ProviderId], *, is_announced: bool = True) -> None:
+        """Spot machines are preempted by Google's own simulation; others have no such thing, and are deleted, as are
+        those that shall get no notice."""
 
         async def interrupt(provider_id: ProviderId) -> None:
             machine = await self._ours(provider_id)
             if machine is None:
                 return
-            if not machine.is_spot:
+            if not machine.is_spot or not is_announced:
                 await self._terminate(provider_id)
                 return
             context = _change(f"reclaim {provider_id}", "compute.instances.simulateMaintenanceEvent")

@@ -144,11 +144,11 @@ class LocalProvider:
     async def terminate(self, ids: Sequence[ProviderId]) -> None:
         await self._write(self._each, self._machines.terminate, ids, timeout_s=20.0)
 
-    async def interrupt(self, ids: Sequence[ProviderId]) -> None:
+    async def interrupt(self, ids: Sequence[ProviderId], *, is_announced: bool = True) -> None:
         """Reclaim machines after `notice_s`; 0 takes them without a word."""
 
         def reclaim(provider_id: ProviderId) -> None:
-            self._machines.interrupt(provider_id, notice_s=self._options.notice_s)
+            self._machines.interrupt(provider_id, notice_s=self._options.notice_s if is_announced else 0.0)
 
         await self._write(self._each, reclaim, ids, timeout_s=20.0)
 

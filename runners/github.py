@@ -16,6 +16,7 @@ from datetime import datetime
 from autoscaler.spi import (
     ForgeJob,
     ForgeName,
+    ForgeRefusedForGood,
     ForgeRunner,
     ForgeSettings,
     ForgeTraits,
@@ -29,6 +30,7 @@ from autoscaler.spi import (
     RunnerRef,
     Scope,
     Surroundings,
+    Telling,
     Webhook,
 )
 from runners.github_auth import AppAuthenticator, Auth, TokenAuth
@@ -123,8 +125,16 @@ class GitHubForge:
     async def hold_queue(self, *, scope: Scope, group: str, labels: Labels, name: str) -> None:
         """Nothing to do: jobs without a runner wait."""
 
-    async def requeue(self, repo: str, run_id: str, forge_job_ids: Sequence[str]) -> RequeueResult:
+    async def requeue(
+        self, repo: str, run_id: str, forge_job_ids: Sequence[str], *, with_failures: bool = True
+    ) -> RequeueResult:
         return await self._requeuer.requeue(repo, run_id, forge_job_ids)
+
+    async def tell(self, telling: Telling) -> None:
+        raise ForgeRefusedForGood("this adapter does not tell people yet")
+
+    async def cancel_run(self, repo: str, run_id: str) -> None:
+        raise ForgeRefusedForGood("this adapter does not end runs yet")
 
     async def recover_deliveries(self, since: datetime) -> Recovery:
         return await self._deliveries.recover(since)

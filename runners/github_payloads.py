@@ -50,6 +50,7 @@ class JobPayload(_Payload):
     run_attempt: int | None = None
     name: str = ""
     workflow_name: str | None = None
+    head_sha: str | None = None
     status: str = ""
     conclusion: str | None = None
     labels: list[str] = []
@@ -204,4 +205,5 @@ def forge_job(payload: JobPayload, *, forge: ForgeName, repo: str, status: JobSt
         runner_id=RunnerId(str(payload.runner_id)) if has_runner else None,
         url=payload.html_url or "",
         failure_reason=word if is_done and word in ("timed_out", "startup_failure") else "",
+        commit=payload.head_sha or "",
     )

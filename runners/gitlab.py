@@ -12,6 +12,7 @@ from autoscaler.spi import (
     Forge,
     ForgeJob,
     ForgeName,
+    ForgeRefusedForGood,
     ForgeRunner,
     ForgeSettings,
     ForgeTraits,
@@ -24,6 +25,7 @@ from autoscaler.spi import (
     RunnerRef,
     Scope,
     Surroundings,
+    Telling,
     Webhook,
 )
 from runners.gitlab_jobs import JobReader
@@ -101,8 +103,17 @@ class GitLabForge:
     async def hold_queue(self, *, scope: Scope, group: str, labels: Labels, name: str) -> None:
         await self._runners.hold_queue(scope=scope, labels=labels, name=name)
 
-    async def requeue(self, repo: str, run_id: str, forge_job_ids: Sequence[str]) -> RequeueResult:
+    async def requeue(
+        self, repo: str, run_id: str, forge_job_ids: Sequence[str], *, with_failures: bool = True
+    ) -> RequeueResult:
+        """GitLab retries single jobs: `with_failures` changes nothing."""
         return await self._requeuer.requeue(repo, run_id, forge_job_ids)
+
+    async def tell(self, telling: Telling) -> None:
+        raise ForgeRefusedForGood("this adapter does not tell people yet")
+
+    async def cancel_run(self, repo: str, run_id: str) -> None:
+        raise ForgeRefusedForGood("this adapter does not end runs yet")
 
     async def recover_deliveries(self, since: datetime) -> Recovery:
         """GitLab keeps no list of failed deliveries to ask for; polling covers them."""

@@ -128,6 +128,7 @@ def job_from_rest(forge: ForgeName, repo: str, row: Row, *, now: datetime) -> Fo
         runner_id=RunnerId(str(int(runner["id"]))) if runner else None,
         url=str(row.get("web_url") or ""),
         failure_reason=str(row.get("failure_reason") or "") if word == "failed" else "",
+        commit=str((row.get("commit") or {}).get("id") or ""),
     )
 
 

@@ -153,6 +153,7 @@ class WebhookReader:
             runner_id=RunnerId(str(int(runner["id"]))) if runner else None,
             url=_job_url(payload, job_id),
             failure_reason=str(payload.get("build_failure_reason") or "") if word == "failed" else "",
+            commit=str(payload.get("sha") or ""),
         )
 
     def _pipeline_hook(self, delivery: str, event: str, payload: dict[str, Any]) -> Webhook:

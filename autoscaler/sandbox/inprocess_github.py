@@ -53,6 +53,7 @@ from autoscaler.spi import (
     RunnerRef,
     Scope,
     Secret,
+    Telling,
     Webhook,
     label_set,
 )
@@ -277,8 +278,16 @@ class GitHubInProcess:
     async def hold_queue(self, *, scope: Scope, group: str, labels: Labels, name: str) -> None:
         """Nothing to do: GitHub keeps jobs queued for a day."""
 
-    async def requeue(self, repo: str, run_id: str, forge_job_ids: Sequence[str]) -> RequeueResult:
+    async def requeue(
+        self, repo: str, run_id: str, forge_job_ids: Sequence[str], *, with_failures: bool = True
+    ) -> RequeueResult:
         return await self._call("requeue", lambda: self._requeue(repo, run_id, forge_job_ids))
+
+    async def tell(self, telling: Telling) -> None:
+        raise ForgeRefusedForGood("this forge does not tell people yet")
+
+    async def cancel_run(self, repo: str, run_id: str) -> None:
+        raise ForgeRefusedForGood("this forge does not end runs yet")
 
     def _requeue(self, repo: str, run_id: str, forge_job_ids: Sequence[str]) -> RequeueResult:
         if not forge_job_ids:

@@ -57,6 +57,7 @@ from autoscaler.spi import (
     RunnerRef,
     Scope,
     Secret,
+    Telling,
     Webhook,
     label_set,
 )
@@ -212,8 +213,16 @@ class GitLabInProcess:
             raise JobNotFound(f"{repo} has no job {forge_job_id}")
         return job
 
-    async def requeue(self, repo: str, run_id: str, forge_job_ids: Sequence[str]) -> RequeueResult:
+    async def requeue(
+        self, repo: str, run_id: str, forge_job_ids: Sequence[str], *, with_failures: bool = True
+    ) -> RequeueResult:
         return await self._call("requeue", lambda: self._requeue(repo, run_id, forge_job_ids))
+
+    async def tell(self, telling: Telling) -> None:
+        raise ForgeRefusedForGood("this forge does not tell people yet")
+
+    async def cancel_run(self, repo: str, run_id: str) -> None:
+        raise ForgeRefusedForGood("this forge does not end runs yet")
 
     def _requeue(self, repo: str, run_id: str, forge_job_ids: Sequence[str]) -> RequeueResult:
         successors: dict[str, str] = {}

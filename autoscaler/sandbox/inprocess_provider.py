@@ -157,10 +157,10 @@ class InProcessProvider:
 
         await self._call("ack", forget)
 
-    async def interrupt(self, ids: Sequence[ProviderId]) -> None:
+    async def interrupt(self, ids: Sequence[ProviderId], *, is_announced: bool = True) -> None:
         def take() -> None:
             for launched in self._ours(ids):
-                self._cloud.reclaim(launched.provider_id)
+                self._cloud.reclaim(launched.provider_id, notice_s=None if is_announced else 0.0)
 
         await self._call("interrupt", take)
 

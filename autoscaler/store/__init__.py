@@ -66,6 +66,16 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Learned:
+    """What history taught under one key ("hours/github/acme/api/CI/build"), in its owner's own text; `at` is when it
+    was added to last. Its owner bounds its length, `prune` forgets what nothing was added to."""
+
+    key: str
+    at: datetime
+    value: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CostSum:
     """Cost lines that agree in all of this, added up. `day` is the UTC day of the machines' end, as "2026-11-26"."""
 
@@ -87,7 +97,8 @@ class Changes:
     """One transaction. `jobs` and `instances` are inserted when their version is 1, else updated from version - 1.
     `consumed` are inbox seqs. `settings` are small texts by key (watermarks); an empty text deletes. `costs` are lines
     of machines that ended; `job_uses` say, after them, of which machines the time with a job was lost or not.
-    `interruptions` replace what is stored of their machines, `evidence` what was known of its capacity pools."""
+    `interruptions` replace what is stored of their machines, `evidence` what was known of its capacity pools, `learned`
+    what was known under its key."""
 
     jobs: Sequence[Job] = ()
     instances: Sequence[Instance] = ()
@@ -101,6 +112,7 @@ class Changes:
     job_uses: Mapping[InstanceId, Use] | None = None
     interruptions: Sequence[Interruption] = ()
     evidence: Sequence[CapacityEvidence] = ()
+    learned: Sequence[Learned] = ()
 
     @property
     def is_empty(self) -> bool:
@@ -117,6 +129,7 @@ class Changes:
             or self.job_uses
             or self.interruptions
             or self.evidence
+            or self.learned
         )
 
 
@@ -124,7 +137,8 @@ class Changes:
 class Stored:
     """What a starting daemon reads: live rows (job states queued, running, lost; instances not terminated),
     unconsumed inbox rows in order, operator controls and settings, interruptions of machines that have not ended, the
-    evidence of each capacity pool. `is_new` when the store never held an instance."""
+    evidence of each capacity pool, what was learned of jobs and machines. `is_new` when the store never held an
+    instance."""
 
     jobs: Sequence[Job]
     instances: Sequence[Instance]
@@ -134,6 +148,7 @@ class Stored:
     interruptions: Sequence[Interruption]
     is_new: bool
     evidence: Sequence[CapacityEvidence] = ()
+    learned: Sequence[Learned] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,10 +235,10 @@ class Store(Protocol):
         ...
 
     async def prune(self, *, before: datetime, deliveries_before: datetime, samples_before: datetime) -> int:
-        """Delete terminal jobs, terminated instances with their history, interruptions, evidence, ledger entries, cost
-        lines and consumed inbox rows that are older; delivery ids and samples have their own ages. Bounded work per
-        call (a few thousand rows); returns how many rows went, so that the caller repeats while it is not 0. Keeps the
-        SQLite file from growing (incremental vacuum)."""
+        """Delete terminal jobs, terminated instances with their history, interruptions, evidence, what was learned,
+        ledger entries, cost lines and consumed inbox rows that are older; delivery ids and samples have their own ages.
+        Bounded work per call (a few thousand rows); returns how many rows went, so that the caller repeats while it is
+        not 0. Keeps the SQLite file from growing (incremental vacuum)."""
         ...
 
     async def aclose(self) -> None: ...

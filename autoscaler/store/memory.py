@@ -30,7 +30,18 @@ from autoscaler.model import (
 )
 from autoscaler.spi import CapacityPool, ForgeName, InstanceId, PoolName, Webhook
 from autoscaler.states import is_live, is_live_job
-from autoscaler.store import Changes, Conflict, CostSum, InboxRow, LeaseLost, Sample, Stored, StoreError, StoreStats
+from autoscaler.store import (
+    Changes,
+    Conflict,
+    CostSum,
+    InboxRow,
+    Learned,
+    LeaseLost,
+    Sample,
+    Stored,
+    StoreError,
+    StoreStats,
+)
 from autoscaler.store.rows import Versioned, ended_at, last_versions
 
 K = TypeVar("K")
@@ -51,6 +62,7 @@ class MemoryDisk:
     costs: dict[tuple[InstanceId, Use], CostLine] = field(default_factory=dict)
     interruptions: dict[InstanceId, Interruption] = field(default_factory=dict)
     evidence: dict[CapacityPool, CapacityEvidence] = field(default_factory=dict)
+    learned: dict[str, Learned] = field(default_factory=dict)
     controls: dict[PoolName, PoolControl] = field(default_factory=dict)
     settings: dict[str, str] = field(default_factory=dict)
     last_seq: int = 0
@@ -119,6 +131,7 @@ class MemoryStore:
             interruptions=[one for one in _by_notice(disk.interruptions.values()) if one.ended_at is None],
             is_new=not disk.held_instances,
             evidence=[disk.evidence[pool] for pool in sorted(disk.evidence, key=lambda pool: pool.key)],
+            learned=[disk.learned[name] for name in sorted(disk.learned)],
         )
 
     async def accept(self, forge: ForgeName, webhook: Webhook, received_at: datetime) -> int | None:
@@ -161,6 +174,7 @@ class MemoryStore:
                 disk.settings.pop(name, None)
         disk.interruptions.update({one.instance: one for one in changes.interruptions})
         disk.evidence.update({one.capacity_pool: one for one in changes.evidence})
+        disk.learned.update({one.key: one for one in changes.learned})
         for line in changes.costs:
             disk.costs[line.instance, line.use] = line
         for instance, use in (changes.job_uses or {}).items():
@@ -256,6 +270,7 @@ class MemoryStore:
         ]
         samples = [key for key in disk.samples if key[0] < samples_before]
         evidence = [key for key, one in disk.evidence.items() if one.at < before]
+        learned = [name for name, one in disk.learned.items() if one.at < before]
         costs = [key for key, line in disk.costs.items() if line.ended_at < before]
         interruptions = [
             id_ for id_, one in disk.interruptions.items() if one.ended_at is not None and one.noticed_at < before
@@ -272,6 +287,7 @@ class MemoryStore:
                 _drop(disk.costs, costs),
                 _drop(disk.interruptions, interruptions),
                 _drop(disk.evidence, evidence),
+                _drop(disk.learned, learned),
             )
         )
         await asyncio.sleep(0)
@@ -300,6 +316,7 @@ def _checked(rows: Sequence[Versioned], table: Mapping[Any, Versioned]) -> dict[
 def _other_rows(changes: Changes) -> int:
     history = len(changes.moves) + len(changes.ledger) + len(changes.consumed) + len(changes.samples)
     history += len(changes.costs) + len(changes.job_uses or {}) + len(changes.interruptions) + len(changes.evidence)
+    history += len(changes.learned)
     return history + len(changes.controls or {}) + len(changes.settings or {})
 
 

@@ -27,7 +27,7 @@ from autoscaler.model import (
     PoolControl,
 )
 from autoscaler.spi import ForgeName, InstanceId, PoolName, Webhook
-from autoscaler.store import Changes, Conflict, CostSum, LeaseLost, Sample, Stored, StoreError, StoreStats
+from autoscaler.store import Changes, Conflict, CostSum, Learned, LeaseLost, Sample, Stored, StoreError, StoreStats
 from autoscaler.store import rows as encoding
 from autoscaler.store.external import external_work
 from autoscaler.store.migrations import Migration, migrations
@@ -282,6 +282,7 @@ class PostgresStore:
             ("put_interruption", writes.interruptions),
             ("put_sample", writes.samples),
             ("put_evidence", writes.evidence),
+            ("put_learned", writes.learned),
             ("put_control", writes.controls),
             ("put_setting", writes.settings),
             ("delete_setting", [(name,) for name in writes.dropped_settings]),
@@ -302,6 +303,7 @@ class PostgresStore:
                     ("prune_costs", before),
                     ("prune_interruptions", before),
                     ("prune_evidence", before),
+                    ("prune_learned", before),
                     ("prune_inbox", deliveries_before),
                     ("prune_samples", samples_before),
                 ):
@@ -332,6 +334,7 @@ class PostgresStore:
                     settings=dict(await connection.fetch(sql["settings"])),
                     interruptions=await values(Interruption, "live_interruptions"),
                     evidence=[read(CapacityEvidence, row[0]) for row in await connection.fetch(sql["evidence"])],
+                    learned=[read(Learned, row[0]) for row in await connection.fetch(sql["learned"])],
                     is_new=await connection.fetchval(sql["held_instances"]) == 0,
                 )
 

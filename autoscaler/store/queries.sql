@@ -355,6 +355,20 @@ DELETE FROM capacity_evidence
 WHERE capacity_pool IN (SELECT capacity_pool FROM capacity_evidence WHERE at_us < $1 ORDER BY at_us LIMIT $2)
 RETURNING capacity_pool
 
+-- name: put_learned
+-- What history taught under one key.
+INSERT INTO learned (name, at_us, body) VALUES ($1, $2, $3)
+ON CONFLICT (name) DO UPDATE SET at_us = excluded.at_us, body = excluded.body
+
+-- name: learned
+-- All that history taught.
+SELECT body FROM learned ORDER BY name
+
+-- name: prune_learned
+-- At most $2 keys under which nothing was added since $1.
+DELETE FROM learned WHERE name IN (SELECT name FROM learned WHERE at_us < $1 ORDER BY at_us LIMIT $2)
+RETURNING name
+
 -- name: put_control
 -- An operator's hand on a pool.
 INSERT INTO controls (pool, control) VALUES ($1, $2)

@@ -207,6 +207,7 @@ class Writes:
     job_uses: Sequence[Columns]
     interruptions: Sequence[Columns]
     evidence: Sequence[Columns]
+    learned: Sequence[Columns]
 
     @property
     def rows(self) -> int:
@@ -214,7 +215,7 @@ class Writes:
         instances = len(self.instance_inserts) + len(self.instance_updates)
         history = len(self.moves) + len(self.ledger) + len(self.consumed) + len(self.samples)
         small = len(self.controls) + len(self.settings) + len(self.dropped_settings) + len(self.job_uses)
-        kept = len(self.costs) + len(self.interruptions) + len(self.evidence)
+        kept = len(self.costs) + len(self.interruptions) + len(self.evidence) + len(self.learned)
         return jobs + instances + history + kept + small
 
 
@@ -239,6 +240,7 @@ def writes(changes: Changes) -> Writes:
         dropped_settings=[key(name) for name, value in settings if not value],
         costs=[cost_columns(line) for line in changes.costs],
         evidence=[(key(one.capacity_pool.key), micros(one.at), body(one)) for one in changes.evidence],
+        learned=[(key(one.key), micros(one.at), body(one)) for one in changes.learned],
         job_uses=[(key(instance), str(use)) for instance, use in sorted((changes.job_uses or {}).items())],
         interruptions=[interruption_columns(one) for one in changes.interruptions],
     )

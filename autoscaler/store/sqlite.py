@@ -24,7 +24,7 @@ from autoscaler.model import (
     PoolControl,
 )
 from autoscaler.spi import ForgeName, InstanceId, PoolName, Webhook
-from autoscaler.store import Changes, Conflict, CostSum, LeaseLost, Sample, Stored, StoreError, StoreStats
+from autoscaler.store import Changes, Conflict, CostSum, Learned, LeaseLost, Sample, Stored, StoreError, StoreStats
 from autoscaler.store import rows as encoding
 from autoscaler.store.migrations import Migration, migrations
 from autoscaler.store.queries import queries
@@ -159,6 +159,7 @@ class SqliteStore:
             ("consume", [(seq,) for seq in writes.consumed]),
             ("put_sample", writes.samples),
             ("put_evidence", writes.evidence),
+            ("put_learned", writes.learned),
             ("put_control", writes.controls),
             ("put_setting", writes.settings),
             ("delete_setting", [(name,) for name in writes.dropped_settings]),
@@ -177,6 +178,7 @@ class SqliteStore:
                 ("prune_costs", before),
                 ("prune_interruptions", before),
                 ("prune_evidence", before),
+                ("prune_learned", before),
                 ("prune_inbox", deliveries_before),
                 ("prune_samples", samples_before),
             ):
@@ -207,6 +209,7 @@ class SqliteStore:
                     settings=dict(connection.execute(self._sql["settings"]).fetchall()),
                     interruptions=self._values(connection, Interruption, "live_interruptions"),
                     evidence=self._values(connection, CapacityEvidence, "evidence"),
+                    learned=self._values(connection, Learned, "learned"),
                     is_new=self._number(connection, "held_instances") == 0,
                 )
             finally:

@@ -25,6 +25,7 @@ from tests.contract.store_builders import (
 from tests.contract.store_costs import StoreCostsContract
 from tests.contract.store_evidence import StoreEvidenceContract
 from tests.contract.store_interruptions import StoreInterruptionsContract
+from tests.contract.store_learned import StoreLearnedContract
 from tests.contract.store_newest import StoreNewestContract
 
 Opener = Callable[[], AbstractAsyncContextManager[Store]]
@@ -38,7 +39,9 @@ async def outcome(call: Awaitable[object]) -> object:
         return type(error)
 
 
-class StoreContract(StoreNewestContract, StoreCostsContract, StoreInterruptionsContract, StoreEvidenceContract):
+class StoreContract(
+    StoreNewestContract, StoreCostsContract, StoreInterruptionsContract, StoreEvidenceContract, StoreLearnedContract
+):
     """One suite for sqlite, postgres and memory."""
 
     groups_writes = True

@@ -29,6 +29,7 @@ from autoscaler.spi import (
     JobStatus,
     Recovery,
     RequeueResult,
+    Telling,
 )
 from autoscaler.store.memory import MemoryStore
 from tests.admin_world import GITHUB, job
@@ -64,9 +65,17 @@ class TroubledForge(QuietForge):
         self._answer("get_job")
         return seen_job(int(forge_job_id), JobStatus.DONE, conclusion=Conclusion.FAILURE)
 
-    async def requeue(self, repo: str, run_id: str, forge_job_ids: Sequence[str]) -> RequeueResult:
+    async def requeue(
+        self, repo: str, run_id: str, forge_job_ids: Sequence[str], *, with_failures: bool = True
+    ) -> RequeueResult:
         self._answer("requeue")
         return RequeueResult(successors={})
+
+    async def tell(self, telling: Telling) -> None:
+        self._answer("tell")
+
+    async def cancel_run(self, repo: str, run_id: str) -> None:
+        self._answer("cancel_run")
 
 
 class World:
@@ -82,7 +91,7 @@ class World:
         return one
 
     async def do(self, action: Requeue | Settle) -> None:
-        call = self.core.applier._forge_calls.intend(action, self.clock.now())
+        call = self.core.applier._intend(action, self.clock.now())
         assert call is not None
         await call()
 
