@@ -136,7 +136,7 @@ async def test_no_query_reads_a_whole_history_table(tmp_path: Path) -> None:
     walking = {name for name, plan in plans.items() for step in plan if step.startswith("SCAN ")}
     bounded_by_limit = {"recent_jobs", "ended_jobs", "recent_instances", "recent_interruptions"}
     live_rows_only = {"live_jobs", "live_instances", "live_interruptions", "waiting_inbox"}
-    one_row_per_pool_or_key = {"controls", "settings", "schema_version", "evidence"}
+    one_row_per_pool_or_key = {"controls", "settings", "schema_version", "evidence", "learned"}
     assert walking <= bounded_by_limit | live_rows_only | one_row_per_pool_or_key | {"prune_samples"}
 
 

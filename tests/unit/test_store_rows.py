@@ -36,6 +36,8 @@ def _values(hint: Any) -> st.SearchStrategy[Any]:
     parts: tuple[Any, ...] = getattr(hint, "__args__", ())
     if getattr(hint, "__origin__", None) is tuple and hasattr(parts[0], "__dataclass_fields__"):
         return st.lists(values_of(parts[0]), max_size=2).map(tuple)
+    if len(parts) == 2 and parts[1] is type(None) and hasattr(parts[0], "__dataclass_fields__"):
+        return st.none() | values_of(parts[0])
     return st.from_type(hint)
 
 
