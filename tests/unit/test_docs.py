@@ -165,7 +165,7 @@ def keys_without_effect() -> list[str]:
 
 def test_keys_without_effect_exist() -> None:
     keys = keys_without_effect()
-    assert len(keys) > 10
+    assert keys
     assert set(keys) - example_keys() == set()
 
 
