@@ -1,15 +1,23 @@
 """Part of plan: what becomes of lost jobs: they are queued again, or given up for good and on record.
 
 Pure. All lost jobs of one run go together, as soon as their forge can; what may not run again is abandoned with its
-reason as the first word.
+reason as the first word. Those that will be queued again need machines by then: `replacements` says which, and
+`plan_launch` launches them with everything else that a pool wants.
 """
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
-from autoscaler.model import Abandon, Action, Job, JobState, Requeue, Rules, Snapshot
-from autoscaler.spi import ForgeName
+from autoscaler.model import Abandon, Action, Interruption, Job, JobState, Pool, Requeue, Rules, Snapshot
+from autoscaler.plan_tick import Purpose, Want
+from autoscaler.spi import ForgeName, PoolName
+
+USUAL_BOOT = timedelta(seconds=60)
+"""How long a pool's machines are taken to boot until some of them did."""
+SPARED_AFTER = timedelta(seconds=30)
+"""A machine that its cloud has not taken by then is not being taken: its job needs no other one."""
 
 
 @dataclass(slots=True)
@@ -56,3 +64,61 @@ def _not_requeued(job: Job, rules: Rules) -> str | None:
     if job.attempt >= pool.requeue_attempts:
         return f"attempts: {job.attempt} of {pool.requeue_attempts} made"
     return None
+
+
+# --------------------------------------------------------------------------- machines for what will be queued again
+
+
+@dataclass(slots=True)
+class Replacements:
+    """Machines to launch before the job that needs them is queued; at `wake_at` there will be more."""
+
+    wants: dict[PoolName, list[Want]] = field(default_factory=lambda: defaultdict(list))
+    wake_at: datetime | None = None
+
+
+def replacements(snapshot: Snapshot, rules: Rules, now: datetime) -> Replacements:
+    """Per pool the lost jobs, and those whose machine is being taken, that will be queued again by the time that a
+    machine launched now is up: oldest first. A forge that runs jobs again at once needs their machines now; elsewhere
+    they are needed when the run ends, and nobody knows when a run without `run_ends` does.
+
+    Each job is here until it is requeued; its successor is a queued job like any other from then on.
+    """
+    made = Replacements()
+    for job in sorted(_going(snapshot, now), key=lambda job: (job.queued_at, job.id)):
+        pool = rules.pools.get(job.pool) if job.pool is not None else None
+        if pool is None or job.forge not in snapshot.forges or _not_requeued(job, rules) is not None:
+            continue
+        if not snapshot.forges[job.forge].traits.requeues_at_once:
+            ends_at = snapshot.run_ends.get((job.forge, job.repo, job.run_id))
+            if ends_at is None:
+                continue
+            due_at = ends_at - _expected_boot(pool, snapshot)
+            if due_at > now:
+                made.wake_at = due_at if made.wake_at is None else min(made.wake_at, due_at)
+                continue
+        hours, attempt = snapshot.hours.get(job.work), job.attempt + 1
+        made.wants[pool.name].append(Want(purpose=Purpose.REPLACEMENT, job=job, hours=hours, attempt=attempt))
+    return made
+
+
+def _going(snapshot: Snapshot, now: datetime) -> Iterator[Job]:
+    """Jobs that lost their machine, or will have lost it soon."""
+    yield from (job for job in snapshot.jobs.values() if job.state is JobState.LOST)
+    for known in snapshot.interruptions.values():
+        job = _job_of(known, snapshot)
+        if job is not None and job.state is JobState.RUNNING and now < known.taken_by + SPARED_AFTER:
+            yield job
+
+
+def _job_of(known: Interruption, snapshot: Snapshot) -> Job | None:
+    machine = snapshot.instances.get(known.instance)
+    id_ = machine.job if machine is not None and machine.job is not None else known.job
+    return snapshot.jobs.get(id_) if id_ is not None else None
+
+
+def _expected_boot(pool: Pool, snapshot: Snapshot) -> timedelta:
+    """The median of how long its machines took until they could take a job, whichever provider they are of."""
+    known = [snapshot.arrivals[pool.name, name] for name in pool.providers if (pool.name, name) in snapshot.arrivals]
+    took = sorted(seconds for arrivals in known for seconds in arrivals.seconds)
+    return timedelta(seconds=took[len(took) // 2]) if took else USUAL_BOOT

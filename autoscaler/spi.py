@@ -635,6 +635,8 @@ class ForgeTraits:
     needs_queue_holder: bool
     counts_attempts: bool = True
     """Running a job again raises `run_attempt`; where it does not (GitLab), a higher job id tells the newer one."""
+    requeues_at_once: bool = False
+    """A lost job can run again whatever else of its run still runs (GitLab); elsewhere its run must end first."""
 
 
 class Forge(Protocol):

@@ -37,7 +37,11 @@ from runners.gitlab_settings import read_access, read_scopes, read_webhook_keys
 from runners.gitlab_webhooks import WebhookReader
 
 _TRAITS = ForgeTraits(
-    seals_runners=True, removes_finished_runners=False, needs_queue_holder=True, counts_attempts=False
+    seals_runners=True,
+    removes_finished_runners=False,
+    needs_queue_holder=True,
+    counts_attempts=False,
+    requeues_at_once=True,
 )
 
 

@@ -71,7 +71,13 @@ HANDOVER_S = 1.0
 CANCELING_RETRY_AFTER_S = 30.0
 FORCED_RETRY_AFTER_S = 1.0
 HOLDER_SYSTEM = "s_00000000hold"
-TRAITS = ForgeTraits(seals_runners=True, removes_finished_runners=False, needs_queue_holder=True, counts_attempts=False)
+TRAITS = ForgeTraits(
+    seals_runners=True,
+    removes_finished_runners=False,
+    needs_queue_holder=True,
+    counts_attempts=False,
+    requeues_at_once=True,
+)
 
 _R = TypeVar("_R")
 _WRITES = frozenset({"register", "deregister", "seal", "hold_queue", "requeue"})

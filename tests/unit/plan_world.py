@@ -27,7 +27,9 @@ S = InstanceState
 NOW = datetime(2026, 1, 5, 12, tzinfo=UTC)
 GITLAB = ForgeName("gitlab")
 GITHUB_TRAITS = ForgeTraits(seals_runners=False, removes_finished_runners=True, needs_queue_holder=False)
-GITLAB_TRAITS = ForgeTraits(seals_runners=True, removes_finished_runners=False, needs_queue_holder=True)
+GITLAB_TRAITS = ForgeTraits(
+    seals_runners=True, removes_finished_runners=False, needs_queue_holder=True, requeues_at_once=True
+)
 POOL = pool(LINUX, "linux", "x64", max=10, idle_timeout=timedelta(seconds=60), boot_timeout=timedelta(seconds=300))
 COMPLETE = frozenset({"github", "github/jobs", "gitlab", "gitlab/jobs", "aws"})
 
