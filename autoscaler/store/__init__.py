@@ -192,6 +192,10 @@ class Store(Protocol):
 
     async def jobs_by_ids(self, ids: Sequence[JobId]) -> Sequence[Job]: ...
 
+    async def jobs_of_run(self, repo: str, run_id: str, *, limit: int) -> Sequence[Job]:
+        """All jobs of a run, of all its attempts, at any forge, oldest first by first_seen_at. Capitals are ignored."""
+        ...
+
     async def recent_jobs(self, *, limit: int, pool: PoolName | None = None, state: str = "") -> Sequence[Job]:
         """Newest first by first_seen_at."""
         ...

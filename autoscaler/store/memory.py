@@ -42,7 +42,7 @@ from autoscaler.store import (
     StoreError,
     StoreStats,
 )
-from autoscaler.store.rows import Versioned, ended_at, last_versions
+from autoscaler.store.rows import Versioned, ended_at, last_versions, repo_run
 
 K = TypeVar("K")
 _PRUNE_ROWS = 2_000
@@ -191,6 +191,12 @@ class MemoryStore:
     async def jobs_by_ids(self, ids: Sequence[JobId]) -> Sequence[Job]:
         await self._step()
         return [self.disk.jobs[wanted] for wanted in ids if wanted in self.disk.jobs]
+
+    async def jobs_of_run(self, repo: str, run_id: str, *, limit: int) -> Sequence[Job]:
+        await self._step()
+        wanted = repo_run(repo, run_id)
+        found = (job for job in self.disk.jobs.values() if repo_run(job.repo, job.run_id) == wanted)
+        return sorted(found, key=lambda job: (job.first_seen_at, job.id))[:limit]
 
     async def recent_jobs(self, *, limit: int, pool: PoolName | None = None, state: str = "") -> Sequence[Job]:
         await self._step()

@@ -33,7 +33,7 @@ from autoscaler.store.external import external_work
 from autoscaler.store.migrations import Migration, migrations
 from autoscaler.store.postgres_faults import FAULTS, failure, in_doubt, translated
 from autoscaler.store.queries import queries
-from autoscaler.store.rows import Columns, Writes, cost_sum, inbox_row, key, micros, read, text
+from autoscaler.store.rows import Columns, Writes, cost_sum, inbox_row, key, micros, read, repo_run, text
 
 T = TypeVar("T")
 _POOL_SIZE = 4
@@ -347,6 +347,9 @@ class PostgresStore:
     async def jobs_by_ids(self, ids: Sequence[JobId]) -> Sequence[Job]:
         found = {job.id: job for job in await self._values(Job, "jobs_by_ids", [key(job) for job in ids])}
         return [found[job] for job in ids if job in found]
+
+    async def jobs_of_run(self, repo: str, run_id: str, *, limit: int) -> Sequence[Job]:
+        return await self._values(Job, "jobs_of_run", limit, key(repo_run(repo, run_id)))
 
     async def recent_jobs(self, *, limit: int, pool: PoolName | None = None, state: str = "") -> Sequence[Job]:
         query = "recent_jobs" + ("_of_pool" if pool else "") + ("_in_state" if state else "")

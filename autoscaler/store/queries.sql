@@ -43,33 +43,36 @@ SELECT pg_advisory_xact_lock(1635087472, hashtext(current_schema()))
 
 -- name: insert_job
 -- A job's first version; no row comes back when the id is taken.
-INSERT INTO jobs (id, version, state, pool, live, first_seen_us, ended_us, body)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+INSERT INTO jobs (id, version, state, pool, live, first_seen_us, ended_us, repo_run, body)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 ON CONFLICT (id) DO NOTHING
 RETURNING id
 
 -- name: insert_job [postgres]
 -- Many first versions; the ids that were free come back.
-INSERT INTO jobs (id, version, state, pool, live, first_seen_us, ended_us, body)
-SELECT * FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::bigint[], $6::bigint[], $7::bigint[], $8::text[])
+INSERT INTO jobs (id, version, state, pool, live, first_seen_us, ended_us, repo_run, body)
+SELECT * FROM unnest(
+    $1::text[], $2::bigint[], $3::text[], $4::text[], $5::bigint[], $6::bigint[], $7::bigint[], $8::text[], $9::text[]
+)
 ON CONFLICT (id) DO NOTHING
 RETURNING id
 
 -- name: update_job
--- A job's next version, if the row still is at version $9; no row comes back otherwise.
+-- A job's next version, if the row still is at version $10; no row comes back otherwise.
 UPDATE jobs
-SET version = $2, state = $3, pool = $4, live = $5, first_seen_us = $6, ended_us = $7, body = $8
-WHERE id = $1 AND version = $9
+SET version = $2, state = $3, pool = $4, live = $5, first_seen_us = $6, ended_us = $7, repo_run = $8, body = $9
+WHERE id = $1 AND version = $10
 RETURNING id
 
 -- name: update_job [postgres]
 -- Many next versions; the ids of rows that were at the expected version come back.
 UPDATE jobs AS old
 SET version = new.version, state = new.state, pool = new.pool, live = new.live, first_seen_us = new.first_seen_us,
-    ended_us = new.ended_us, body = new.body
+    ended_us = new.ended_us, repo_run = new.repo_run, body = new.body
 FROM unnest(
-    $1::text[], $2::bigint[], $3::text[], $4::text[], $5::bigint[], $6::bigint[], $7::bigint[], $8::text[], $9::bigint[]
-) AS new (id, version, state, pool, live, first_seen_us, ended_us, body, expected)
+    $1::text[], $2::bigint[], $3::text[], $4::text[], $5::bigint[], $6::bigint[], $7::bigint[], $8::text[], $9::text[],
+    $10::bigint[]
+) AS new (id, version, state, pool, live, first_seen_us, ended_us, repo_run, body, expected)
 WHERE old.id = new.id AND old.version = new.expected
 RETURNING old.id
 
@@ -84,6 +87,10 @@ SELECT body FROM jobs WHERE id = $1
 -- name: jobs_by_ids [postgres]
 -- The jobs of these ids, in no order.
 SELECT body FROM jobs WHERE id = ANY($1::text[])
+
+-- name: jobs_of_run
+-- At most $1 jobs of the run $2 ("repo/run id", in small letters) at any forge, oldest first.
+SELECT body FROM jobs WHERE repo_run = $2 ORDER BY first_seen_us, id LIMIT $1
 
 -- name: recent_jobs
 -- Newest jobs first.

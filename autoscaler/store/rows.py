@@ -157,6 +157,11 @@ def ended_at(job: Job) -> datetime:
     return max(job.finished_at or job.first_seen_at, job.first_seen_at)
 
 
+def repo_run(repo: str, run_id: str) -> str:
+    """What jobs of one run are found by, as people write it; forges do not tell capital letters from small ones."""
+    return f"{repo}/{run_id}".lower()
+
+
 def job_columns(job: Job) -> Columns:
     live, pool = int(is_live_job(job)), key(job.pool or "")
     return (
@@ -167,6 +172,7 @@ def job_columns(job: Job) -> Columns:
         live,
         micros(job.first_seen_at),
         micros(ended_at(job)),
+        key(repo_run(job.repo, job.run_id)),
         body(job),
     )
 
@@ -320,6 +326,7 @@ __all__ = [
     "ledger_columns",
     "micros",
     "read",
+    "repo_run",
     "text",
     "writes",
 ]

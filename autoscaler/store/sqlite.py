@@ -28,7 +28,7 @@ from autoscaler.store import Changes, Conflict, CostSum, Learned, LeaseLost, Sam
 from autoscaler.store import rows as encoding
 from autoscaler.store.migrations import Migration, migrations
 from autoscaler.store.queries import queries
-from autoscaler.store.rows import Columns, Writes, cost_sum, inbox_row, key, micros, read, text
+from autoscaler.store.rows import Columns, Writes, cost_sum, inbox_row, key, micros, read, repo_run, text
 from autoscaler.store.threads import Connection, DatabaseThread
 
 T = TypeVar("T")
@@ -223,6 +223,9 @@ class SqliteStore:
 
     async def jobs_by_ids(self, ids: Sequence[JobId]) -> Sequence[Job]:
         return await self._read(lambda at: [job for one in ids for job in self._values(at, Job, "job", key(one))])
+
+    async def jobs_of_run(self, repo: str, run_id: str, *, limit: int) -> Sequence[Job]:
+        return await self._read(lambda at: self._values(at, Job, "jobs_of_run", limit, key(repo_run(repo, run_id))))
 
     async def recent_jobs(self, *, limit: int, pool: PoolName | None = None, state: str = "") -> Sequence[Job]:
         query = "recent_jobs" + ("_of_pool" if pool else "") + ("_in_state" if state else "")

@@ -39,6 +39,12 @@ from autoscaler.store import Sample
 T0 = datetime(2026, 11, 21, 12, 0, 0, 123456, tzinfo=UTC)
 HUB = ForgeName("hub")
 LINUX = PoolName("linux")
+BEFORE_RUNS = """
+DROP INDEX jobs_of_run;
+ALTER TABLE jobs DROP COLUMN repo_run;
+DELETE FROM schema_version WHERE version >= 7;
+"""
+"""Takes a database of either engine back to the schema that had no index of runs."""
 
 
 def a_job(number: int = 1, *, version: int = 1, state: JobState = JobState.QUEUED, pool: str = "linux") -> Job:

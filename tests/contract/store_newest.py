@@ -1,4 +1,4 @@
-"""What the status page reads of every store: the newest moves of all instances and the jobs that ended last."""
+"""What pages and people look up in every store: the newest moves of all instances, ended jobs, the jobs of a run."""
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -58,3 +58,38 @@ class StoreNewestContract:
             )
             assert [job.forge_job_id for job in await store.ended_jobs(limit=9)] == ["1", "3", "2"]
             assert [job.forge_job_id for job in await store.ended_jobs(limit=2)] == ["1", "3"]
+
+    async def test_jobs_of_a_run_are_found_by_repo_and_run_whatever_their_capitals_and_attempts(
+        self, opener: Callable[[], AbstractAsyncContextManager[Store]]
+    ) -> None:
+        async with opener() as store:
+            await store.acquire_lease("a")
+            again = replace(a_job(3), run_attempt=3)
+            others = [replace(a_job(1), run_id="7"), replace(a_job(4), repo="org/repo-7", run_id="7")]
+            await store.commit(Changes(jobs=[*others, again, replace(a_job(2), repo="Org/Repo")]))
+            found = await store.jobs_of_run("ORG/repo", "77", limit=9)
+            assert [job.forge_job_id for job in found] == ["2", "3"]
+            assert [job.forge_job_id for job in await store.jobs_of_run("org/repo", "77", limit=1)] == ["2"]
+            assert list(await store.jobs_of_run("org", "repo/77", limit=9)) == list(found)
+            assert list(await store.jobs_of_run("org/repo", "78", limit=9)) == []
+
+    async def test_a_job_of_a_run_is_found_as_it_is_now(
+        self, opener: Callable[[], AbstractAsyncContextManager[Store]]
+    ) -> None:
+        async with opener() as store:
+            await store.acquire_lease("a")
+            first = a_job(1)
+            await store.commit(Changes(jobs=[first]))
+            done = replace(first, version=2, state=JobState.DONE, run_id="78")
+            await store.commit(Changes(jobs=[done]))
+            assert list(await store.jobs_of_run("org/repo", "77", limit=9)) == []
+            assert list(await store.jobs_of_run("org/repo", "78", limit=9)) == [done]
+
+    async def test_names_too_long_for_an_index_are_found_by_run_too(
+        self, opener: Callable[[], AbstractAsyncContextManager[Store]]
+    ) -> None:
+        async with opener() as store:
+            await store.acquire_lease("a")
+            long = replace(a_job(1), repo="group/" + "deep/" * 60 + "app")
+            await store.commit(Changes(jobs=[long]))
+            assert list(await store.jobs_of_run(long.repo, "77", limit=9)) == [long]

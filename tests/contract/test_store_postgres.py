@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import asyncpg  # type: ignore[import-untyped]
 import pytest
@@ -12,7 +13,7 @@ from autoscaler.store import Changes, LeaseLost, Store, StoreError
 from autoscaler.store.migrations import migrations
 from autoscaler.store.postgres import PostgresStore
 from autoscaler.store.queries import queries
-from tests.contract.store_builders import HUB, T0, a_job, a_webhook
+from tests.contract.store_builders import BEFORE_RUNS, HUB, T0, a_job, a_webhook
 from tests.contract.store_contract import Opener, StoreContract, outcome
 from tests.contract.store_durability import acknowledged_until_killed, waiting_deliveries
 from tests.postgres import postgres_dsn, postgres_server, running_postgres  # noqa: F401 (fixtures)
@@ -77,6 +78,19 @@ async def test_daemons_that_start_together_migrate_once(postgres_dsn: str) -> No
             assert await connection.fetchval("SELECT count(*) FROM schema_version") == len(migrations("postgres"))
     finally:
         await asyncio.gather(*(store.aclose() for store in stores))
+
+
+async def test_jobs_from_before_runs_were_indexed_are_found_by_their_run(postgres_dsn: str) -> None:  # noqa: F811
+    old, deep = replace(a_job(1), repo="Org/Repo"), replace(a_job(2), repo="g/" + "deep/" * 60 + "app")
+    broken = replace(a_job(3), name="half a character \ud83d")
+    async with opened_store(postgres_dsn) as store:
+        await store.acquire_lease("a")
+        await store.commit(Changes(jobs=[old, deep, broken]))
+    async with connected(postgres_dsn) as connection:
+        await connection.execute(BEFORE_RUNS)
+    async with opened_store(postgres_dsn) as store:
+        assert list(await store.jobs_of_run("org/repo", "77", limit=9)) == [old, broken]
+        assert await store.job(deep.id) == deep
 
 
 async def test_a_server_that_is_not_there_is_named_without_the_password() -> None:

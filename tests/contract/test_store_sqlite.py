@@ -18,7 +18,7 @@ import pytest
 from autoscaler.store import Changes, Store, StoreError, open_store
 from autoscaler.store.queries import queries
 from autoscaler.store.sqlite import SqliteStore
-from tests.contract.store_builders import HUB, T0, a_job, a_webhook, an_entry
+from tests.contract.store_builders import BEFORE_RUNS, HUB, T0, a_job, a_webhook, an_entry
 from tests.contract.store_contract import Opener, StoreContract, outcome
 from tests.contract.store_durability import acknowledged_until_killed, waiting_deliveries
 
@@ -74,6 +74,19 @@ async def test_a_newer_schema_is_refused_and_left_alone(tmp_path: Path) -> None:
         other.execute("INSERT INTO schema_version (version, name) VALUES (99, 'later')")
     with pytest.raises(StoreError, match="schema 99 is newer"):
         await SqliteStore(str(path)).open()
+
+
+async def test_jobs_from_before_runs_were_indexed_are_found_by_their_run(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    old, deep = replace(a_job(1), repo="Org/Repo"), replace(a_job(2), repo="g/" + "deep/" * 60 + "app")
+    async with opened_store(path) as store:
+        await store.acquire_lease("a")
+        await store.commit(Changes(jobs=[old, deep]))
+    with contextlib.closing(sqlite3.connect(path)) as other, other:
+        other.executescript(BEFORE_RUNS)
+    async with opened_store(path) as store:
+        assert list(await store.jobs_of_run("org/repo", "77", limit=9)) == [old]
+        assert await store.job(deep.id) == deep
 
 
 async def test_a_file_that_is_no_database_is_refused_and_kept(tmp_path: Path) -> None:
