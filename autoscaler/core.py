@@ -23,6 +23,7 @@ from autoscaler.health import Health
 from autoscaler.http.agents import AgentDesk
 from autoscaler.http.limits import Refusals
 from autoscaler.http.view import Condition, TickView, Trouble
+from autoscaler.lessons import Lessons
 from autoscaler.live import LiveRows
 from autoscaler.loop import Loop
 from autoscaler.metrics import Metrics
@@ -107,6 +108,7 @@ class Core:
         jobs = self.jobs = JobObserver(rows, sightings, self._forges, metrics, heard_at=self.desk.last_contact)
         jobs.load(clock.now())
         experience = self._experience = Experience(rows, sightings)
+        lessons = self._lessons = Lessons(rows)
         losses = LossObserver(rows, sightings, metrics, experience=experience, heard_at=self.desk.last_contact)
         observer = Observer(
             rows,
@@ -114,6 +116,7 @@ class Core:
             jobs,
             losses,
             experience=experience,
+            lessons=lessons,
             runner_prefix=prefix,
             providers=self._providers.keys(),
         )
@@ -205,6 +208,7 @@ class Core:
         self.desk.close()
         await self.applier.aclose(grace_s)
         self._experience.keep(self._clock.now(), half_life=self._rules.evidence_half_life, is_last=True)
+        self._lessons.keep(self._clock.now(), is_last=True)
 
     def accepted(self, seq: int, forge: ForgeName, webhook: Webhook) -> None:
         """A webhook is durable: look at it with the next tick."""

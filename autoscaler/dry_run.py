@@ -22,6 +22,7 @@ from autoscaler.core import runner_prefix
 from autoscaler.dry_run_report import Findings, ReadFailure, document, text
 from autoscaler.experience import Experience
 from autoscaler.facts import Fact, InstancesListed, JobRead, JobsListed, ListingFailed, RunnersListed, WebhookArrived
+from autoscaler.lessons import Lessons
 from autoscaler.live import LiveRows
 from autoscaler.metrics import Metrics
 from autoscaler.model import job_id
@@ -134,6 +135,7 @@ class _Look:
             self._jobs,
             LossObserver(self._rows, self._seen, Metrics(), experience=experience, heard_at=lambda _: None),
             experience=experience,
+            lessons=Lessons(self._rows),
             runner_prefix=runner_prefix(self._config.autoscaler.name),
             providers=self._providers.keys(),
         )

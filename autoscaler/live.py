@@ -45,6 +45,11 @@ from autoscaler.store import Changes, Learned, Sample, Store, Stored
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 
+JobNews = tuple[Job | None, Job]
+"""A job before and after it moved; None: it was never seen before."""
+MachineNews = tuple[Instance, Instance]
+"""A machine before and after it moved."""
+
 _NO_TRAITS = ProviderTraits()
 REMEMBERED = 20_000
 """Ended jobs and machines remembered, so that late events about them cost no look-up."""
@@ -60,6 +65,9 @@ class LiveRows:
         }
         self.billed: list[CostLine] = []
         """What machines cost that ended since the last tick looked, for the metrics."""
+        self.job_news: list[JobNews] = []
+        self.machine_news: list[MachineNews] = []
+        """What moved since the last tick looked, for `lessons`."""
         self.jobs: dict[JobId, Job] = {}
         self.instances: dict[InstanceId, Instance] = {}
         self.controls: dict[PoolName, PoolControl] = {}
@@ -144,11 +152,16 @@ class LiveRows:
 
     def add_job(self, job: Job) -> Job:
         """A job never seen before."""
-        return self._save_job(job)
+        added = self._save_job(job)
+        self.job_news.append((None, added))
+        return added
 
     def amend_job(self, job: Job, **fields: Any) -> Job:
         """Change fields that are not the state."""
-        return self._save_job(replace(job, **fields))
+        amended = self._save_job(replace(job, **fields))
+        if amended.prediction is not job.prediction:
+            self.job_news.append((job, amended))
+        return amended
 
     def move_job(self, job: Job, to_state: JobState, **fields: Any) -> Job:
         if job.instance is not None and JobState.LOST in (job.state, to_state):
@@ -157,7 +170,9 @@ class LiveRows:
             self._buffer.job_uses[job.instance] = Use.LOST if was_for_nothing else Use.JOB
             if (machine := self.instances.get(job.instance)) is not None:
                 self.amend(machine, is_job_lost=was_for_nothing)
-        return self._save_job(replace(move_job(job, to_state), **fields))
+        moved = self._save_job(replace(move_job(job, to_state), **fields))
+        self.job_news.append((job, moved))
+        return moved
 
     def add_instance(self, instance: Instance, *, cause: str) -> Instance:
         """A new row: the intent to have a machine, or one adopted from the cloud."""
@@ -190,7 +205,9 @@ class LiveRows:
             moved = replace(moved, starts=moved.starts + 1)
         elif not is_live(moved):
             self._bill(moved, now)
-        return self._save_instance(moved)
+        moved = self._save_instance(moved)
+        self.machine_news.append((instance, moved))
+        return moved
 
     def _bill(self, ended: Instance, now: datetime) -> None:
         """Its job may have been found lost before it: that stands in the same transaction, after the lines."""

@@ -29,6 +29,7 @@ from autoscaler.facts import (
     RunnersListed,
     WebhookArrived,
 )
+from autoscaler.lessons import Lessons
 from autoscaler.live import LiveRows
 from autoscaler.model import (
     Demand,
@@ -88,6 +89,7 @@ class Observer:
         losses: LossObserver,
         *,
         experience: Experience,
+        lessons: Lessons,
         runner_prefix: str,
         providers: Collection[ProviderName],
     ) -> None:
@@ -95,6 +97,7 @@ class Observer:
         self._seen = sightings
         self._jobs = jobs
         self.experience = experience
+        self.lessons = lessons
         self._losses = losses
         self._runner_prefix = runner_prefix
         if rows.is_new_store:
@@ -110,6 +113,7 @@ class Observer:
         logged and counted, and the next listing shows what it would have said."""
         self._began_at = self._began_at or now
         self.experience.keep(now, half_life=rules.evidence_half_life)
+        self.lessons.keep(now)
         for fact in facts:
             try:
                 self._consume(fact, rules, now)
@@ -117,6 +121,7 @@ class Observer:
                 self.refused += 1
                 log.exception("fact_refused", fact=type(fact).__name__)
         self._losses.settle(now)
+        self.lessons.take_in(rules, now)
 
     def _consume(self, fact: Fact, rules: Rules, now: datetime) -> None:
         match fact:
@@ -402,6 +407,8 @@ class Observer:
             on_demand_today_usd=self._rows.on_demand_today(now),
             interruptions=self._rows.interruptions,
             reclaimed_free=self._rows.reclaimed_free,
+            hours=self.lessons.run_times.hours,
+            arrivals=self.lessons.arrivals.shown,
         )
 
     def _forge_view(self, name: ForgeName, forge: Forge, is_healthy: bool, now: datetime) -> ForgeView:

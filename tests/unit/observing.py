@@ -14,6 +14,7 @@ from autoscaler.facts import (
     RunnersListed,
     WebhookArrived,
 )
+from autoscaler.lessons import Lessons
 from autoscaler.live import LiveRows
 from autoscaler.metrics import Metrics
 from autoscaler.model import Demand, Instance, InstanceState, Job, JobId, Rules, Snapshot, job_id
@@ -97,6 +98,7 @@ class Observing:
             self.jobs,
             losses,
             experience=experience,
+            lessons=Lessons(self.rows),
             runner_prefix="ours--",
             providers=(CLOUD, OTHER),
         )

@@ -1,0 +1,54 @@
+"""What history teaches, beside what `experience` learns of capacity pools: run times, arrivals.
+
+Owns when the modules that learn hear of news, and when what they learned becomes durable; each of them owns what it
+knows. News are the moves of rows, from whichever side: they are taken in once a tick, O(1) each. Nothing here grows
+with history.
+"""
+
+from datetime import datetime, timedelta
+
+from autoscaler.arrivals import ArrivalTimes
+from autoscaler.history import RunTimes
+from autoscaler.learned_texts import KEPT_AT_ONCE
+from autoscaler.live import LiveRows
+from autoscaler.model import Job, JobState, Rules
+
+KEEP_EVERY = timedelta(minutes=1)
+
+
+class Lessons:
+    """See the module docstring."""
+
+    def __init__(self, rows: LiveRows) -> None:
+        self._rows = rows
+        self.run_times = RunTimes(rows.learned)
+        self.arrivals = ArrivalTimes(rows.learned)
+        self._unkept = (self.run_times.unkept, self.arrivals.unkept)
+        self._due_at: datetime | None = None
+
+    def take_in(self, rules: Rules, now: datetime) -> None:
+        """Learn from what moved since the last tick."""
+        jobs, self._rows.job_news = self._rows.job_news, []
+        for before, job in jobs:
+            self._job_moved(before, job, now)
+        machines, self._rows.machine_news = self._rows.machine_news, []
+        for was, row in machines:
+            self.arrivals.machine_moved(was, row, rules, now)
+
+    def _job_moved(self, before: Job | None, job: Job, now: datetime) -> None:
+        if job.state is JobState.DONE and job.id not in self._rows.lost:  # else it was done only to be found lost
+            self.run_times.job_ended(job, now)
+
+    def keep(self, now: datetime, *, is_last: bool = False) -> None:
+        """Write what changed, each key at most once a minute, a bounded number with one tick."""
+        if is_last or self._due_at is None or now >= self._due_at:
+            self._due_at = now + KEEP_EVERY
+            for one in self._unkept:
+                one.make_due()
+        left = 10**9 if is_last else KEPT_AT_ONCE
+        for one in self._unkept:
+            rows = one.take(left)
+            left -= len(rows)
+            for row in rows:
+                self._rows.learn(row)
+                self._rows.learned.pop(row.key, None)  # the module that learned it has it
