@@ -34,11 +34,12 @@ class ArrivalTimes:
         self._arrived: set[InstanceId] = set()
         self.shown: Mapping[_Key, Arrivals] = {}
         """What plan sees; another object when, and only when, something changed."""
-        for parts, value, _ in take_rows(learned, "arrivals"):
-            if len(parts) == 2 and value:
-                key = PoolName(parts[0]), ProviderName(parts[1])
-                self._newest[key] = tuple(map(float, value))
+        take_rows(learned, "arrivals", self._read)
         self.shown = {key: _arrivals(times) for key, times in self._newest.items()}
+
+    def _read(self, parts: tuple[str, ...], value: Any) -> None:
+        pool, provider = parts
+        self._newest[PoolName(pool), ProviderName(provider)] = tuple(map(float, value))[-ARRIVALS_KEPT:]
 
     def machine_moved(self, before: Instance, after: Instance, rules: Rules, now: datetime) -> None:
         if after.state is _S.TERMINATED:

@@ -108,7 +108,7 @@ class Core:
         jobs = self.jobs = JobObserver(rows, sightings, self._forges, metrics, heard_at=self.desk.last_contact)
         jobs.load(clock.now())
         experience = self._experience = Experience(rows, sightings)
-        lessons = self._lessons = Lessons(rows)
+        lessons = self._lessons = Lessons(rows, clock.now())
         losses = LossObserver(rows, sightings, metrics, experience=experience, heard_at=self.desk.last_contact)
         observer = Observer(
             rows,

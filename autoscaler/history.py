@@ -30,9 +30,11 @@ class RunTimes:
         self._seconds: OrderedDict[Work, tuple[float, ...]] = OrderedDict()
         self.hours: dict[Work, float] = {}
         """What plan sees; the same object for good, one entry replaced when a job ends."""
-        for parts, value, _ in take_rows(learned, "hours"):
-            if len(parts) == 4 and value:
-                self._set((ForgeName(parts[0]), *parts[1:]), tuple(map(float, value)))
+        take_rows(learned, "hours", self._read)
+
+    def _read(self, parts: tuple[str, ...], value: Any) -> None:
+        forge, repo, workflow, name = parts
+        self._set((ForgeName(forge), repo, workflow, name), tuple(map(float, value)))
 
     def job_ended(self, job: Job, now: datetime) -> None:
         """Called with each job that is done, and not found lost in the same step."""

@@ -35,15 +35,15 @@ def is_nameable(parts: tuple[str, ...]) -> bool:
     return sum(map(len, parts)) <= LONGEST_NAME
 
 
-def take_rows(learned: MutableMapping[str, Learned], kind: str) -> Iterator[tuple[tuple[str, ...], Any, datetime]]:
-    """The whole key, the value and the age of every row of a kind, oldest first; taken out, because who takes them
-    owns them. What is not readable (written by another version) is left out and told: it is learned anew."""
+def take_rows(learned: MutableMapping[str, Learned], kind: str, read: Callable[[tuple[str, ...], Any], None]) -> None:
+    """Hand the whole key and the value of every row of a kind to `read`, oldest first. The rows are taken out, because
+    who reads them owns what they say. What is not readable (written by another version) is told, and learned anew."""
     rows = [learned.pop(key) for key in list(learned) if key.startswith(f"{kind}/")]
     for one in sorted(rows, key=lambda one: (one.at, one.key)):
         try:
             parts, value = json.loads(one.value)
-            yield tuple(str(part) for part in parts), value, one.at
-        except (ValueError, TypeError):
+            read(tuple(str(part) for part in parts), value)
+        except (ValueError, TypeError, LookupError):
             log.warning("learned_unreadable", key=one.key)
 
 

@@ -1,4 +1,4 @@
-"""What history teaches, beside what `experience` learns of capacity pools: run times, arrivals.
+"""What history teaches, beside what `experience` learns of capacity pools: run times, arrivals, what runs queue next.
 
 Owns when the modules that learn hear of news, and when what they learned becomes durable; each of them owns what it
 knows. News are the moves of rows, from whichever side: they are taken in once a tick, O(1) each. Nothing here grows
@@ -12,6 +12,8 @@ from autoscaler.history import RunTimes
 from autoscaler.learned_texts import KEPT_AT_ONCE
 from autoscaler.live import LiveRows
 from autoscaler.model import Job, JobState, Rules
+from autoscaler.spi import ForgeName
+from autoscaler.stages import Stages
 
 KEEP_EVERY = timedelta(minutes=1)
 
@@ -19,11 +21,14 @@ KEEP_EVERY = timedelta(minutes=1)
 class Lessons:
     """See the module docstring."""
 
-    def __init__(self, rows: LiveRows) -> None:
+    def __init__(self, rows: LiveRows, now: datetime) -> None:
         self._rows = rows
         self.run_times = RunTimes(rows.learned)
         self.arrivals = ArrivalTimes(rows.learned)
-        self._unkept = (self.run_times.unkept, self.arrivals.unkept)
+        self.stages = Stages(rows.learned, hours=self.run_times.hours, arrivals=lambda: self.arrivals.shown)
+        self.stages.recall(rows.jobs, now)
+        rows.job_news.clear()
+        self._unkept = (self.run_times.unkept, self.arrivals.unkept, self.stages.unkept)
         self._due_at: datetime | None = None
 
     def take_in(self, rules: Rules, now: datetime) -> None:
@@ -34,10 +39,16 @@ class Lessons:
         machines, self._rows.machine_news = self._rows.machine_news, []
         for was, row in machines:
             self.arrivals.machine_moved(was, row, rules, now)
+        self.stages.reckon(rules.pools, now)
 
     def _job_moved(self, before: Job | None, job: Job, now: datetime) -> None:
         if job.state is JobState.DONE and job.id not in self._rows.lost:  # else it was done only to be found lost
             self.run_times.job_ended(job, now)
+        self.stages.job_moved(job, now)
+
+    def run_finished(self, forge: ForgeName, repo: str, run_id: str) -> None:
+        """Its forge says that a run is over."""
+        self.stages.run_finished(forge, repo, run_id)
 
     def keep(self, now: datetime, *, is_last: bool = False) -> None:
         """Write what changed, each key at most once a minute, a bounded number with one tick."""

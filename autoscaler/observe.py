@@ -127,6 +127,9 @@ class Observer:
         match fact:
             case WebhookArrived():
                 self._jobs.webhook(fact, rules, now)
+                for run in fact.webhook.runs:
+                    if run.is_finished:
+                        self.lessons.run_finished(run.forge, run.repo, run.run_id)
             case JobsListed():
                 if fact.is_full:
                     self._note_completeness(f"{fact.forge}/jobs", fact.listing.is_complete)
@@ -409,6 +412,8 @@ class Observer:
             reclaimed_free=self._rows.reclaimed_free,
             hours=self.lessons.run_times.hours,
             arrivals=self.lessons.arrivals.shown,
+            foreseen=self.lessons.stages.foreseen,
+            run_ends=self.lessons.stages.run_ends,
         )
 
     def _forge_view(self, name: ForgeName, forge: Forge, is_healthy: bool, now: datetime) -> ForgeView:

@@ -98,7 +98,7 @@ class Observing:
             self.jobs,
             losses,
             experience=experience,
-            lessons=Lessons(self.rows),
+            lessons=Lessons(self.rows, self.now),
             runner_prefix="ours--",
             providers=(CLOUD, OTHER),
         )
