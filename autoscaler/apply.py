@@ -18,6 +18,7 @@ import structlog
 from autoscaler.apply_forge import Answer, Call, ForgeCalls
 from autoscaler.apply_launch import LaunchCalls, Launcher
 from autoscaler.apply_requeue import RequeueCalls
+from autoscaler.end_lines import terminate_line
 from autoscaler.facts import Fact, InstancesListed
 from autoscaler.http.agents import AgentDesk
 from autoscaler.live import LiveRows
@@ -65,6 +66,7 @@ TERMINATE_S = 30.0
 AFTER_FAILURE = timedelta(seconds=5)
 RELEASE_AGAIN = timedelta(seconds=10)
 SWEEP_AGAIN = timedelta(seconds=30)
+_UNKNOWN = "complete listings show it under our name, and no row of ours knows it"
 
 _S = InstanceState
 
@@ -192,7 +194,8 @@ class Applier:
             case SweepInstances():
                 # Until a listing shows them gone, once per SWEEP_AGAIN is enough.
                 self._seen.retry_after[action.key] = now + SWEEP_AGAIN
-                self._note(now, "sweep", ", ".join(action.ids), "", action.reason, "asked")
+                for id_ in action.ids:
+                    self._note(now, "sweep", id_, "", action.reason, "asked", evidence=_UNKNOWN)
                 self._metrics.orphans_total.inc(len(action.ids))
                 return partial(self._terminate, action.provider, list(action.ids), action.key)
             case Abandon():
@@ -260,15 +263,32 @@ class Applier:
             return None
         return partial(self._terminate_all, going, action.key)
 
-    def _make_terminating(self, row: Instance, end_reason: EndReason, reason: str, now: datetime) -> Instance | None:
+    def _make_terminating(
+        self, row: Instance, end_reason: EndReason, reason: str, now: datetime, *, is_let_go: bool = False
+    ) -> Instance | None:
         if row.state is _S.TERMINATING:
             return self._rows.amend(row, since=now)
         moved = self._rows.move(row, _S.TERMINATING, now=now, cause=reason, ending=end_reason)
+        job = self._rows.jobs.get(row.job) if row.job is not None else None
+        if job is not None and end_reason is EndReason.MAX_RUNTIME:
+            # Its forge may give it up before the machine is gone: that is no loss.
+            self._rows.amend_job(job, reason=f"{end_reason}: {reason}")
         if end_reason is EndReason.SURPLUS:
             self._note_direction(row.pool, -1)
         self._desk.take_back(row.id)
         self._desk.wake(row.id)
-        self._note(now, "terminate", row.id, row.pool, f"{end_reason}: {reason}", "asked")
+        self._rows.note(
+            terminate_line(
+                row,
+                now,
+                end_reason=end_reason,
+                reason=reason,
+                said=self._seen.ending.get(row.id, ""),
+                job=job.state if job is not None else None,
+                interruption=self._rows.interruptions.get(row.id),
+                is_let_go=is_let_go,
+            )
+        )
         return moved
 
     def _intend_release(self, action: Release, now: datetime) -> Call | None:
@@ -325,12 +345,14 @@ class Applier:
         current = self._rows.instances.get(row.id)
         if current is None or current.state not in (_S.REGISTERING, _S.IDLE, _S.READY) or not is_live(current):
             return
-        self._make_terminating(current, action.end_reason, action.reason, now)
+        self._make_terminating(current, action.end_reason, action.reason, now, is_let_go=True)
         await self._rows.flush()
         if current.provider_id is not None:
             await self._terminate(current.provider, [current.provider_id], action.key)
 
-    def _note(self, now: datetime, action: str, subject: str, pool: str, reason: str, outcome: str) -> None:
+    def _note(
+        self, now: datetime, action: str, subject: str, pool: str, reason: str, outcome: str, *, evidence: str = ""
+    ) -> None:
         self._rows.note(
             LedgerEntry(
                 at=now,
@@ -340,6 +362,7 @@ class Applier:
                 pool=pool,
                 reason=reason,
                 outcome=outcome,
+                evidence=evidence,
             )
         )
 

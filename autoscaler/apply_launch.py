@@ -120,7 +120,7 @@ class LaunchCalls:
                 offerings=offerings,
                 image=self._launcher.image_of(pool, provider_name),
                 user_data=self._launcher.user_data_of(pool, provider_name),
-                max_lifetime=pool.boot_timeout + pool.idle_timeout + pool.max_job_runtime,
+                max_lifetime=pool.max_lifetime,
                 disk_gib=pool.shape.disk_gib,
                 is_repeat=is_repeat,
             )

@@ -12,7 +12,7 @@ from autoscaler.live import LiveRows
 from autoscaler.model import EndReason, Instance, Interruption, Job
 from autoscaler.sightings import Sightings
 from autoscaler.spi import Conclusion, InstanceId
-from autoscaler.states import WORKING_STATES
+from autoscaler.states import TIMER_ENDS, WORKING_STATES
 
 INTERRUPTED = (EndReason.VANISHED, EndReason.INTERRUPTED)
 CUT_OFF_WINDOW = timedelta(hours=3)
@@ -75,7 +75,7 @@ class CutOffs:
         if machine is not None:
             return _is_since(self._rows.interruptions.get(machine.id), conclusion, finished_at)
         machine = self._rows.ended_runners.get(runner)
-        if machine is None or machine.ending is EndReason.JOB_DONE:
+        if machine is None or machine.ending is EndReason.JOB_DONE or machine.ending in TIMER_ENDS:
             return False
         interruption = self._rows.interruption_of(machine.id)
         if interruption is not None:

@@ -154,6 +154,10 @@ class EndReason(StrEnum):
     CHAOS = "chaos"
     DISPUTED = "disputed"
     """Two claims with valid evidence: either may be the thief, so the machine is replaced before any job."""
+    NO_CONTACT = "no_contact"
+    """Its agent ended it because the daemon did not answer for long and no job ran."""
+    MAX_LIFETIME = "max_lifetime"
+    """It got older than any machine of its pool may get, whatever it did."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -304,7 +308,8 @@ class CostLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerEntry:
-    """Something we did, or decided not to, and why. `subject` is a job, instance, pool or runner by name."""
+    """Something we did, or decided not to, and why. `subject` is a job, instance, pool or runner by name; `evidence`
+    is what was known that made it right to do so, for what cannot be undone."""
 
     at: datetime
     actor: str
@@ -313,6 +318,7 @@ class LedgerEntry:
     pool: str
     reason: str
     outcome: str
+    evidence: str = ""
 
 
 # --------------------------------------------------------------------------- what plan sees
@@ -367,6 +373,11 @@ class Pool:
     requeues_failures: bool = True
     """Genuine failures of a run may run again with its lost jobs."""
     cancels_unservable: bool = False
+
+    @property
+    def max_lifetime(self) -> timedelta:
+        """No machine of the pool gets older by what it is there for."""
+        return self.boot_timeout + self.idle_timeout + self.max_job_runtime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ from typing import Any, assert_never
 
 import structlog
 
+from autoscaler.end_lines import ended_line
 from autoscaler.experience import Experience
 from autoscaler.facts import (
     AgentNoticed,
@@ -37,13 +38,12 @@ from autoscaler.model import (
     ForgeView,
     Instance,
     InstanceState,
-    LedgerEntry,
     OrphanInstance,
     OrphanRunner,
     Rules,
     Snapshot,
 )
-from autoscaler.observe_agents import RECLAIMED, AgentObserver
+from autoscaler.observe_agents import AgentObserver
 from autoscaler.observe_jobs import JobObserver
 from autoscaler.observe_losses import LossObserver
 from autoscaler.sightings import Sightings
@@ -58,7 +58,7 @@ from autoscaler.spi import (
     ProviderName,
     RunnerId,
 )
-from autoscaler.states import REGISTERED_STATES
+from autoscaler.states import REGISTERED_STATES, end_reason_said
 
 log = structlog.get_logger()
 
@@ -106,12 +106,14 @@ class Observer:
         self._adopting = {provider for provider in providers if f"adopting/{provider}" in rows.settings}
         self._agents = AgentObserver(rows, sightings, jobs, losses)
         self._began_at: datetime | None = None
+        self._rules: Rules | None = None
         self.refused = 0
 
     def consume(self, facts: Sequence[Fact], rules: Rules, now: datetime) -> None:
         """Take facts in. One that breaks a rule of ours is a bug, but never a reason to forget the others: it is
         logged and counted, and the next listing shows what it would have said."""
         self._began_at = self._began_at or now
+        self._rules = rules
         self.experience.keep(now, half_life=rules.evidence_half_life)
         self.lessons.keep(now)
         for fact in facts:
@@ -250,7 +252,7 @@ class Observer:
             is_gone = machine is None or (machine.state is MachineState.TERMINATED and not machine.ended_by_itself)
             if machine is None and not self._is_left_out_again(row, fact.started_at):
                 continue
-            if is_gone and id_ in fact.silent:
+            if is_gone and id_ in fact.silent and not self._is_outworn(row, now):
                 self._losses.found_gone(row, now)
             if machine is None:
                 self._end(row, now, cause="its cloud, asked for it twice, does not know it")
@@ -312,13 +314,18 @@ class Observer:
         is_taken = row.id in self._rows.interruptions and said is None
         # Neither we nor its agent ended it. Only such an end is free where clouds ask nothing for what they take early.
         by_cloud = is_taken and ending is not EndReason.SELF_ENDED and row.state is not _S.TERMINATING
-        if said == "job_done":
-            ending = EndReason.JOB_DONE
-        elif is_taken or said == RECLAIMED:
+        if said is not None:
+            ending = end_reason_said(said)
+        elif is_taken:
             ending = EndReason.INTERRUPTED
-        elif ending is None:
-            ending = EndReason.SELF_ENDED if said is not None else EndReason.VANISHED
-        ended = self._rows.move(row, _S.TERMINATED, now=now, cause=cause, ending=ending, is_ended_by_cloud=by_cloud)
+        elif self._is_outworn(row, now):
+            ending = EndReason.MAX_LIFETIME
+        ended = self._rows.move(
+            row, _S.TERMINATED, now=now, cause=cause, ending=ending or EndReason.VANISHED, is_ended_by_cloud=by_cloud
+        )
+        known = self._rows.interruptions.get(row.id)
+        heard = self._losses.heard_at(row.id) if said is None else None
+        self._rows.note(ended_line(row, ended, now, cause=cause, said=said or "", interruption=known, heard_at=heard))
         hours = (now - row.created_at).total_seconds() / 3600
         if row.provider_id is not None and row.price_usd_hour:
             self._rows.spend(row, hours * row.price_usd_hour, now=now)
@@ -326,6 +333,11 @@ class Observer:
         self._losses.machine_ended(ended, now)
         self._jobs.machine_ended(ended, now, ran_to_end=said == "job_done")
         self._seen.forget(row.id)
+
+    def _is_outworn(self, row: Instance, now: datetime) -> bool:
+        """Whether it has got so old that its own timer, or its cloud's, ends it: nobody took it then."""
+        pool = self._rules.pools.get(row.pool) if self._rules is not None else None
+        return pool is not None and now >= (row.launched_at or row.created_at) + pool.max_lifetime
 
     # ------------------------------------------------------------------ runners
 
@@ -431,10 +443,3 @@ class Observer:
             registrations_per_s=min((budget.refill_per_s for budget in budgets), default=1e9),
             holders=frozenset(holders),
         )
-
-
-def ledger_line(now: datetime, *, action: str, subject: str, pool: str, reason: str, outcome: str) -> LedgerEntry:
-    """A line of the ledger written by the daemon itself."""
-    return LedgerEntry(
-        at=now, actor="autoscaler", action=action, subject=subject, pool=pool, reason=reason, outcome=outcome
-    )

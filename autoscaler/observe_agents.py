@@ -13,7 +13,7 @@ from autoscaler.model import Instance, InstanceState
 from autoscaler.observe_jobs import JobObserver
 from autoscaler.observe_losses import LossObserver
 from autoscaler.sightings import Sightings
-from autoscaler.states import REGISTERED_STATES, WORKING_STATES
+from autoscaler.states import REGISTERED_STATES, TIMER_ENDS, end_reason_said
 
 log = structlog.get_logger()
 
@@ -72,6 +72,8 @@ class AgentObserver:
             case "runner_stopping" if fact.cause == RECLAIMED:
                 self._losses.runner_ended(row, fact.at, now)
                 self._jobs.agent_told(row, now)
+            case "runner_stopping" if end_reason_said(fact.cause) in TIMER_ENDS:
+                self._timer_ends(row, fact.cause)
             case "runner_exited":
                 self._runner_exited(row, fact, now)
             case "job_started":
@@ -84,8 +86,10 @@ class AgentObserver:
     def _runner_exited(self, row: Instance, fact: AgentReported, now: datetime) -> None:
         if fact.ran_job:
             row = self._had_job(row, now)
-        known = self._rows.interruptions.get(row.id)
-        if known is not None and known.cutoff_at is not None:
+        known, before = self._rows.interruptions.get(row.id), self._seen.ending.get(row.id, "")
+        if end_reason_said(before) in TIMER_ENDS:
+            said = before
+        elif known is not None and known.cutoff_at is not None:
             said = RECLAIMED
         else:
             said = "job_done" if fact.ran_job else f"runner_failed {fact.cause}".strip()
@@ -96,11 +100,17 @@ class AgentObserver:
             self._losses.runner_ended(row, None, now)
             if self._seen.ending.get(row.id) != RECLAIMED:
                 self._jobs.agent_told(self._note_ending(row, RECLAIMED), now)
+        elif end_reason_said(fact.cause) in TIMER_ENDS:
+            self._timer_ends(row, fact.cause)
         elif row.id not in self._seen.ending:
             self._note_ending(row, fact.cause)
-        row = self._rows.instances[row.id]
-        if row.state in WORKING_STATES and fact.cause == "max_runtime":
-            self._jobs.passed_runtime(row)
+
+    def _timer_ends(self, row: Instance, cause: str) -> None:
+        """One of its dead man's timers ran out. It says so before it ends the runner, as the forge may be quicker to
+        say what became of the job."""
+        if row.id not in self._seen.ending:
+            row = self._note_ending(row, cause)
+            self._jobs.passed_limit(row, end_reason_said(cause))
 
     def _had_job(self, row: Instance, now: datetime) -> Instance:
         """Its agent is ahead of the forge's word which job it was. If it ended as an idle machine does, that job would

@@ -21,7 +21,7 @@ from autoscaler.model import EndReason, Instance, InstanceState, Job, JobId, Job
 from autoscaler.names import instance_named
 from autoscaler.sightings import REQUEUED, Sightings, dump_requeued, work_key
 from autoscaler.spi import Conclusion, Forge, ForgeJob, ForgeName, InstanceId, JobStatus
-from autoscaler.states import REGISTERED_STATES, WORKING_STATES
+from autoscaler.states import REGISTERED_STATES, TIMER_ENDS, WORKING_STATES
 
 DONE_GRACE = timedelta(seconds=5)
 """How long after its machine ended well a job's completed webhook may take before the forge is asked."""
@@ -33,6 +33,7 @@ LATE_SUCCESS = "late_success: it counted as lost, then its forge said that it ha
 
 UNKNOWN_AGAIN = timedelta(seconds=60)
 
+_LIMITS = tuple(f"{ending}: " for ending in sorted(TIMER_ENDS))
 _BEGUN = frozenset({JobState.RUNNING, JobState.LOST})
 _RANK = {JobState.QUEUED: 1, JobState.RUNNING: 2, JobState.LOST: 2}
 
@@ -189,7 +190,7 @@ class JobObserver:
 
     def _lost_or_not_yet(self, job: Job, now: datetime) -> None:
         """The forge still says that it runs. Without a machine it is lost, unless its runner said it finished."""
-        if job.instance is None or self._machine_of(job) is not None or _passed_runtime(job):
+        if job.instance is None or self._machine_of(job) is not None or _passed_limit(job):
             return
         finished = self._ran_to_end.get(job.id)
         if finished is not None and now < finished + LOST_AFTER_DONE:
@@ -202,8 +203,8 @@ class JobObserver:
         job = self._rows.jobs.get(instance.job) if instance.job is not None else None
         if job is None or job.state is not JobState.RUNNING:
             return
-        if instance.ending is EndReason.MAX_RUNTIME:
-            self._rows.amend_job(job, reason="max_runtime: its machine was ended")
+        if instance.ending in TIMER_ENDS and not _passed_limit(job):
+            job = self._rows.amend_job(job, reason=f"{instance.ending}: its machine was ended")
         if ran_to_end:
             self._ran_to_end[job.id] = now
         if job.finished_at is not None and self._cut_offs.ended_first(instance, job.finished_at):
@@ -213,11 +214,11 @@ class JobObserver:
         self._doubts.pop(job.id, None)
         self._doubt(job.id, now + DONE_GRACE if ran_to_end else now, "its machine ended")
 
-    def passed_runtime(self, instance: Instance) -> None:
-        """The agent's own timer ended the runner: that is not a loss."""
+    def passed_limit(self, instance: Instance, ending: EndReason) -> None:
+        """The agent's own timer ends the runner: that is not a loss."""
         job = self._rows.jobs.get(instance.job) if instance.job is not None else None
-        if job is not None:
-            self._rows.amend_job(job, reason="max_runtime: its agent ended the runner")
+        if job is not None and job.state is JobState.RUNNING:
+            self._rows.amend_job(job, reason=f"{ending}: its agent ended the runner")
 
     def _why_lost(self, job: Job) -> str:
         known = self._rows.interruption_of(job.instance) if job.instance is not None else None
@@ -353,7 +354,8 @@ class JobObserver:
         if ended is None:
             return job
         self._doubt(job.id, now, "its machine ended")
-        return self._rows.amend_job(job, runner_name=seen.runner_name, instance=ended.id)
+        reason = f"{ended.ending}: its machine was ended" if ended.ending in TIMER_ENDS else job.reason
+        return self._rows.amend_job(job, runner_name=seen.runner_name, instance=ended.id, reason=reason)
 
     def _make_busy(self, machine: Instance, seen: ForgeJob, id_: JobId, now: datetime) -> None:
         cause = f"the forge says it runs {seen.name} of {seen.repo}"
@@ -375,7 +377,7 @@ class JobObserver:
                 job = self._rows.amend_job(job, instance=machine.id, runner_name=seen.runner_name)
         self._machine_done_with(seen, job.id, now)
         finished_at = min(seen.finished_at or now, now)
-        is_ours = _passed_runtime(job)
+        is_ours = _passed_limit(job)
         if not is_ours and (word := self._cut_offs.awaited_word(job, conclusion, finished_at, now)):
             self._wait_for(word, job, seen, finished_at, now)
             return
@@ -424,9 +426,10 @@ def _jobs_in(facts: Sequence[Fact]) -> Iterator[ForgeJob]:
                 pass
 
 
-def _passed_runtime(job: Job) -> bool:
-    """Whether it is on record that we ended it: its forge's word for that is a failure, and people ask why."""
-    return job.reason.startswith("max_runtime")
+def _passed_limit(job: Job) -> bool:
+    """Whether it is on record that a timer of ours ended it: its forge's word for that is a failure, and people ask
+    why."""
+    return job.reason.startswith(_LIMITS)
 
 
 def _known_of(machine: Instance, seen: ForgeJob) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class LossObserver:
         self._seen = sightings
         self._metrics = metrics
         self._experience = experience
-        self._heard_at = heard_at
+        self.heard_at = heard_at
 
     # ------------------------------------------------------------------ words
 
@@ -214,7 +214,7 @@ class LossObserver:
         known = self._rows.interruptions.get(ended.id)
         if known is None:
             return
-        heard = self._heard_at(ended.id)
+        heard = self.heard_at(ended.id)
         gone_by = min(now, heard + NEXT_HEARTBEAT) if heard is not None else now
         cutoff_at = known.cutoff_at or min(gone_by, _stop_at(known, now))
         self._rows.record(replace(known, ended_at=now, cutoff_at=cutoff_at, job=ended.job or known.job))

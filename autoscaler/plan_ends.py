@@ -23,6 +23,7 @@ from autoscaler.model import (
     Terminate,
 )
 from autoscaler.spi import InstanceId
+from autoscaler.states import TIMER_ENDS, end_reason_said
 
 NO_POOL_BOOT = timedelta(minutes=10)
 NO_POOL_RUNTIME = timedelta(hours=6)
@@ -102,9 +103,9 @@ def _due(
         case InstanceState.REGISTERING | InstanceState.IDLE if instance.id in snapshot.disputed:
             return EndReason.DISPUTED, "two claims with valid evidence: replaced", True
         case InstanceState.LAUNCHED | InstanceState.READY if instance.id in snapshot.ending:
-            return EndReason.SELF_ENDED, f"its agent ended: {snapshot.ending[instance.id]}", False
+            return _said_reason(instance, snapshot), f"its agent ended: {snapshot.ending[instance.id]}", False
         case InstanceState.REGISTERING | InstanceState.IDLE if instance.id in snapshot.ending:
-            return EndReason.SELF_ENDED, f"its agent ended: {snapshot.ending[instance.id]}", True
+            return _said_reason(instance, snapshot), f"its agent ended: {snapshot.ending[instance.id]}", True
         case InstanceState.REGISTERING | InstanceState.IDLE if instance.id in snapshot.releasing:
             return (*snapshot.releasing[instance.id], True)
         case InstanceState.REQUESTED:
@@ -122,6 +123,12 @@ def _due(
     return None
 
 
+def _said_reason(instance: Instance, snapshot: Snapshot) -> EndReason:
+    """A dead man's timer of its agent is a reason of its own."""
+    reason = end_reason_said(snapshot.ending.get(instance.id, ""))
+    return reason if reason in TIMER_ENDS else EndReason.SELF_ENDED
+
+
 def _working_due(
     instance: Instance, snapshot: Snapshot, pool: Pool | None, now: datetime, ends: Ends
 ) -> tuple[EndReason, str, bool] | None:
@@ -132,6 +139,8 @@ def _working_due(
         must_deregister = is_registered and instance.runner_id is not None
         if (interruption := snapshot.interruptions.get(instance.id)) is not None:
             return _taken_due(instance, interruption, job, snapshot, now, ends, must_deregister=must_deregister)
+        if (said := _said_reason(instance, snapshot)) in TIMER_ENDS:
+            return said, f"its agent ended: {snapshot.ending[instance.id]}", must_deregister
         return EndReason.JOB_DONE, "its job is done", must_deregister
     limit = pool.max_job_runtime if pool is not None else NO_POOL_RUNTIME
     if _passed(instance, limit, now, ends):

@@ -74,6 +74,23 @@ REGISTERED_STATES = frozenset({_I.REGISTERING, _I.IDLE})
 WORKING_STATES = frozenset({_I.BUSY, _I.DRAINING})
 
 
+TIMER_ENDS = frozenset({EndReason.BOOT_TIMEOUT, EndReason.NO_CONTACT, EndReason.MAX_RUNTIME, EndReason.MAX_LIFETIME})
+"""Ends by a limit of ours, kept by us or by the agent's own timers: no cloud took the machine, and no job was lost."""
+_SAID_ENDS = {
+    "job_done": EndReason.JOB_DONE,
+    "reclaimed": EndReason.INTERRUPTED,
+    "boot_timeout": EndReason.BOOT_TIMEOUT,
+    "no_contact": EndReason.NO_CONTACT,
+    "max_runtime": EndReason.MAX_RUNTIME,
+    "max_lifetime": EndReason.MAX_LIFETIME,
+}
+
+
+def end_reason_said(cause: str) -> EndReason:
+    """What an agent's own word for its end comes to (docs/agent-protocol.md)."""
+    return _SAID_ENDS.get(cause, EndReason.SELF_ENDED)
+
+
 class IllegalMove(Exception):
     """A row was asked to leave its table: a bug in the caller, never a fault of the world."""
 

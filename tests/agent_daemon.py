@@ -22,7 +22,7 @@ _EVENT_KINDS = frozenset(
 _CAUSES = frozenset(
     (
         *("job_done", "not_needed", "refused", "boot_timeout", "max_runtime", "no_contact", "runner_failed"),
-        "reclaimed",
+        *("reclaimed", "max_lifetime"),
     )
 )
 

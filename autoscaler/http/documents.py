@@ -176,6 +176,7 @@ def ledger_document(seq: int, entry: LedgerEntry) -> Document:
         "pool": entry.pool,
         "reason": entry.reason,
         "outcome": entry.outcome,
+        "evidence": entry.evidence,
     }
 
 

@@ -36,6 +36,7 @@ _ACTIONS = {
     "launch": "Launch:",
     "control": "Pool",
     "interruption": "Taken back:",
+    "interruption_hook": "Hook before the reclaim of",
 }
 
 
@@ -123,6 +124,8 @@ def _is_told(entry: LedgerEntry, lives: Mapping[InstanceId, _Life]) -> bool:
     """Whether a machine's own lines tell of this already: its end was asked for, or its cloud takes it."""
     life = lives.get(InstanceId(entry.subject))
     state = {"terminate": _S.TERMINATING, "interruption": _S.DRAINING}.get(entry.action)
+    if entry.action == "ended":
+        return True
     return state is not None and life is not None and state in life.first
 
 

@@ -121,7 +121,7 @@ class _Recent:
         lives on without them."""
         store = self._view.store
         try:
-            moves, ledger = await store.recent_moves(limit=MOVES_READ), await store.ledger(limit=HAPPENINGS_SHOWN)
+            moves, ledger = await store.recent_moves(limit=MOVES_READ), await store.ledger(limit=2 * HAPPENINGS_SHOWN)
             ended = await store.ended_jobs(limit=ENDED_SHOWN)
             machines = await self._machines_of(moves, ledger)
             jobs = await self._jobs_of(machines, ledger, ended)

@@ -116,7 +116,8 @@ _SCHEMAS: dict[str, Schema] = {
     ),
     "Offerings": _record(now=_INSTANT, total=_COUNT, offerings=_list("Offering"), scopes=_list("CoolingScope")),
     "LedgerEntry": _record(
-        seq=_COUNT, at=_INSTANT, actor=_TEXT, action=_TEXT, subject=_TEXT, pool=_TEXT, reason=_TEXT, outcome=_TEXT
+        seq=_COUNT, at=_INSTANT, actor=_TEXT, action=_TEXT, subject=_TEXT, pool=_TEXT, reason=_TEXT, outcome=_TEXT,
+        evidence=_TEXT,
     ),
     "EndedCost": _record(provider=_TEXT, usd=_NUMBER),
     "LiveCost": _record(pool=_TEXT, instances=_COUNT, usd_per_hour=_NUMBER, usd_so_far=_NUMBER),

@@ -197,7 +197,7 @@ class Agent:
     # ------------------------------------------------------------------ the end
 
     def _limits(self) -> list[tuple[float, str]]:
-        limits = [(self._stop_at, "reclaimed"), (self._born + self._boot.max_lifetime_s, "max_runtime")]
+        limits = [(self._stop_at, "reclaimed"), (self._born + self._boot.max_lifetime_s, "max_lifetime")]
         if self.runs_job and self._job_started_at is not None:
             limits.append((self._job_started_at + self._max_job_runtime_s, "max_runtime"))
         if not self._session.instance:

@@ -68,12 +68,15 @@ class Watch:
         self._served: dict[InstanceId, JobId] = {}
         self._live: set[InstanceId] = set()
         self._requeues: Counter[tuple[str, str, str, str]] = Counter()
+        self._ends_explained: set[str] = set()
+        self._entries_read = 0
 
     def replace_disk(self) -> None:
         """The store was lost: an empty one takes its place."""
         self.disk = MemoryDisk()
-        for memory in (self._jobs, self._moves_seen, self._served, self._live, self._requeues):
+        for memory in (self._jobs, self._moves_seen, self._served, self._live, self._requeues, self._ends_explained):
             memory.clear()
+        self._entries_read = 0
 
     def violated(self, text: str) -> None:
         self._report(f"{self._deployment}: {text}")
@@ -86,11 +89,21 @@ class Watch:
             if (job := self.disk.jobs.get(job_id)) is not None and job is not self._jobs.get(job_id):
                 self._job_written(job, self._jobs.get(job_id))
                 self._jobs[job_id] = job
+        self._read_ledger()
         for instance_id in instances:
             if (row := self.disk.instances.get(instance_id)) is not None:
                 self._instance_written(row)
         if instances:
             self._check_caps()
+
+    def _read_ledger(self) -> None:
+        for seq in range(self._entries_read + 1, self.disk.last_entry + 1):
+            entry = self.disk.ledger.get(seq)
+            if entry is not None and entry.action == "ended":
+                if entry.subject in self._ends_explained or not (entry.actor and entry.reason and entry.evidence):
+                    self.violated(f"the end of {entry.subject} is told twice, or without who, why or the evidence")
+                self._ends_explained.add(entry.subject)
+        self._entries_read = self.disk.last_entry
 
     def _job_written(self, job: Job, before: Job | None) -> None:
         if before is None or before.state is not job.state:
@@ -142,6 +155,8 @@ class Watch:
             self._live.add(row.id)
         else:
             self._live.discard(row.id)
+            if row.id not in self._ends_explained:
+                self.violated(f"instance {row.id} ended ({row.ending}) and the ledger does not say by whom")
 
     def _check_caps(self) -> None:
         rules, rows = self._rules(), [self.disk.instances[id_] for id_ in sorted(self._live)]

@@ -214,7 +214,7 @@ class Life:
         if now >= self._stop_at:
             return "reclaimed"
         if now - self._born >= float(self._boot["max_lifetime_s"]):
-            return "max_runtime"
+            return "max_lifetime"
         if self._runs_job and now - (self._job_started_at or now) >= self._max_job_runtime_s:
             return "max_runtime"
         if not self._session.is_accepted:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from autoscaler.model import InstanceState, JobState
+from autoscaler.model import EndReason, InstanceState, JobState
 from autoscaler.sandbox.inprocess import Fate
 from autoscaler.sandbox.workload import JobSpec, RunSpec
 from autoscaler.simulate.faults import NO_FAULTS, FaultRates
@@ -352,5 +352,7 @@ def test_job_that_passes_its_maximum_runtime_says_so_and_is_not_requeued(forge: 
         assert job.conclusion is Conclusion.FAILURE
         assert job.reason.startswith("max_runtime")
         assert len(servings(day)) == 1
+        await day.until(lambda: [row.state for row in day.rows()] == [InstanceState.TERMINATED])
+        assert [row.ending for row in day.rows()] == [EndReason.MAX_RUNTIME]
 
     live(play, max_job_runtime=timedelta(seconds=90))

@@ -169,7 +169,7 @@ async def test_the_cause_that_an_agent_gave_is_the_end_reason(world: Observing) 
     await world.see(AgentReported(instance=row.id, kind="ending", cause="no_contact"))
     assert world.snapshot().ending == {row.id: "no_contact"}
     await world.machines(listed_machine(1, MachineState.TERMINATED))
-    assert (await world.last(row)).ending is EndReason.SELF_ENDED
+    assert (await world.last(row)).ending is EndReason.NO_CONTACT
 
 
 async def test_a_failed_listing_is_no_longer_complete_until_one_succeeds(world: Observing) -> None:

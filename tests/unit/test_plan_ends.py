@@ -125,7 +125,7 @@ def test_a_lost_listing_does_not_keep_a_done_machine_alive() -> None:
 def test_a_machine_whose_agent_ended_is_ended(state: InstanceState) -> None:
     row = machine(1, state)
     made = only(planned(world((), [row], ending={row.id: "boot_timeout"})), Terminate)
-    assert (made.end_reason, made.reason) == (EndReason.SELF_ENDED, "its agent ended: boot_timeout")
+    assert (made.end_reason, made.reason) == (EndReason.BOOT_TIMEOUT, "its agent ended: boot_timeout")
 
 
 @pytest.mark.parametrize("state", [S.REGISTERING, S.IDLE])

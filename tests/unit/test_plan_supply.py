@@ -121,7 +121,7 @@ def test_a_machine_whose_agent_ended_covers_nothing() -> None:
     gone = machine(1, S.READY)
     made = planned(world([queued(1)], [gone], ending={gone.id: "no_contact"}))
     assert launched(made) == 1
-    assert only(replace(made, actions=made.actions[:1]), Terminate).end_reason is EndReason.SELF_ENDED
+    assert only(replace(made, actions=made.actions[:1]), Terminate).end_reason is EndReason.NO_CONTACT
 
 
 def test_a_job_that_no_pool_serves_gets_nothing() -> None:
