@@ -16,13 +16,12 @@ from urllib.parse import quote, urlsplit
 
 import aiohttp
 
-from autoscaler.client_text import Palette, control_text, job_text, jobs_text, status_text
+from autoscaler.client_text import Palette, control_text, status_text
+from autoscaler.client_why import why_text
 
 DONE, FAILED, USAGE = 0, 1, 2
 TIMEOUT_S = 15.0
 JOBS_SEARCHED = 1000
-JOBS_EXPLAINED = 30
-"""Jobs of one run that are explained one by one; a run with more is a matrix, and the first ones say enough."""
 
 Document = dict[str, Any]
 
@@ -36,7 +35,7 @@ class AskError(Exception):
 
 
 class _NotFound(Exception):
-    """The daemon knows no such thing."""
+    """The daemon knows no such thing; its own words."""
 
 
 async def ask(verb: str, options: argparse.Namespace) -> int:
@@ -49,9 +48,8 @@ async def ask(verb: str, options: argparse.Namespace) -> int:
                     document = await daemon.get("status")
                     shown = status_text(document, palette)
                 case "why":
-                    jobs = await _explained(daemon, options.job)
-                    document = {"jobs": jobs}
-                    shown = job_text(jobs[0], palette) if len(jobs) == 1 else jobs_text(jobs, palette)
+                    document = await _explained(daemon, options.job)
+                    shown = why_text(document, palette)
                 case _:
                     document = await _control(daemon, verb, options.pool)
                     shown = control_text(document)
@@ -104,7 +102,7 @@ class _Daemon:
             return document
         said = str((document or {}).get("error", ""))
         if status == 404 and document is not None:
-            raise _NotFound
+            raise _NotFound(said)
         raise self._refused(status, said)
 
     def _unreachable(self, error: Exception) -> str:
@@ -169,58 +167,22 @@ def _near(given: str, names: Sequence[str]) -> str:
 # ---------------------------------------------------------------------- jobs
 
 
-async def _explained(daemon: _Daemon, asked: str) -> list[Document]:
-    """The jobs that `asked` names, each with its sentence and timeline. Raises AskError when there is none."""
-    if ":" in asked and "://" not in asked:
-        try:
-            return [await daemon.get(f"jobs/{quote(asked, safe='')}")]
-        except _NotFound:
-            pass
-    listed: list[Document] = (await daemon.get("jobs", limit=str(JOBS_SEARCHED)))["jobs"]
-    ids = [str(job["id"]) for job in listed if _is_named(job, asked)]
-    if not ids:
-        return [await _of_forge(daemon, asked, listed)]
-    return [await daemon.get(f"jobs/{quote(id_, safe='')}") for id_ in ids[:JOBS_EXPLAINED]]
-
-
-async def _of_forge(daemon: _Daemon, asked: str, listed: Sequence[Document]) -> Document:
-    """A job too old for the list, by the forge's own id at any forge that is known."""
-    number = _path(asked).rpartition("/")[2]
-    if number.isdigit():
-        pools = (await daemon.get("pools"))["pools"]
-        forges = {str(job["forge"]) for job in listed} | {str(name) for pool in pools for name in pool["forges"]}
-        for forge in sorted(forges):
-            try:
-                return await daemon.get(f"jobs/{quote(f'{forge}:{number}', safe='')}")
-            except _NotFound:
-                continue
-    names = [str(job["id"]) for job in listed] + [f"{job['repo']}/{job['run_id']}" for job in listed]
-    raise AskError(
-        f"no job {asked!r} is known{_near_job(asked, names)}\n"
-        "  -> give the id that the status page shows, the forge's own id, the job's address there, or repo/run;\n"
-        "     jobs that only the forge's own machines serve, and jobs older than the retention, are not known",
-        code=USAGE,
-    )
+async def _explained(daemon: _Daemon, asked: str) -> Document:
+    """What `asked` names, with its story. Raises AskError when that is nothing."""
+    try:
+        return await daemon.get("why", q=asked)
+    except _NotFound as error:
+        listed: list[Document] = (await daemon.get("jobs", limit=str(JOBS_SEARCHED)))["jobs"]
+        names = [str(job["id"]) for job in listed] + [f"{job['repo']}/{job['run_id']}" for job in listed]
+        raise AskError(
+            f"{error}{_near_job(asked, names)}\n"
+            "  -> give the id that the status page shows, the forge's own id, the job's address there, repo/run, or a\n"
+            "     machine's id; jobs that only the forge's own machines serve, and what is older than the retention,\n"
+            "     are not known",
+            code=USAGE,
+        ) from None
 
 
 def _near_job(asked: str, names: Sequence[str]) -> str:
     close = difflib.get_close_matches(asked, dict.fromkeys(names), n=3, cutoff=0.75)
     return f"; did you mean {' or '.join(close)}?" if close else ""
-
-
-def _is_named(job: Document, asked: str) -> bool:
-    """Whether `asked` is the job's id, its forge's id, its address (or its run's), or its repo and run."""
-    id_, repo, run = str(job["id"]), str(job["repo"]), str(job["run_id"])
-    if asked in (id_, id_.partition(":")[2]):
-        return True
-    path = _path(asked).lower()
-    if "://" not in asked:
-        return path == f"{repo}/{run}".lower()
-    if path == _path(str(job["url"])).lower() and job["url"]:
-        return True
-    return path.endswith((f"{repo}/actions/runs/{run}".lower(), f"{repo}/-/pipelines/{run}".lower()))
-
-
-def _path(address: str) -> str:
-    """The path of an address without its host, query and trailing slash; a plain text as it is."""
-    return (urlsplit(address).path if "://" in address else address).strip("/")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, TextIO
 
-from autoscaler.why import ago, sentence
+from autoscaler.why_words import ago
 
 Document = Mapping[str, Any]
 
@@ -53,13 +53,13 @@ def status_text(status: Document, palette: Palette) -> str:
 
 
 def _status_lines(status: Document, palette: Palette) -> Iterator[str]:
-    now = _instant(status["now"])
+    now = instant(status["now"])
     word = palette.good("ready") if status["ready"] else palette.bad("NOT READY")
     yield f"{palette.strong(status['deployment'])}  {word}  {palette.quiet(f'{now:%Y-%m-%d %H:%M:%S} UTC')}"
     for condition in status["conditions"]:
         if condition["well"]:
             continue
-        since = ago(now - _instant(condition["since"]))
+        since = ago(now - instant(condition["since"]))
         yield f"  {palette.bad(condition['name'])}  for {since}: {clean(condition['detail'])}"
         if condition["remedy"]:
             yield f"    -> {clean(condition['remedy'])}"
@@ -124,45 +124,6 @@ def _reasons(pool: Document) -> Iterator[str]:
         yield f"{pool['name']}: {jobs} wait: {clean(blocked['reason'])}"
 
 
-def job_text(job: Document, palette: Palette) -> str:
-    """One sentence, what it is about, the timeline."""
-    return "\n".join(_job_lines(job, palette))
-
-
-def _job_lines(job: Document, palette: Palette) -> Iterator[str]:
-    yield palette.strong(clean(job["why"]))
-    yield ""
-    yield f"{clean(job['name'])} of {clean(job['repo'])}, run {clean(job['run_id'])}, {job['state']}"
-    pool = f"pool {job['pool']}" if job["pool"] else "no pool"
-    yield palette.quiet(f"{job['id']}  {pool}  [{clean(', '.join(job['labels']))}]")
-    if job["url"]:
-        yield palette.quiet(clean(job["url"]))
-    if job["nearest"]:
-        yield _nearest_text(job["nearest"], clean(job["repo"]))
-    yield ""
-    first = _instant(job["timeline"][0]["at"]) if job["timeline"] else None
-    for line in job["timeline"]:
-        at = _instant(line["at"])
-        after = f"+{ago(at - first)}" if first is not None and at > first else ""
-        yield f"{at:%H:%M:%S}  {after:>12}  {clean(line['text'])}"
-
-
-def _nearest_text(nearest: Document, repo: str) -> str:
-    lacks = f"it lacks {', '.join(nearest['missing'])}" if nearest["missing"] else "it has all of the labels"
-    serves = "" if nearest["repo_served"] else f", and does not serve {repo}"
-    return sentence(f"nearest is pool {nearest['pool']}: {clean(lacks)}{serves}")
-
-
-def jobs_text(jobs: Sequence[Document], palette: Palette) -> str:
-    """Several jobs of one run, a sentence each."""
-    wide = max(len(clean(job["name"])) for job in jobs)
-    head = f"{clean(jobs[0]['repo'])}, run {clean(jobs[0]['run_id'])}: {len(jobs)} jobs"
-    lines = [f"{clean(job['name']):{wide}}  {job['state']:9}  {clean(job['why'])}" for job in jobs]
-    return "\n".join(
-        [palette.strong(head), *lines, palette.quiet("The timeline of one: autoscaler why " + jobs[0]["id"])]
-    )
-
-
 def control_text(control: Document) -> str:
     return f"pool {control['pool']} {_CONTROL_WORDS[control['control']]}"
 
@@ -176,5 +137,5 @@ def _of(limit: float | None) -> str:
     return "" if limit is None else f" of {limit:g}"
 
 
-def _instant(text: str) -> datetime:
+def instant(text: str) -> datetime:
     return datetime.fromisoformat(text).astimezone(UTC)

@@ -1,259 +1,174 @@
-"""Why a job waits, in one sentence, and what happened to it so far. The answer people otherwise dig out of logs.
+"""Why a job waits, in one sentence, when it will start and what to do about it. The answer people otherwise dig out of
+logs.
 
-Pure: reads a snapshot, the rules and the last plan's `blocked`; no clock, no I/O. Sentences are for people who wait
-for CI: they name the thing in the way and since when or until when, never an internal state word alone.
+Pure: reads an `Outlook`; no clock, no I/O. Sentences are for people who wait for CI: they name the thing in the way and
+since when or until when, never an internal state word alone. Files beside this one: `why_start` (when), `why_unserved`
+(jobs that no pool serves), `why_story` (what happened to it so far), `why_machine` (who ended a machine), `why_words`.
 """
 
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import assert_never
 
-from autoscaler.demand import NearestPool
-from autoscaler.demand import nearest_pool as nearest_of
 from autoscaler.model import (
     Blocked,
-    Demand,
+    BlockedBy,
     Instance,
     InstanceMove,
     InstanceState,
+    Interruption,
     Job,
-    JobId,
     JobState,
-    LedgerEntry,
     Pool,
     PoolControl,
-    Rules,
-    SeenBy,
-    Snapshot,
 )
-from autoscaler.spi import PoolName
-
-_COVERING = (
-    InstanceState.IDLE,
-    InstanceState.REGISTERING,
-    InstanceState.READY,
-    InstanceState.LAUNCHED,
-    InstanceState.REQUESTED,
-)
-"""The states of a machine on its way to a job, nearest first."""
-
-
-_MOVE_WORDS = {
-    InstanceState.REQUESTED: "was asked for",
-    InstanceState.LAUNCHED: "was launched",
-    InstanceState.READY: "is ready",
-    InstanceState.REGISTERING: "gets a runner's registration",
-    InstanceState.IDLE: "has its runner online",
-    InstanceState.BUSY: "took the job",
-    InstanceState.DRAINING: "is being reclaimed",
-    InstanceState.STOPPING: "is being stopped",
-    InstanceState.STOPPED: "was stopped",
-    InstanceState.STARTING: "is being started",
-    InstanceState.TERMINATING: "is being ended",
-    InstanceState.TERMINATED: "ended",
-}
+from autoscaler.spi import CapacityType, InstanceId
+from autoscaler.why_outlook import Outlook
+from autoscaler.why_start import REQUEUED_IN, Estimate, next_free, with_machine, with_new_machine
+from autoscaler.why_unserved import advice_of, why_unserved
+from autoscaler.why_words import ago, because, clock, sentence, where
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TimelineEntry:
-    """One line of a job's life. `kind` is "job", "machine" or "decision"."""
+class Spill:
+    """That a job's machine is on demand in a pool with spot: since when, and why, in words."""
 
-    at: datetime
-    kind: str
-    text: str
+    since: datetime
+    reason: str
+    machine: InstanceId
 
 
-def why(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """`sentence` says where the job stands; `start` when a waiting one will start; `advice` what somebody has to change
+    before it can; `spill` why its machine costs more."""
+
+    sentence: str
+    start: Estimate
+    advice: str = ""
+    spill: Spill | None = None
+
+
+def answer(
     job: Job,
-    snapshot: Snapshot,
-    rules: Rules,
-    blocked: Sequence[Blocked],
-    now: datetime,
+    outlook: Outlook,
     *,
-    expected: Mapping[JobId, Instance] | None = None,
-) -> str:
-    """One sentence: where the job stands and, while it waits, what it waits for.
+    machine_moves: Sequence[InstanceMove] = (),
+    taken: Interruption | None = None,
+    latest: Job | None = None,
+) -> Answer:
+    """Where a job stands and, while it waits, what for. `machine_moves` are of the machine that it has or will most
+    likely get, `taken` the record of that machine's loss, `latest` the newest attempt at the same work, as far as they
+    are known: many answers for a list do without."""
+    machine = outlook.expected.get(job.id) if job.state is JobState.QUEUED else None
+    if machine is None and job.instance is not None:
+        machine = outlook.snapshot.instances.get(job.instance)
+    spill = spill_of(machine, machine_moves, outlook) if machine is not None else None
+    return Answer(
+        sentence=_sentence(job, outlook, spill, taken, latest),
+        start=estimate(job, outlook),
+        advice=advice_of(job, outlook) if job.state is JobState.QUEUED and job.pool is None else "",
+        spill=spill,
+    )
 
-    Pass `expected` (of `expected_machines`) when asking for many jobs of one snapshot; it is worked out otherwise.
-    """
+
+def why(job: Job, outlook: Outlook) -> str:
+    """The sentence alone."""
+    return answer(job, outlook).sentence
+
+
+def spill_of(machine: Instance, moves: Sequence[InstanceMove], outlook: Outlook) -> Spill | None:
+    """Why a machine is on demand in a pool with spot; the reason that it was launched for tells."""
+    pool, place = outlook.rules.pools.get(machine.pool), machine.capacity_pool
+    if pool is None or not pool.spot_enabled or place is None or place.capacity_type is not CapacityType.ON_DEMAND:
+        return None
+    cause = next((move.cause for move in moves if move.to_state is InstanceState.REQUESTED), "")
+    _, _, told = cause.partition("on_demand ")
+    return Spill(since=machine.created_at, reason=(told or cause).strip(), machine=machine.id)
+
+
+# --------------------------------------------------------------------------- sentences
+
+
+def _sentence(job: Job, outlook: Outlook, spill: Spill | None, taken: Interruption | None, latest: Job | None) -> str:
     match job.state:
         case JobState.QUEUED:
-            machines = expected_machines(snapshot) if expected is None else expected
-            return _why_queued(job, snapshot, rules, blocked, now, machine=machines.get(job.id))
+            return _why_queued(job, outlook, spill)
         case JobState.RUNNING:
-            where = f" on {job.instance or job.runner_name}" if job.instance or job.runner_name else ""
-            return f"It has been running{where} for {ago(now - (job.started_at or now))}."
+            return _why_running(job, outlook, taken)
         case JobState.LOST:
-            return _why_lost(job, now)
+            return _why_lost(job, outlook, taken)
         case JobState.REQUEUED:
-            successor = f" as {job.successor}" if job.successor else ""
-            return f"Its machine was interrupted, and it was queued again{successor}{_because(job.reason)}."
+            again = latest.id if latest is not None and latest.id != job.id else job.successor
+            told = (
+                f"{_loss(job, taken)}, and it was queued again{f' as {again}' if again else ''}{because(job.reason)}."
+            )
+            return f"{told} {_sentence(latest, outlook, None, None, None)}" if latest is not None else told
         case JobState.DONE:
-            return f"It is done: {job.conclusion or 'conclusion unknown'}{_because(job.reason)}."
+            return f"It is done: {job.conclusion or 'conclusion unknown'}{because(job.reason)}."
         case JobState.ABANDONED:
-            return f"It was given up{_because(job.reason or job.unserved)}."
+            return f"It was given up{because(job.reason or job.unserved)}."
         case _:
             assert_never(job.state)
 
 
-def nearest_pool(job: Job, rules: Rules) -> NearestPool | None:
-    """The pool that comes closest to serving a job, as `demand` says it."""
-    return nearest_of(forge=job.forge, repo=job.repo, labels=job.labels, run_id=job.run_id, pools=rules.pools.values())
-
-
-def timeline(job: Job, moves: Sequence[InstanceMove], ledger: Sequence[LedgerEntry] = ()) -> tuple[TimelineEntry, ...]:
-    """The job's life so far, oldest first: the job's own dates, its machine's moves, our decisions about it."""
-    seen = "a webhook" if job.seen_by is SeenBy.WEBHOOK else "polling"
-    lines = [
-        TimelineEntry(at=job.queued_at, kind="job", text=f"Queued at {job.forge}"),
-        TimelineEntry(at=job.first_seen_at, kind="job", text=f"We learned of it by {seen}"),
-    ]
-    if job.started_at:
-        on = f" on {job.runner_name}" if job.runner_name else ""
-        lines.append(TimelineEntry(at=job.started_at, kind="job", text=f"Started{on}"))
-    if job.finished_at:
-        is_unsure = job.state is JobState.RUNNING
-        text = "Its forge gave it up" if is_unsure else f"Ended: {job.conclusion or job.state}"
-        lines.append(TimelineEntry(at=job.finished_at, kind="job", text=text))
-    lines += [
-        TimelineEntry(
-            at=move.at, kind="machine", text=f"Machine {move.instance} {_MOVE_WORDS[move.to_state]}: {move.cause}"
-        )
-        for move in moves
-    ]
-    lines += [
-        TimelineEntry(
-            at=entry.at,
-            kind="decision",
-            text=": ".join(part for part in (entry.action.replace("_", " "), entry.reason, entry.outcome) if part),
-        )
-        for entry in ledger
-    ]
-    return tuple(sorted(lines, key=lambda line: line.at))
-
-
-def ago(span: timedelta) -> str:
-    """A duration in at most two units: "12 s", "3 min 20 s", "2 h 5 min", "4 d 1 h"."""
-    seconds = max(0, round(span.total_seconds()))
-    for size, unit, smaller_size, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if seconds >= size:
-            rest = seconds % size // smaller_size
-            return f"{seconds // size} {unit} {rest} {smaller}" if rest else f"{seconds // size} {unit}"
-    return f"{seconds} s"
-
-
-def sentence(words: str) -> str:
-    """A reason as one sentence: a capital letter first, a full stop last."""
-    return f"{words[:1].upper()}{words[1:].rstrip('.')}."
-
-
-def _why_queued(
-    job: Job, snapshot: Snapshot, rules: Rules, blocked: Sequence[Blocked], now: datetime, *, machine: Instance | None
-) -> str:
+def _why_queued(job: Job, outlook: Outlook, spill: Spill | None) -> str:
     if job.pool is None:
-        return _why_unserved(job, rules)
-    pool = rules.pools.get(job.pool)
+        return why_unserved(job, outlook)
+    pool, now = outlook.rules.pools.get(job.pool), outlook.now
     if pool is None:
         return f"Its pool {job.pool} is no longer configured; it is matched again at the next tick."
-    control = snapshot.controls.get(pool.name, PoolControl.ACTIVE)
+    control, machine = outlook.control(pool.name), outlook.expected.get(job.id)
     if machine is not None and control is not PoolControl.DRAINING:
-        return _why_coming(job, machine, pool, now)
+        return _why_coming(job, machine, pool, now, spill)
     match control:
         case PoolControl.PAUSED:
             return f"An operator paused pool {pool.name}: it launches nothing until it is resumed."
         case PoolControl.DRAINING:
             return f"An operator is draining pool {pool.name}: it takes no new jobs until it is resumed."
         case PoolControl.ACTIVE:
-            return _why_no_machine(job, pool, snapshot, rules, blocked, now)
+            return _why_no_machine(job, pool, outlook)
         case _:
             assert_never(control)
 
 
-def _why_unserved(job: Job, rules: Rules) -> str:
-    if job.unserved:
-        return sentence(job.unserved)
-    near = nearest_pool(job, rules)
-    if near is None:
-        return f"No pool serves {job.forge}."
-    if near.missing:
-        lacks = f"lacks {', '.join(near.missing)}"
-        aside = near.aside(job.repo)
-        if aside:
-            return f"No pool that serves {job.repo} has all of its labels: the nearest, {near.pool}, {lacks}; {aside}."
-        unserved = "" if near.is_repo_served else f" and does not serve {job.repo}"
-        return f"No pool has all of its labels: the nearest, {near.pool}, {lacks}{unserved}."
-    return f"Pool {near.pool} has its labels but does not serve {job.repo}."
-
-
-def expected_machines(snapshot: Snapshot) -> Mapping[JobId, Instance]:
-    """The machine that each queued job will most likely get; jobs beyond the last machine are absent.
-
-    Forges serve the oldest matching job first, so the n-th job of a pool gets its n-th machine on its way. A runner
-    that is registered already counts for jobs of its own demand only.
-    """
-    unregistered: dict[PoolName, deque[Instance]] = {}
-    registered: dict[PoolName, dict[Demand, deque[Instance]]] = {}
-    coming = (row for row in snapshot.instances.values() if row.state in _COVERING)
-    for row in sorted(coming, key=lambda row: (_COVERING.index(row.state), row.since, row.id)):
-        if row.demand is None:
-            unregistered.setdefault(row.pool, deque()).append(row)
-        else:
-            registered.setdefault(row.pool, {}).setdefault(row.demand, deque()).append(row)
-    queued = (job for job in snapshot.jobs.values() if job.state is JobState.QUEUED and job.pool is not None)
-    expected: dict[JobId, Instance] = {}
-    for job in sorted(queued, key=lambda job: (job.queued_at, job.id)):
-        if job.pool is None:
-            continue
-        rows = _own_runners(job, registered.get(job.pool, {})) or unregistered.get(job.pool)
-        if rows:
-            expected[job.id] = rows.popleft()
-    return expected
-
-
-def _own_runners(job: Job, registered: Mapping[Demand, deque[Instance]]) -> deque[Instance] | None:
-    for demand, rows in registered.items():
-        same_place = (demand.forge, demand.scope) == (job.forge, job.scope)
-        if rows and same_place and set(job.labels) <= set(demand.labels):
-            return rows
-    return None
-
-
-def _why_coming(job: Job, machine: Instance, pool: Pool, now: datetime) -> str:
-    spent = ago(now - machine.since)
+def _why_coming(job: Job, machine: Instance, pool: Pool, now: datetime, spill: Spill | None) -> str:
+    spent, bought = ago(now - machine.since), ""
+    if spill is not None and spill.reason:
+        bought = f" It is on demand since {clock(spill.since)} {spill.reason.rstrip('.')}."
     match machine.state:
         case InstanceState.IDLE:
             name = machine.runner_name or machine.id
-            return f"Runner {name} has been online for {spent}; {job.forge} has not assigned the job to it yet."
+            told = f"Runner {name} has been online for {spent}; {job.forge} has not assigned the job to it yet."
         case InstanceState.REGISTERING:
-            return f"Its runner on machine {machine.id} has been registering at {job.forge} for {spent}."
+            told = f"Its runner on machine {machine.id} has been registering at {job.forge} for {spent}."
         case InstanceState.READY:
-            return f"Machine {machine.id} has been up for {spent} and gets its runner's registration next."
+            told = f"Machine {machine.id} has been up for {spent} and gets its runner's registration next."
         case InstanceState.LAUNCHED:
             limit = ago(pool.boot_timeout)
-            return f"Machine {machine.id} has been booting for {spent} ({_where(machine)}); it may take up to {limit}."
+            told = f"Machine {machine.id} has been booting for {spent} ({where(machine)}); it may take up to {limit}."
         case _:
-            return f"A machine was asked of {machine.provider} {spent} ago ({_where(machine)}); no answer yet."
+            told = f"A machine was asked of {machine.provider} {spent} ago ({where(machine)}); no answer yet."
+    return told + bought
 
 
-def _why_no_machine(
-    job: Job, pool: Pool, snapshot: Snapshot, rules: Rules, blocked: Sequence[Blocked], now: datetime
-) -> str:
+def _why_no_machine(job: Job, pool: Pool, outlook: Outlook) -> str:
+    snapshot, now = outlook.snapshot, outlook.now
     held = [snapshot.held_back.get((pool.name, provider), "") for provider in pool.providers]
     if all(held):
         return f"Pool {pool.name} cannot launch now: {'; '.join(text.rstrip('.') for text in held)}."
-    planned = next((entry.reason for entry in blocked if entry.pool == pool.name), "")
-    if planned:
-        return sentence(planned)
-    live = sum(1 for row in snapshot.instances.values() if row.pool == pool.name)
-    if live >= pool.max:
-        return f"Pool {pool.name} is at its limit: {live} of max {pool.max} machines live."
+    blocked = outlook.blocked_by(job)
+    if blocked is not None and blocked.reason:
+        return _why_blocked(blocked, pool, outlook)
+    if outlook.live.get(pool.name, 0) >= pool.max:
+        live = outlook.live[pool.name]
+        return f"Pool {pool.name} is at its limit: {live} of max {pool.max} machines live{_held_by(pool, outlook)}."
     total = len(snapshot.instances)
-    if rules.caps.instances is not None and total >= rules.caps.instances:
-        return f"The deployment is at its limit: {total} of {rules.caps.instances} machines live."
-    cooling = _why_cooling(pool, snapshot, now)
-    if cooling:
+    if outlook.rules.caps.instances is not None and total >= outlook.rules.caps.instances:
+        limit = outlook.rules.caps.instances
+        return f"The deployment is at its limit: {total} of {limit} machines live{_held_by(None, outlook)}."
+    if cooling := _why_cooling(pool, outlook):
         return cooling
     forge = snapshot.forges.get(job.forge)
     if forge is not None and not forge.is_healthy:
@@ -265,13 +180,37 @@ def _why_no_machine(
     return f"Pool {pool.name} asks for a machine at its next tick; it was queued {ago(now - job.queued_at)} ago."
 
 
-def _why_cooling(pool: Pool, snapshot: Snapshot, now: datetime) -> str:
-    offerings = snapshot.offerings.get(pool.name, ())
+def _why_blocked(blocked: Blocked, pool: Pool, outlook: Outlook) -> str:
+    """The plan's own words, and what they leave out: who holds what is short."""
+    match blocked.by:
+        case BlockedBy.CAP:
+            return sentence(blocked.reason.rstrip(".") + _held_by(_capped(blocked, pool), outlook))
+        case BlockedBy.BOOTS:
+            seen = f"The machines of pool {pool.name} do not come up"
+            return f"{seen}: {blocked.reason.rstrip('.')}."
+        case BlockedBy.SHARE | BlockedBy.CAPACITY | BlockedBy.BUDGET | BlockedBy.OPERATOR | BlockedBy.MOMENT:
+            return sentence(blocked.reason)
+        case _:
+            assert_never(blocked.by)
+
+
+def _capped(blocked: Blocked, pool: Pool) -> Pool | None:
+    """Whose cap it is: the pool's own, or one that pools share."""
+    return pool if f"pool {pool.name} " in blocked.reason else None
+
+
+def _held_by(pool: Pool | None, outlook: Outlook) -> str:
+    holders = outlook.holders(pool.name if pool is not None else None)
+    return f", held by {holders}" if holders else ""
+
+
+def _why_cooling(pool: Pool, outlook: Outlook) -> str:
+    offerings, now = outlook.snapshot.offerings.get(pool.name, ()), outlook.now
     if not offerings:
         return f"No provider of pool {pool.name} offers a machine of its shape."
     ends = []
     for offering in offerings:
-        cooldown = snapshot.cooldowns.get(offering.capacity_pool)
+        cooldown = outlook.snapshot.cooldowns.get(offering.capacity_pool)
         if cooldown is None or cooldown.until <= now:
             return ""
         ends.append(cooldown)
@@ -280,18 +219,119 @@ def _why_cooling(pool: Pool, snapshot: Snapshot, now: datetime) -> str:
     return f"{what} refused lately ({first.reason}); the next try is in {ago(first.until - now)}."
 
 
-def _why_lost(job: Job, now: datetime) -> str:
-    again = ""
-    if job.retry_at is not None and job.retry_at > now:
-        again = f"; next try in {ago(job.retry_at - now)}"
-    return f"Its machine was interrupted{_because(job.reason)}; it is queued again once the run allows{again}."
+def _why_running(job: Job, outlook: Outlook, taken: Interruption | None) -> str:
+    on = f" on {job.instance or job.runner_name}" if job.instance or job.runner_name else ""
+    told = f"It has been running{on} for {ago(outlook.now - (job.started_at or outlook.now))}."
+    going = taken or (outlook.snapshot.interruptions.get(job.instance) if job.instance is not None else None)
+    if going is None or going.ended_at is not None:
+        return told
+    when = f" at {clock(going.reclaim_at)}" if going.reclaim_at is not None else ""
+    return f"{told} {going.provider} takes its machine back{when}: if it has not ended by then, it is queued again."
 
 
-def _where(machine: Instance) -> str:
-    if machine.capacity_pool is None:
-        return str(machine.provider)
-    return f"{machine.capacity_pool.machine_type} in {machine.capacity_pool.zone}"
+def _loss(job: Job, taken: Interruption | None) -> str:
+    """What became of its machine: the infrastructure, not the job."""
+    if taken is None:
+        return "Its machine was interrupted"
+    at = taken.cutoff_at or taken.ended_at or taken.noticed_at
+    how = "after a notice" if taken.is_announced else "without a notice"
+    return (
+        f"{taken.provider} took its machine {taken.instance} back {how} at {clock(at)}, which is no failure of the job"
+    )
 
 
-def _because(reason: str) -> str:
-    return f" ({reason.rstrip('.')})" if reason else ""
+def _why_lost(job: Job, outlook: Outlook, taken: Interruption | None) -> str:
+    now, forge = outlook.now, outlook.snapshot.forges.get(job.forge)
+    told = f"{_loss(job, taken)}{because(job.reason)}"
+    again = f"; next try in {ago(job.retry_at - now)}" if job.retry_at is not None and job.retry_at > now else ""
+    if forge is not None and forge.traits.requeues_at_once:
+        return f"{told}; it is queued again at once{again}."
+    ends_at = outlook.snapshot.run_ends.get((job.forge, job.repo, job.run_id))
+    if ends_at is None:
+        return f"{told}; it is queued again once the rest of its run has ended{again}."
+    soon = f"in about {ago(ends_at - now)}" if ends_at > now else "any moment"
+    return f"{told}; it is queued again once the rest of its run has ended, {soon} by its earlier runs{again}."
+
+
+# --------------------------------------------------------------------------- when
+
+
+def estimate(job: Job, outlook: Outlook) -> Estimate:
+    """When a waiting job will start; without a note for one that does not wait."""
+    pool = outlook.rules.pools.get(job.pool) if job.pool is not None else None
+    if job.state is JobState.LOST and pool is not None:
+        return _start_of_lost(job, pool, outlook)
+    if job.state is not JobState.QUEUED:
+        return Estimate()
+    if pool is None:
+        return Estimate(note="no pool serves it" if job.pool is None else "its pool is no longer configured")
+    control, machine = outlook.control(pool.name), outlook.expected.get(job.id)
+    if control is PoolControl.DRAINING or (control is PoolControl.PAUSED and machine is None):
+        return Estimate(note="an operator has to resume its pool first")
+    if machine is not None:
+        return with_machine(machine, outlook.snapshot, outlook.now)
+    blocked = outlook.blocked_by(job)
+    if blocked is None:
+        return with_new_machine(pool.name, pool.providers, outlook.snapshot, outlook.now)
+    return _start_of_blocked(job, pool, blocked, outlook)
+
+
+def _start_of_blocked(job: Job, pool: Pool, blocked: Blocked, outlook: Outlook) -> Estimate:
+    snapshot, now = outlook.snapshot, outlook.now
+    again_at = max(now, blocked.again_at) if blocked.again_at is not None else None
+    match blocked.by:
+        case BlockedBy.MOMENT:
+            return with_new_machine(pool.name, pool.providers, snapshot, again_at or now)
+        case BlockedBy.BUDGET:
+            forge = snapshot.forges.get(job.forge)
+            refill = forge.registrations_per_s if forge is not None else 0.0
+            if refill <= 0:
+                return Estimate(note=f"nobody knows when {job.forge} registers runners again")
+            turn_at = (again_at or now) + timedelta(seconds=min(86400.0, outlook.place(job) / refill))
+            return with_new_machine(pool.name, pool.providers, snapshot, turn_at)
+        case BlockedBy.CAPACITY if again_at is not None:
+            start = with_new_machine(pool.name, pool.providers, snapshot, again_at)
+            return start.after(timedelta(0), "if there is a machine at the next try")
+        case BlockedBy.CAPACITY:
+            return Estimate(note="nobody knows when there will be a machine for it")
+        case BlockedBy.CAP | BlockedBy.SHARE:
+            return _start_after_others(job, pool, blocked, outlook)
+        case BlockedBy.BOOTS:
+            return Estimate(note="the machines of its pool have to come up first")
+        case BlockedBy.OPERATOR:
+            return Estimate(note="an operator has to resume its pool first")
+        case _:
+            assert_never(blocked.by)
+
+
+def _start_after_others(job: Job, pool: Pool, blocked: Blocked, outlook: Outlook) -> Estimate:
+    """Its turn comes when jobs that run now have ended."""
+    if "usd_per_day" in blocked.reason:
+        return Estimate(note="the money for this day is spent or promised; it is counted anew at midnight UTC")
+    capped = _capped(blocked, pool)
+    free_at = next_free(capped.name if capped is not None else None, outlook.place(job), outlook.snapshot, outlook.now)
+    if free_at is not None:
+        start = with_new_machine(pool.name, pool.providers, outlook.snapshot, free_at)
+        return start.after(timedelta(0), "when jobs that run now have ended, by their earlier runs")
+    if job.prediction is not None and job.queued_at + timedelta(seconds=job.prediction.wait_s) > outlook.now:
+        at = job.queued_at + timedelta(seconds=job.prediction.wait_s)
+        return Estimate(at=at, note="as it was predicted when it was first seen")
+    return Estimate(note="nobody knows when the jobs before it will have ended")
+
+
+def _start_of_lost(job: Job, pool: Pool, outlook: Outlook) -> Estimate:
+    forge, now = outlook.snapshot.forges.get(job.forge), outlook.now
+    due_at = max(now, job.retry_at) if job.retry_at is not None else now
+    if forge is None or not forge.traits.requeues_at_once:
+        ends_at = outlook.snapshot.run_ends.get((job.forge, job.repo, job.run_id))
+        if ends_at is None:
+            return Estimate(note="nobody knows yet when the rest of its run ends")
+        due_at = max(due_at, ends_at)
+        start = with_new_machine(pool.name, pool.providers, outlook.snapshot, due_at)
+        if start.by is None:
+            return start
+        # Its machine is launched ahead of that time.
+        return Estimate(
+            at=due_at + REQUEUED_IN, by=start.by, note="when the rest of its run has ended, by earlier runs"
+        )
+    return with_new_machine(pool.name, pool.providers, outlook.snapshot, due_at + REQUEUED_IN)

@@ -10,7 +10,6 @@ from aiohttp import web
 from autoscaler.http.auth import Access, Caller
 from autoscaler.http.costs import BadPeriod, costs_csv, costs_document, period_of, sums_of
 from autoscaler.http.documents import (
-    Document,
     budget_document,
     condition_document,
     cooling_document,
@@ -19,24 +18,31 @@ from autoscaler.http.documents import (
     interruption_document,
     job_document,
     ledger_document,
-    move_document,
     pool_documents,
     tick_document,
-    timeline_document,
     trouble_document,
 )
 from autoscaler.http.history import history_document
+from autoscaler.http.lookup import find, instance_of, job_of
 from autoscaler.http.offerings import BEST, offerings_document
 from autoscaler.http.openapi import DOCUMENT
+from autoscaler.http.stories import (
+    job_story_document,
+    job_why_document,
+    machine_story_document,
+    machine_why_document,
+    outlook_of,
+)
 from autoscaler.http.view import DaemonView
 from autoscaler.model import Instance, Job, JobId, JobState, PoolControl
-from autoscaler.spi import InstanceId, PoolName
-from autoscaler.why import nearest_pool, timeline, why
+from autoscaler.spi import PoolName
 
 CALLER = web.RequestKey("caller", Caller)
 DEFAULT_LIMIT = 100
 MAX_LIMIT = 1000
 MAX_SEQ = 2**62
+EXPLAINED = 30
+"""Jobs of one run that are explained one by one; a run with more is a matrix, and the first ones say enough."""
 _CONTROLS = {"drain": PoolControl.DRAINING, "pause": PoolControl.PAUSED, "resume": PoolControl.ACTIVE}
 _LIVE = (JobState.QUEUED, JobState.RUNNING, JobState.LOST)
 _Row = TypeVar("_Row", Job, Instance)
@@ -53,6 +59,8 @@ def make_api_routes(view: DaemonView, access: Access) -> Sequence[web.RouteDef]:
         web.get("/api/v1/jobs/{job}/why", api.why),
         web.get("/api/v1/instances", api.instances),
         web.get("/api/v1/instances/{instance}", api.instance),
+        web.get("/api/v1/instances/{instance}/why", api.instance_why),
+        web.get("/api/v1/why", api.anything),
         web.get("/api/v1/offerings", api.offerings),
         web.get("/api/v1/interruptions", api.interruptions),
         web.get("/api/v1/ledger", api.ledger),
@@ -115,23 +123,23 @@ class _Api:
 
     async def job(self, request: web.Request) -> web.Response:
         job = await self._find_job(request)
-        store = self._view.store
-        moves = await store.instance_moves(job.instance) if job.instance else ()
-        decisions = [entry for _, entry in await store.ledger(limit=50, subject=job.id)]
-        near = nearest_pool(job, self._view.rules()) if job.pool is None else None
-        document: Document = {
-            **job_document(job),
-            "why": self._why(job),
-            "nearest": None,
-            "timeline": [timeline_document(line) for line in timeline(job, moves, decisions)],
-        }
-        if near is not None:
-            document["nearest"] = {"pool": near.pool, "missing": list(near.missing), "repo_served": near.is_repo_served}
-        return web.json_response(document)
+        return web.json_response(await job_story_document(self._view, job, outlook_of(self._view)))
 
     async def why(self, request: web.Request) -> web.Response:
-        job = await self._find_job(request)
-        return web.json_response({"id": job.id, "state": job.state.value, "why": self._why(job)})
+        return web.json_response(await job_why_document(self._view, await self._find_job(request)))
+
+    async def anything(self, request: web.Request) -> web.Response:
+        """Whatever `q` names: the jobs of a run, one job, or a machine; each with its story."""
+        asked = request.query.get("q", "").strip()
+        if not asked:
+            raise web.HTTPBadRequest(text="q: a job's id or address, repo/run, or a machine's id")
+        found, outlook = await find(self._view, asked), outlook_of(self._view)
+        if not found.jobs and found.instance is None:
+            tried = "; ".join(found.looked_for)
+            raise web.HTTPNotFound(text=f"nothing is known of {asked!r}; looked for {tried}")
+        jobs = [await job_story_document(self._view, job, outlook) for job in found.jobs[:EXPLAINED]]
+        machine = await machine_story_document(self._view, found.instance) if found.instance is not None else None
+        return web.json_response({"asked": asked, "total": len(found.jobs), "jobs": jobs, "instance": machine})
 
     async def instances(self, request: web.Request) -> web.Response:
         limit, pool = _limit(request), request.query.get("pool", "")
@@ -142,26 +150,10 @@ class _Api:
         return web.json_response({"instances": [instance_document(row, now) for row in rows[:limit]]})
 
     async def instance(self, request: web.Request) -> web.Response:
-        name = InstanceId(request.match_info["instance"])
-        snapshot = self._view.snapshot()
-        row = snapshot.instances.get(name) or await self._view.store.instance(name)
-        if row is None:
-            raise web.HTTPNotFound(text="no such instance")
-        moves = await self._view.store.instance_moves(name)
-        decisions = await self._view.store.ledger(limit=50, subject=name)
-        taken = snapshot.interruptions.get(name) or await self._view.store.interruption(name)
-        job = None
-        if row.job is not None:
-            job = snapshot.jobs.get(row.job) or await self._view.store.job(row.job)
-        return web.json_response(
-            {
-                **instance_document(row, self._view.now()),
-                "served": job_document(job) if job else None,
-                "interruption": interruption_document(taken) if taken else None,
-                "history": [move_document(move) for move in moves],
-                "ledger": [ledger_document(seq, entry) for seq, entry in decisions],
-            }
-        )
+        return web.json_response(await machine_story_document(self._view, await self._find_instance(request)))
+
+    async def instance_why(self, request: web.Request) -> web.Response:
+        return web.json_response(await machine_why_document(self._view, await self._find_instance(request)))
 
     async def offerings(self, request: web.Request) -> web.Response:
         """By default those with machines, those that cool, and the best of each pool; `all=1` has them all."""
@@ -222,15 +214,16 @@ class _Api:
         return handle
 
     async def _find_job(self, request: web.Request) -> Job:
-        name = JobId(request.match_info["job"])
-        job = self._view.snapshot().jobs.get(name) or await self._view.store.job(name)
+        job = await job_of(self._view, JobId(request.match_info["job"]))
         if job is None:
             raise web.HTTPNotFound(text="no such job")
         return job
 
-    def _why(self, job: Job) -> str:
-        view = self._view
-        return why(job, view.snapshot(), view.rules(), view.blocked(), view.now())
+    async def _find_instance(self, request: web.Request) -> Instance:
+        row = await instance_of(self._view, request.match_info["instance"])
+        if row is None:
+            raise web.HTTPNotFound(text="no such instance")
+        return row
 
 
 def _live_first(live: Sequence[_Row], stored: Sequence[_Row]) -> list[_Row]:

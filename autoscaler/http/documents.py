@@ -18,11 +18,12 @@ from autoscaler.model import (
     LedgerEntry,
     Pool,
     PoolControl,
+    Prediction,
     Snapshot,
 )
 from autoscaler.spi import CapacityPool, RateBudget
 from autoscaler.states import is_live
-from autoscaler.why import TimelineEntry
+from autoscaler.why_story import TimelineEntry
 
 Document = dict[str, Any]
 
@@ -62,6 +63,7 @@ def interruption_document(one: Interruption) -> Document:
         "reclaim_at": instant_or_none(one.reclaim_at),
         "cutoff_at": instant_or_none(one.cutoff_at),
         "ended_at": instant_or_none(one.ended_at),
+        "hook_s": one.hook_s,
     }
 
 
@@ -99,7 +101,14 @@ def job_document(job: Job) -> Document:
         "reason": job.reason,
         "retry_at": instant_or_none(job.retry_at),
         "successor": job.successor,
+        "predecessor": job.predecessor,
+        "lost_at": instant_or_none(job.lost_at),
+        "prediction": prediction_document(job.prediction) if job.prediction else None,
     }
+
+
+def prediction_document(prediction: Prediction) -> Document:
+    return {"wait_s": prediction.wait_s, "breach": prediction.breach, "target_s": prediction.target_s}
 
 
 def instance_document(row: Instance, now: datetime) -> Document:
@@ -181,7 +190,13 @@ def ledger_document(seq: int, entry: LedgerEntry) -> Document:
 
 
 def timeline_document(line: TimelineEntry) -> Document:
-    return {"at": instant(line.at), "kind": line.kind, "text": line.text}
+    return {
+        "at": instant(line.at),
+        "kind": line.kind,
+        "text": line.text,
+        "attempt": line.attempt,
+        "instance": line.instance,
+    }
 
 
 def pool_documents(view: DaemonView) -> list[Document]:

@@ -19,7 +19,7 @@ from datetime import datetime, timedelta
 from autoscaler.http.documents import Document, instant
 from autoscaler.model import Instance, InstanceMove, InstanceState, Job, JobId, LedgerEntry
 from autoscaler.spi import InstanceId
-from autoscaler.why import ago
+from autoscaler.why_words import ago
 
 AT_ONCE = timedelta(seconds=3)
 """A machine that gets its job this soon after it was ready tells of both in one line."""

@@ -24,7 +24,9 @@ from autoscaler.model import Instance, InstanceMove, Job, JobId, JobState, Ledge
 from autoscaler.spi import InstanceId
 from autoscaler.states import is_live, is_live_job
 from autoscaler.store import StoreError
-from autoscaler.why import expected_machines, nearest_pool, why
+from autoscaler.why import answer
+from autoscaler.why_outlook import Outlook
+from autoscaler.why_unserved import nearest_pool
 
 JOBS_SHOWN = 50
 UNSERVED_SHOWN = 20
@@ -83,10 +85,7 @@ def state_document(view: DaemonView) -> Document:
     running = sorted((job for job in jobs if job.state is JobState.RUNNING), key=_by_age)
     machines = sorted(snapshot.instances.values(), key=lambda row: (row.pool, row.created_at, row.id))
     conditions, tick = view.conditions(), view.last_tick()
-    expected = expected_machines(snapshot)
-    reasons = {
-        job.id: why(job, snapshot, rules, view.blocked(), now, expected=expected) for job in waiting[:JOBS_SHOWN]
-    }
+    outlook = Outlook(snapshot, rules, view.blocked(), now)
     return {
         "now": instant(now),
         "deployment": view.deployment,
@@ -96,7 +95,7 @@ def state_document(view: DaemonView) -> Document:
         "tick_at": instant_or_none(tick.at if tick else None),
         "spent_today_usd": round(math.fsum(snapshot.spent_today_usd.values()), 2),
         "pools": pool_documents(view),
-        "waiting": [_waiting_document(job, rules, reasons[job.id]) for job in waiting[:JOBS_SHOWN]],
+        "waiting": [_waiting_document(job, outlook) for job in waiting[:JOBS_SHOWN]],
         "waiting_total": len(waiting),
         "running": [_job_line(job) for job in running[:JOBS_SHOWN]],
         "running_total": len(running),
@@ -193,9 +192,16 @@ def _job_line(job: Job) -> Document:
     }
 
 
-def _waiting_document(job: Job, rules: Rules, reason: str) -> Document:
-    pool = rules.pools.get(job.pool) if job.pool else None
-    return {**_job_line(job), "target_s": pool.target.total_seconds() if pool else None, "why": reason}
+def _waiting_document(job: Job, outlook: Outlook) -> Document:
+    pool = outlook.rules.pools.get(job.pool) if job.pool else None
+    told = answer(job, outlook)
+    return {
+        **_job_line(job),
+        "target_s": pool.target.total_seconds() if pool else None,
+        "why": told.sentence,
+        "estimated_start": instant_or_none(told.start.at),
+        "estimated_start_p95": instant_or_none(told.start.by),
+    }
 
 
 def _ended_document(job: Job) -> Document:

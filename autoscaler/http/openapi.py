@@ -4,6 +4,7 @@ from typing import Any
 
 from autoscaler.http.costs import GROUPS
 from autoscaler.model import Use
+from autoscaler.why_machine import EndedBy
 
 Schema = dict[str, Any]
 
@@ -44,7 +45,9 @@ _JOB: dict[str, Schema] = {
     "unserved": _TEXT, "conclusion": _maybe(_TEXT), "queued_at": _INSTANT, "started_at": _maybe(_INSTANT),
     "finished_at": _maybe(_INSTANT), "seen_by": {"enum": ["webhook", "poll"]}, "runner_name": _TEXT,
     "instance": _maybe(_TEXT), "url": _TEXT, "attempt": {"type": "integer", "minimum": 1}, "reason": _TEXT,
-    "retry_at": _maybe(_INSTANT), "successor": _maybe(_TEXT),
+    "retry_at": _maybe(_INSTANT), "successor": _maybe(_TEXT), "predecessor": _maybe(_TEXT),
+    "lost_at": _maybe(_INSTANT),
+    "prediction": _maybe(_record(wait_s=_NUMBER, breach=_NUMBER, target_s=_NUMBER)),
 }  # fmt: skip
 _CAPACITY_POOL: dict[str, Schema] = {
     "provider": _TEXT, "region": _TEXT, "zone": _TEXT, "machine_type": _TEXT,
@@ -56,6 +59,16 @@ _INSTANCE: dict[str, Schema] = {
     "cost_usd": _NUMBER, "runner_name": _TEXT, "labels": _TEXTS, "job": _maybe(_TEXT), "ending": _maybe(_TEXT),
     "detail": _TEXT, "adopted": _FLAG,
 }  # fmt: skip
+_ANSWER: dict[str, Schema] = {
+    "why": _TEXT, "estimated_start": _maybe(_INSTANT), "estimated_start_p95": _maybe(_INSTANT),
+    "estimated_start_note": _TEXT, "advice": _TEXT,
+    "spilled": _maybe(_record(since=_INSTANT, reason=_TEXT, instance=_TEXT)),
+}  # fmt: skip
+_MACHINE_ANSWER: dict[str, Schema] = {
+    "why": _TEXT,
+    "ended_by": _maybe({"enum": [by.value for by in EndedBy]}),
+    "evidence": {"type": "array", "items": _record(at=_INSTANT, source=_TEXT, text=_TEXT)},
+}
 _CONTROL: Schema = {"enum": ["active", "paused", "draining"]}
 _USES = _record(**{use.value: _NUMBER for use in Use})
 _MONEY: dict[str, Schema] = {
@@ -85,18 +98,29 @@ _SCHEMAS: dict[str, Schema] = {
     "Pools": _record(pools=_list("Pool")),
     "Job": _record(**_JOB),
     "Jobs": _record(jobs=_list("Job")),
-    "TimelineEntry": _record(at=_INSTANT, kind={"enum": ["job", "machine", "decision"]}, text=_TEXT),
-    "JobDetail": _record(
-        **_JOB, why=_TEXT, nearest=_maybe(_record(pool=_TEXT, missing=_TEXTS, repo_served=_FLAG)),
-        timeline=_list("TimelineEntry"),
+    "TimelineEntry": _record(
+        at=_INSTANT, kind={"enum": ["job", "machine", "decision", "loss"]}, text=_TEXT,
+        attempt={"type": "integer", "minimum": 1}, instance=_maybe(_TEXT),
     ),
-    "Why": _record(id=_TEXT, state=_TEXT, why=_TEXT),
+    "Attempt": _record(
+        id=_TEXT, attempt={"type": "integer", "minimum": 1}, state=_JOB["state"], conclusion=_maybe(_TEXT),
+        instance=_maybe(_TEXT), queued_at=_INSTANT, started_at=_maybe(_INSTANT), finished_at=_maybe(_INSTANT),
+    ),
+    "JobDetail": _record(
+        **_JOB, **_ANSWER, nearest=_maybe(_record(pool=_TEXT, missing=_TEXTS, repo_served=_FLAG)),
+        chain=_list("Attempt"), timeline=_list("TimelineEntry"),
+    ),
+    "Why": _record(id=_TEXT, state=_TEXT, **_ANSWER),
+    "MachineWhy": _record(id=_TEXT, state=_TEXT, **_MACHINE_ANSWER),
+    "Answers": _record(
+        asked=_TEXT, total=_COUNT, jobs=_list("JobDetail"), instance=_maybe(_ref("InstanceDetail"))
+    ),
     "Instance": _record(**_INSTANCE),
     "Instances": _record(instances=_list("Instance")),
     "Move": _record(**{"at": _INSTANT, "from": _maybe(_TEXT), "to": _TEXT, "cause": _TEXT}),
     "InstanceDetail": _record(
-        **_INSTANCE, served=_maybe(_ref("Job")), interruption=_maybe(_ref("Interruption")),
-        history=_list("Move"), ledger=_list("LedgerEntry")
+        **_INSTANCE, **_MACHINE_ANSWER, served=_maybe(_ref("Job")), interruption=_maybe(_ref("Interruption")),
+        history=_list("Move"), timeline=_list("TimelineEntry"), ledger=_list("LedgerEntry"),
     ),
     "Evidence": _record(hours=_NUMBER, interruptions=_NUMBER, asked=_NUMBER, refused=_NUMBER),
     "Cooling": _record(
@@ -132,7 +156,7 @@ _SCHEMAS: dict[str, Schema] = {
     "Interruption": _record(
         instance=_TEXT, provider=_TEXT, pool=_TEXT, capacity_pool=_maybe(_record(**_CAPACITY_POOL)), job=_maybe(_TEXT),
         announced=_FLAG, sources=_TEXTS, noticed_at=_INSTANT, reclaim_at=_maybe(_INSTANT), cutoff_at=_maybe(_INSTANT),
-        ended_at=_maybe(_INSTANT),
+        ended_at=_maybe(_INSTANT), hook_s=_maybe(_NUMBER),
     ),
     "Interruptions": _record(interruptions=_list("Interruption")),
     "Ledger": _record(ledger=_list("LedgerEntry"), before=_maybe(_COUNT)),
@@ -182,9 +206,21 @@ def _paths() -> dict[str, Schema]:
         "pools": _operation("Every pool: limits, jobs, machines, what blocks it", "Pools"),
         "jobs": _operation("Live and recent jobs", "Jobs", _query("pool"), _query("state"), _LIMIT),
         "jobs/{job}": _operation("One job and its timeline", "JobDetail", path=("job",)),
-        "jobs/{job}/why": _operation("Why a job waits, in a sentence", "Why", path=("job",)),
+        "jobs/{job}/why": _operation(
+            "Why a job waits, in a sentence, and when it will start: half of such jobs do by `estimated_start`, "
+            "95 of 100 by `estimated_start_p95`; null where nobody knows, and `estimated_start_note` says why",
+            "Why", path=("job",),
+        ),
+        "why": _operation(
+            "Whatever `q` names: a job by our id, its forge's id or its address, a run as repo/run or by its address, "
+            "a machine by its id; each with its story, the first 30 jobs of a run",
+            "Answers", _query("q"),
+        ),
         "instances": _operation("Live and recent instances", "Instances", _query("pool"), _LIMIT),
         "instances/{instance}": _operation("One instance and its history", "InstanceDetail", path=("instance",)),
+        "instances/{instance}/why": _operation(
+            "Who ended a machine and on what evidence, or what it does", "MachineWhy", path=("instance",)
+        ),
         "offerings": _operation(
             "Where machines may be launched: price, learned risk, what cools and why, rank in each pool. Those in use, "
             "cooling or among the `best` of a pool; with all=1 all of them",

@@ -185,7 +185,8 @@ async def test_an_unknown_job_says_what_may_be_given(admin: Admin, capsys: pytes
     assert await ask("why", options(admin, job="github:930")) == 2
     said = capsys.readouterr()
     assert said.out == ""
-    assert "no job 'github:930' is known; did you mean github:9300" in said.err
+    assert "nothing is known of 'github:930'; looked for the job github:930" in said.err
+    assert "did you mean github:9300" in said.err
     assert "repo/run" in said.err
 
 

@@ -22,7 +22,12 @@ from autoscaler.model import (
     Snapshot,
 )
 from autoscaler.spi import Conclusion, ForgeTraits, RunnerId
-from autoscaler.why import ago, expected_machines, nearest_pool, timeline, why
+from autoscaler.why import why
+from autoscaler.why_outlook import Outlook
+from autoscaler.why_start import expected_machines
+from autoscaler.why_story import Story, timeline
+from autoscaler.why_unserved import nearest_pool
+from autoscaler.why_words import ago
 from tests.admin_world import GITHUB, GPU, LINUX, OFFERING, SPOT, demand_of, instance, job, pool, rules_of, snapshot_of
 
 NOW = datetime(2026, 1, 5, 12, tzinfo=UTC)
@@ -41,7 +46,7 @@ WAITING = job(1, earlier(30))
 def ask(
     row: Job = WAITING, snapshot: Snapshot | None = None, rules: Rules = RULES, blocked: Sequence[Blocked] = ()
 ) -> str:
-    return why(row, snapshot or offered(row), rules, blocked, NOW)
+    return why(row, Outlook(snapshot or offered(row), rules, blocked, NOW))
 
 
 def offered(*jobs: Job, **changes: Any) -> Snapshot:
@@ -169,14 +174,14 @@ def test_the_pools_limit_is_named() -> None:
     row = instance(1, earlier(5), InstanceState.BUSY)
     rules = rules_of(pool(LINUX, "linux", "x64", max=1))
     said = ask(snapshot=offered(WAITING, instances=[row]), rules=rules)
-    assert said == "Pool linux is at its limit: 1 of max 1 machines live."
+    assert said == "Pool linux is at its limit: 1 of max 1 machines live, held by machines without a job yet (1)."
 
 
 def test_the_deployments_limit_is_named() -> None:
     row = instance(1, earlier(5), InstanceState.BUSY, pool=GPU)
     rules = rules_of(*RULES.pools.values(), caps=Caps(instances=1))
     said = ask(snapshot=offered(WAITING, instances=[row]), rules=rules)
-    assert said == "The deployment is at its limit: 1 of 1 machines live."
+    assert said == "The deployment is at its limit: 1 of 1 machines live, held by gpu (1)."
 
 
 def test_cooling_offerings_say_until_when() -> None:
@@ -217,7 +222,8 @@ def test_a_pool_that_is_gone_is_said() -> None:
         ),
         (
             {"state": JobState.LOST, "reason": "spot reclaim", "retry_at": earlier(-20)},
-            "Its machine was interrupted (spot reclaim); it is queued again once the run allows; next try in 20 s.",
+            "Its machine was interrupted (spot reclaim); it is queued again once the rest of its run has ended; next "
+            "try in 20 s.",
         ),
         (
             {"state": JobState.REQUEUED, "successor": "github:9"},
@@ -233,7 +239,7 @@ def test_each_state_after_the_queue_has_its_sentence(changes: dict[str, object],
 
 def test_the_timeline_of_a_job_whose_machine_is_unheard_of_does_not_call_it_ended() -> None:
     row = replace(WAITING, state=JobState.RUNNING, started_at=earlier(10), finished_at=earlier(2))
-    assert timeline(row, [])[-1].text == "Its forge gave it up"
+    assert timeline(Story(chain=[row]))[-1].text == "Its forge gave it up"
 
 
 def test_the_timeline_merges_job_machine_and_decisions_in_order() -> None:
@@ -248,11 +254,12 @@ def test_the_timeline_merges_job_machine_and_decisions_in_order() -> None:
     entry = LedgerEntry(
         at=earlier(20), actor="plan", action="register_runner", subject=row.id, pool="linux", reason="due", outcome="ok"
     )
-    lines = timeline(row, [move], [entry])
+    row = replace(row, instance=move.instance)
+    lines = timeline(Story(chain=[row], moves={move.instance: [move]}, ledger={row.id: [entry]}))
     assert [(line.kind, line.text) for line in lines] == [
         ("job", "Queued at github"),
         ("job", "We learned of it by a webhook"),
-        ("decision", "register runner: due: ok"),
+        ("decision", "Register runner: due"),
         ("machine", "Machine i-0001 is ready: its agent said hello"),
         ("job", "Started"),
         ("job", "Ended: success"),

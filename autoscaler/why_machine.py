@@ -1,0 +1,224 @@
+"""Who ended a machine and on what evidence, or what it is for while it lives.
+
+Pure. One sentence for people, one word for who it was, and the evidence as it was written down: the record of the
+reclaim, the last move, the ledger's lines.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from autoscaler.model import EndReason, Instance, InstanceMove, InstanceState, Interruption, Job, LedgerEntry
+from autoscaler.states import is_live
+from autoscaler.why_story import TimelineEntry, ledger_text
+from autoscaler.why_words import MOVE_WORDS, ago, because, clock, where
+
+
+class EndedBy(StrEnum):
+    CLOUD = "cloud"
+    """Its cloud took it, refused it, or lost it."""
+    AUTOSCALER = "autoscaler"
+    AGENT = "agent"
+    """The machine's own agent, by one of its timers or because its runner ended."""
+    OPERATOR = "operator"
+    GAME_DAY = "game_day"
+    UNKNOWN = "unknown"
+    """It was gone, and nobody said why."""
+
+
+_BY = {
+    EndReason.JOB_DONE: EndedBy.AUTOSCALER,
+    EndReason.REFUSED: EndedBy.CLOUD,
+    EndReason.BOOT_TIMEOUT: EndedBy.AUTOSCALER,
+    EndReason.SURPLUS: EndedBy.AUTOSCALER,
+    EndReason.STALE_IMAGE: EndedBy.AUTOSCALER,
+    EndReason.INTERRUPTED: EndedBy.CLOUD,
+    EndReason.VANISHED: EndedBy.UNKNOWN,
+    EndReason.MAX_RUNTIME: EndedBy.AUTOSCALER,
+    EndReason.SELF_ENDED: EndedBy.AGENT,
+    EndReason.OPERATOR: EndedBy.OPERATOR,
+    EndReason.CHAOS: EndedBy.GAME_DAY,
+    EndReason.DISPUTED: EndedBy.AUTOSCALER,
+}
+_WHY = {
+    EndReason.JOB_DONE: "its job was done",
+    EndReason.BOOT_TIMEOUT: "it did not come up in time",
+    EndReason.SURPLUS: "nobody needed it",
+    EndReason.STALE_IMAGE: "its image was replaced by a newer one",
+    EndReason.MAX_RUNTIME: "its job ran longer than max_job_runtime",
+    EndReason.DISPUTED: "two agents claimed to be it",
+}
+_HEADS = {
+    EndedBy.CLOUD: "{provider} took it back",
+    EndedBy.AUTOSCALER: "We ended it",
+    EndedBy.AGENT: "Its own agent ended it",
+    EndedBy.OPERATOR: "An operator ended it",
+    EndedBy.GAME_DAY: "A game day ended it",
+    EndedBy.UNKNOWN: "It was gone from {provider} without a word",
+}
+_STATES = {
+    InstanceState.REQUESTED: "was asked of {provider} and has no answer yet",
+    InstanceState.LAUNCHED: "is booting",
+    InstanceState.READY: "is up and has no runner",
+    InstanceState.REGISTERING: "gets its runner's registration",
+    InstanceState.IDLE: "has its runner online and no job",
+    InstanceState.BUSY: "runs a job",
+    InstanceState.DRAINING: "is being taken back by {provider} while it runs a job",
+    InstanceState.STOPPING: "is being stopped",
+    InstanceState.STOPPED: "is stopped, and can be started again",
+    InstanceState.STARTING: "is being started again",
+    InstanceState.TERMINATING: "is being ended",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """One thing that was written down when it happened: when, by whom, what."""
+
+    at: datetime
+    source: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineAnswer:
+    """`ended_by` is None while nothing ends it."""
+
+    sentence: str
+    ended_by: EndedBy | None
+    evidence: Sequence[Evidence]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineStory:
+    """What is known of one machine, oldest first."""
+
+    row: Instance
+    moves: Sequence[InstanceMove] = ()
+    ledger: Sequence[LedgerEntry] = ()
+    taken: Interruption | None = None
+    job: Job | None = None
+
+
+def machine_answer(story: MachineStory, now: datetime) -> MachineAnswer:
+    row = story.row
+    by = ended_by(story) if not is_live(row) or row.ending is not None else None
+    return MachineAnswer(
+        sentence=_ended(story, by, now) if by is not None else _living(story, now),
+        ended_by=by,
+        evidence=_evidence(story) if by is not None else (),
+    )
+
+
+def ended_by(story: MachineStory) -> EndedBy:
+    """Whose doing it was. The record of a reclaim beats our own end of what was being taken anyway; a game day and an
+    operator are named by the line that they left before they acted."""
+    row = story.row
+    if row.ending is EndReason.CHAOS or any(entry.action.startswith("chaos") for entry in story.ledger):
+        return EndedBy.GAME_DAY
+    if row.ending is None:
+        return EndedBy.CLOUD if story.taken is not None else EndedBy.UNKNOWN
+    if row.ending is EndReason.VANISHED and story.taken is not None:
+        return EndedBy.CLOUD
+    if row.ending is EndReason.MAX_RUNTIME and _is_agents_word(story):
+        return EndedBy.AGENT
+    return _BY[row.ending]
+
+
+def _is_agents_word(story: MachineStory) -> bool:
+    return story.row.detail.startswith("agent: max_runtime")
+
+
+def _ended(story: MachineStory, by: EndedBy, now: datetime) -> str:
+    row = story.row
+    if row.ending is EndReason.REFUSED:
+        return f"{row.provider} did not give it to us{because(_cause(story))}: it never ran."
+    head = _HEADS[by].format(provider=row.provider)
+    if is_live(row):
+        head = f"It is being ended. {head}"
+    words = _WHY.get(row.ending, "") if row.ending is not None and by is EndedBy.AUTOSCALER else ""
+    cause = _cause(story)
+    told = because(cause) if cause and cause != words else ""
+    when = "" if is_live(row) else f" {ago(now - row.since)} ago, at {clock(row.since)}"
+    reason = f" because {words}" if words else ""
+    return f"{head}{when}{reason}{told}{_taken_words(story, by)}{_job_words(story)}."
+
+
+def _cause(story: MachineStory) -> str:
+    """What the move that began its end says; the agent's own word where it left one."""
+    ends = [move for move in story.moves if move.to_state in (InstanceState.TERMINATING, InstanceState.TERMINATED)]
+    cause = ends[0].cause if ends else ""
+    return cause or story.row.detail
+
+
+def _taken_words(story: MachineStory, by: EndedBy) -> str:
+    taken = story.taken
+    if taken is None or by is not EndedBy.CLOUD:
+        return ""
+    if not taken.is_announced:
+        return " without a notice"
+    ahead = ago(taken.reclaim_at - taken.noticed_at) if taken.reclaim_at is not None else ""
+    return f" after a notice{f' {ahead} ahead' if ahead else ''}"
+
+
+def _job_words(story: MachineStory) -> str:
+    job = story.job
+    if job is None:
+        return "; it had run no job" if not is_live(story.row) and story.row.job is None else ""
+    lost = ", which was lost with it" if story.row.is_job_lost else ""
+    return f"; its job was {job.name} of {job.repo}{lost}"
+
+
+def _living(story: MachineStory, now: datetime) -> str:
+    row = story.row
+    state = _STATES.get(row.state, str(row.state)).format(provider=row.provider)
+    job = f": {story.job.name} of {story.job.repo}" if story.job is not None else ""
+    taken = f"; {row.provider} takes it back ({story.taken.told_by})" if story.taken is not None else ""
+    return f"It {state}{job}, for {ago(now - row.since)} now ({where(row)}){taken}."
+
+
+def _evidence(story: MachineStory) -> tuple[Evidence, ...]:
+    found = []
+    if (taken := story.taken) is not None:
+        when = f", reclaim at {clock(taken.reclaim_at)}" if taken.reclaim_at is not None else ""
+        kind = "notice of a reclaim" if taken.is_announced else "reclaim found without a notice"
+        found += [Evidence(at=taken.noticed_at, source=source, text=f"{kind}{when}") for source in taken.sources]
+    if story.row.detail:
+        found.append(Evidence(at=story.row.since, source="agent", text=story.row.detail.removeprefix("agent: ")))
+    ends = (InstanceState.DRAINING, InstanceState.TERMINATING, InstanceState.TERMINATED)
+    found += [
+        Evidence(at=move.at, source="history", text=f"{MOVE_WORDS[move.to_state]}: {move.cause}")
+        for move in story.moves
+        if move.to_state in ends
+    ]
+    found += [Evidence(at=entry.at, source=entry.actor, text=ledger_text(entry)) for entry in story.ledger]
+    return tuple(sorted(found, key=lambda one: one.at))
+
+
+def machine_timeline(story: MachineStory) -> tuple[TimelineEntry, ...]:
+    """Its life, oldest first."""
+    row, moved = story.row, {move.to_state for move in story.moves}
+    lines = [
+        TimelineEntry(at=move.at, kind="machine", text=f"{_capital(MOVE_WORDS[move.to_state])}: {move.cause}")
+        for move in story.moves
+    ]
+    lines += [
+        TimelineEntry(at=entry.at, kind="decision", text=ledger_text(entry))
+        for entry in story.ledger
+        if not (entry.action == "terminate" and InstanceState.TERMINATING in moved)
+        and not (entry.action == "ended" and InstanceState.TERMINATED in moved)
+        and not (entry.action == "interruption" and story.taken is not None)
+    ]
+    if (taken := story.taken) is not None:
+        how = "announced that it takes it back" if taken.is_announced else "took it back without a notice"
+        lines.append(TimelineEntry(at=taken.noticed_at, kind="loss", text=f"{row.provider} {how} ({taken.told_by})"))
+    job = story.job
+    if job is not None and job.finished_at is not None:
+        told = f"{job.name} ended: {job.conclusion or job.state}"
+        lines.append(TimelineEntry(at=job.finished_at, kind="job", text=told, attempt=job.attempt))
+    return tuple(sorted(lines, key=lambda line: line.at))
+
+
+def _capital(words: str) -> str:
+    return words[:1].upper() + words[1:]
