@@ -34,6 +34,7 @@ from autoscaler.observe_jobs import JobObserver
 from autoscaler.observe_losses import LossObserver
 from autoscaler.polls import Polls
 from autoscaler.rules import rules_of
+from autoscaler.scores import Calibration
 from autoscaler.sightings import Sightings
 from autoscaler.spi import (
     Clock,
@@ -108,7 +109,7 @@ class Core:
         jobs = self.jobs = JobObserver(rows, sightings, self._forges, metrics, heard_at=self.desk.last_contact)
         jobs.load(clock.now())
         experience = self._experience = Experience(rows, sightings)
-        lessons = self._lessons = Lessons(rows, clock.now())
+        lessons = self._lessons = Lessons(rows, metrics, clock.now())
         losses = LossObserver(rows, sightings, metrics, experience=experience, heard_at=self.desk.last_contact)
         observer = Observer(
             rows,
@@ -304,6 +305,9 @@ class Core:
             for name, cloud in self._providers.items()
             for reason, count in cloud.status().dropped.items()
         ]
+
+    def predictions(self) -> Sequence[Calibration]:
+        return self._lessons.scores.calibrations(self._clock.now())
 
     def last_tick(self) -> TickView | None:
         return self.loop.last_tick

@@ -135,7 +135,7 @@ class _Look:
             self._jobs,
             LossObserver(self._rows, self._seen, Metrics(), experience=experience, heard_at=lambda _: None),
             experience=experience,
-            lessons=Lessons(self._rows, self._clock.now()),
+            lessons=Lessons(self._rows, Metrics(), self._clock.now()),
             runner_prefix=runner_prefix(self._config.autoscaler.name),
             providers=self._providers.keys(),
         )

@@ -11,7 +11,9 @@ from autoscaler.arrivals import ArrivalTimes
 from autoscaler.history import RunTimes
 from autoscaler.learned_texts import KEPT_AT_ONCE
 from autoscaler.live import LiveRows
+from autoscaler.metrics import Metrics
 from autoscaler.model import Job, JobState, Rules
+from autoscaler.scores import Scores
 from autoscaler.spi import ForgeName
 from autoscaler.stages import Stages
 
@@ -21,14 +23,16 @@ KEEP_EVERY = timedelta(minutes=1)
 class Lessons:
     """See the module docstring."""
 
-    def __init__(self, rows: LiveRows, now: datetime) -> None:
+    def __init__(self, rows: LiveRows, metrics: Metrics, now: datetime) -> None:
         self._rows = rows
+        self._metrics = metrics
         self.run_times = RunTimes(rows.learned)
         self.arrivals = ArrivalTimes(rows.learned)
         self.stages = Stages(rows.learned, hours=self.run_times.hours, arrivals=lambda: self.arrivals.shown)
         self.stages.recall(rows.jobs, now)
         rows.job_news.clear()
-        self._unkept = (self.run_times.unkept, self.arrivals.unkept, self.stages.unkept)
+        self.scores = Scores(rows.learned)
+        self._unkept = (self.run_times.unkept, self.arrivals.unkept, self.stages.unkept, self.scores.unkept)
         self._due_at: datetime | None = None
 
     def take_in(self, rules: Rules, now: datetime) -> None:
@@ -44,7 +48,10 @@ class Lessons:
     def _job_moved(self, before: Job | None, job: Job, now: datetime) -> None:
         if job.state is JobState.DONE and job.id not in self._rows.lost:  # else it was done only to be found lost
             self.run_times.job_ended(job, now)
+        if job.prediction is not None and (before is None or before.prediction is None):
+            self._metrics.job_breach_probability.observe(job.prediction.breach)
         self.stages.job_moved(job, now)
+        self.scores.job_moved(before, job, now)
 
     def run_finished(self, forge: ForgeName, repo: str, run_id: str) -> None:
         """Its forge says that a run is over."""

@@ -27,6 +27,7 @@ from autoscaler.model import (
     Snapshot,
     job_id,
 )
+from autoscaler.scores import Calibration, ScoredBin
 from autoscaler.spi import (
     BatchToken,
     CapacityPool,
@@ -144,6 +145,7 @@ class ExampleView:
         self.unwell: tuple[Condition, ...] = ()
         self.reasons: tuple[Blocked, ...] = ()
         self.has_ticked = True
+        self.scored: tuple[Calibration, ...] = ()
         self.controlled: list[tuple[PoolName, PoolControl, str]] = []
         self._snapshot = snapshot
         self._rules = rules
@@ -181,6 +183,9 @@ class ExampleView:
 
     def dropped_notices(self) -> Sequence[tuple[str, str, int]]:
         return [("aws", "foreign", 7)]
+
+    def predictions(self) -> Sequence[Calibration]:
+        return self.scored
 
     def last_tick(self) -> TickView | None:
         if not self.has_ticked:
@@ -275,6 +280,19 @@ async def busy_view(*, at: datetime | None = None, waiting: int = 14, seconds: f
         pool(ARM, "linux-arm", "small", target=timedelta(seconds=90)),
     )
     view = ExampleView(snapshot, rules_of(*pools), at=at)
+    view.scored = tuple(
+        Calibration(
+            pool=name,
+            jobs=1200,
+            brier=0.031,
+            bins=(
+                ScoredBin(predicted=0.02, observed=0.018, jobs=1100),
+                ScoredBin(predicted=0.27, observed=0.31, jobs=60),
+                ScoredBin(predicted=0.94, observed=0.925, jobs=40),
+            ),
+        )
+        for name in (None, LINUX)
+    )
     view.reasons = (Blocked(pool=GPU, jobs=3, reason="pool gpu has its max of 1 machine"),)
     view.unwell = (
         Condition(

@@ -26,6 +26,7 @@ from autoscaler.http.history import history_document
 from autoscaler.http.lookup import find, instance_of, job_of
 from autoscaler.http.offerings import BEST, offerings_document
 from autoscaler.http.openapi import DOCUMENT
+from autoscaler.http.predictions import predictions_document
 from autoscaler.http.stories import (
     job_story_document,
     job_why_document,
@@ -63,6 +64,7 @@ def make_api_routes(view: DaemonView, access: Access) -> Sequence[web.RouteDef]:
         web.get("/api/v1/why", api.anything),
         web.get("/api/v1/offerings", api.offerings),
         web.get("/api/v1/interruptions", api.interruptions),
+        web.get("/api/v1/predictions", api.predictions),
         web.get("/api/v1/ledger", api.ledger),
         web.get("/api/v1/costs", api.costs),
         web.get("/api/v1/costs.csv", api.costs_csv),
@@ -186,6 +188,9 @@ class _Api:
         """Which machines their clouds took or are taking, newest first, and on what evidence."""
         found = await self._view.store.recent_interruptions(limit=_limit(request))
         return web.json_response({"interruptions": [interruption_document(one) for one in found]})
+
+    async def predictions(self, _: web.Request) -> web.Response:
+        return web.json_response(predictions_document(self._view))
 
     async def ledger(self, request: web.Request) -> web.Response:
         limit = _limit(request)

@@ -159,6 +159,9 @@ _SCHEMAS: dict[str, Schema] = {
         ended_at=_maybe(_INSTANT), hook_s=_maybe(_NUMBER),
     ),
     "Interruptions": _record(interruptions=_list("Interruption")),
+    "ScoredBin": _record(predicted=_NUMBER, observed=_NUMBER, jobs=_COUNT),
+    "Calibration": _record(pool=_maybe(_TEXT), jobs=_COUNT, brier=_maybe(_NUMBER), bins=_list("ScoredBin")),
+    "Predictions": _record(now=_INSTANT, days=_COUNT, predictions=_list("Calibration")),
     "Ledger": _record(ledger=_list("LedgerEntry"), before=_maybe(_COUNT)),
     "HistoryPoint": _record(wait_s=_NUMBER, queued=_COUNT, running=_COUNT, instances=_COUNT),
     "History": _record(
@@ -233,6 +236,10 @@ def _paths() -> dict[str, Schema]:
         ),
         "interruptions": _operation(
             "Machines that their clouds took or are taking, newest first, and who told of it", "Interruptions", _LIMIT
+        ),
+        "predictions": _operation(
+            "How good predicted breaches were over the last days, of all pools together and of each, by tenths",
+            "Predictions",
         ),
         "ledger": _operation(
             "What was done and why, newest first; pass `before` of the last page for the next one",

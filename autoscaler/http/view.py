@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Protocol
 
 from autoscaler.model import Blocked, PoolControl, Rules, Snapshot
+from autoscaler.scores import Calibration
 from autoscaler.spi import PoolName, ProviderName, ProviderTraits, RateBudget
 from autoscaler.store import Store
 
@@ -82,6 +83,10 @@ class DaemonView(Protocol):
 
     def dropped_notices(self) -> Sequence[tuple[str, str, int]]:
         """How many notices each provider dropped itself since its start: (provider, reason, count)."""
+        ...
+
+    def predictions(self) -> Sequence[Calibration]:
+        """How good predictions of breaches were: of all pools together, then of each."""
         ...
 
     def last_tick(self) -> TickView | None: ...

@@ -105,6 +105,7 @@ READS = [
     ("/api/v1/instances/{instance}", "/api/v1/instances/i-000a"),
     ("/api/v1/offerings", "/api/v1/offerings"),
     ("/api/v1/interruptions", "/api/v1/interruptions?limit=3"),
+    ("/api/v1/predictions", "/api/v1/predictions"),
     ("/api/v1/ledger", "/api/v1/ledger?limit=2"),
     ("/api/v1/costs", "/api/v1/costs"),
     ("/api/v1/history", "/api/v1/history"),

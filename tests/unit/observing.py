@@ -98,7 +98,7 @@ class Observing:
             self.jobs,
             losses,
             experience=experience,
-            lessons=Lessons(self.rows, self.now),
+            lessons=Lessons(self.rows, self.metrics, self.now),
             runner_prefix="ours--",
             providers=(CLOUD, OTHER),
         )
