@@ -155,6 +155,10 @@ class ProviderSection(Section):
 class HooksSection(Section):
     job_started: str = Field("", description="Write the path of a program in the image, run before each job")
     job_completed: str = Field("", description="Write the path of a program in the image, run after each job")
+    on_interruption: str = Field(
+        "", description="Write the path of a program in the image, run when the cloud takes a machine that runs a job"
+    )
+    on_interruption_limit: Duration | None = Field(None, description=DURATION)
 
     def build(self) -> ImageHooks:
         return self.fill(ImageHooks)
@@ -171,7 +175,9 @@ class ImageSection(Section):
     arch: Arch = Field("x86_64", description=ARCH)
     prepull: Texts = Field(_IMAGE.prepull, description='Write a list of container images by digest, "name@sha256:..."')
     freshness: Duration | None = Field(_IMAGE.freshness, description=DURATION)
-    hooks: HooksSection = Field(HooksSection(), description="Write a table of job_started and job_completed")
+    hooks: HooksSection = Field(
+        HooksSection(), description="Write a table of job_started, job_completed and on_interruption"
+    )
 
     def build(self) -> ImageConfig:
         return self.fill(ImageConfig, hooks=self.hooks.build(), references=dict(self.references))

@@ -78,10 +78,19 @@ class AutoscalerConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageHooks:
-    """Programs inside the image that the runner runs around each job; empty is none."""
+    """Programs inside the image; empty is none. The runner runs two of them around each job, the agent the third when
+    the cloud takes a machine whose job still runs, for `on_interruption_limit` at most: None is until it ends the
+    runner."""
 
     job_started: str = ""
     job_completed: str = ""
+    on_interruption: str = ""
+    on_interruption_limit: timedelta | None = None
+
+    def for_machines(self) -> Mapping[str, str]:
+        """As the boot document of docs/agent-protocol.md names them."""
+        named = {name: getattr(self, name) for name in ("job_started", "job_completed", "on_interruption")}
+        return {f"hook_{name}": path for name, path in named.items() if path}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

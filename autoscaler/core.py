@@ -377,13 +377,15 @@ def make_launcher(
     def user_data(pool: Pool, provider_name: ProviderName) -> str:
         now = config()
         chosen = _named(now.pools, "pool", pool.name)
+        hooks = _named(now.images, "image", pool.image).hooks
         return user_data_of(
             daemon_url=now.autoscaler.public_url,
             provider=provider_name,
             boot_timeout=chosen.boot_timeout,
             max_lifetime=chosen.boot_timeout + chosen.idle_timeout + chosen.max_job_runtime + timedelta(minutes=5),
-            image=image_of(pool, provider_name),
+            image={**image_of(pool, provider_name), **hooks.for_machines()},
             ca_pem=ca_pem,
+            hook_limit=hooks.on_interruption_limit,
         )
 
     return Launcher(image_of=image_of, user_data_of=user_data, new_id=new_id)

@@ -138,6 +138,17 @@ class AgentNoticed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HookEnded:
+    """How long an image's on-interruption hook ran, and what came of it, as the agent says: "ok", "failed" (with its
+    exit code), "timed_out" or "job_ended"."""
+
+    instance: InstanceId
+    seconds: float
+    outcome: str
+    exit_code: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NoticeArrived:
     """What a cloud said unasked about one machine, ours or not."""
 
@@ -170,6 +181,7 @@ Fact = (
     | AssignmentAsked
     | AgentReported
     | AgentNoticed
+    | HookEnded
     | NoticeArrived
     | MachinesDescribed
 )

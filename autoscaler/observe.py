@@ -20,6 +20,7 @@ from autoscaler.facts import (
     AssignmentAsked,
     ClaimDisputed,
     Fact,
+    HookEnded,
     InstancesListed,
     JobRead,
     JobsListed,
@@ -156,6 +157,8 @@ class Observer:
                 self._agents.reported(fact, now)
             case AgentNoticed():
                 self._losses.agent_noticed(fact, now)
+            case HookEnded():
+                self._losses.hook_ended(fact, now)
             case NoticeArrived():
                 self._losses.notice_arrived(fact, now)
             case MachinesDescribed():

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 import structlog
 
 from autoscaler.experience import Experience
-from autoscaler.facts import AgentNoticed, NoticeArrived
+from autoscaler.facts import AgentNoticed, HookEnded, NoticeArrived
 from autoscaler.live import LiveRows
 from autoscaler.metrics import Metrics
 from autoscaler.model import EndReason, Instance, InstanceState, Interruption, LedgerEntry
@@ -33,6 +33,12 @@ LONGEST_NOTICE = timedelta(hours=1)
 ever, and instants beyond all dates could not be counted with."""
 TOLD_LATE = timedelta(minutes=10)
 """A cloud's own time of a notice is believed as far back as this."""
+_HOOK_OUTCOMES = {
+    "ok": "ok",
+    "failed": "failed",
+    "timed_out": "stopped: its time was over",
+    "job_ended": "stopped: its job had ended",
+}
 _UP = (MachineState.PENDING, MachineState.RUNNING)
 
 _S = InstanceState
@@ -208,6 +214,27 @@ class LossObserver:
             known = self._rows.interruptions[row.id]
         if known.cutoff_at is None:
             self._rows.record(replace(known, cutoff_at=max(known.noticed_at, min(at or _stop_at(known, now), now))))
+
+    def hook_ended(self, fact: HookEnded, now: datetime) -> None:
+        """The image's on-interruption hook is over: once on the record, and in the life of its job."""
+        known = self._rows.interruptions.get(fact.instance)
+        if known is None or known.hook_s is not None:
+            return
+        self._rows.record(replace(known, hook_s=fact.seconds))
+        self._metrics.interruption_hook_seconds.observe(fact.seconds)
+        row = self._rows.instances.get(fact.instance)
+        job = known.job or (row.job if row is not None else None)
+        self._rows.note(
+            LedgerEntry(
+                at=now,
+                actor="agent",
+                action="interruption_hook",
+                subject=job or fact.instance,
+                pool=known.pool,
+                reason=f"the image's on-interruption hook ran for {fact.seconds:.1f} s on {fact.instance}",
+                outcome=_HOOK_OUTCOMES[fact.outcome] + (f", exit code {fact.exit_code}" if fact.exit_code else ""),
+            )
+        )
 
     def machine_ended(self, ended: Instance, now: datetime) -> None:
         """Called when an instance row ends, before its job is settled."""

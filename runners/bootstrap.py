@@ -57,11 +57,12 @@ def boot_document(
     ca_pem: str = "",
     no_contact: timedelta = timedelta(minutes=5),
     stop_grace: timedelta = timedelta(seconds=30),
+    hook_limit: timedelta | None = None,
 ) -> str:
     """The boot document of docs/agent-protocol.md, as JSON text, but for the batch, which the provider adds: so it is
     the same for all machines of a pool. It holds no secret: any process may read it. Of
     `ca_pem` it takes the certificates alone: a file of certificates may hold their key as well."""
-    document = {
+    document: dict[str, object] = {
         "version": 1,
         "daemon_url": daemon_url,
         "ca_pem": "\n".join(_CERTIFICATE.findall(ca_pem)),
@@ -73,4 +74,6 @@ def boot_document(
         "stop_grace_s": stop_grace.total_seconds(),
         "image": dict(image),
     }
+    if hook_limit is not None:
+        document["hook_limit_s"] = hook_limit.total_seconds()
     return json.dumps(document, separators=(",", ":"), sort_keys=True)

@@ -16,7 +16,7 @@ from runners.bootstrap import build_agent
 _EVENT_KINDS = frozenset(
     (
         *("assignment_received", "runner_started", "job_started", "job_completed", "runner_exited"),
-        *("runner_stopping", "notice", "heartbeat", "ending"),
+        *("runner_stopping", "notice", "heartbeat", "ending", "hook_ended"),
     )
 )
 _CAUSES = frozenset(

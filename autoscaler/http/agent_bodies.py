@@ -1,6 +1,6 @@
 """What agents send, validated and bounded: see docs/agent-protocol.md. Unknown keys are of newer agents: ignored."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
@@ -41,6 +41,14 @@ class EventBody(_Body):
     at: float
     kind: Annotated[str, StringConstraints(max_length=64)]
     detail: dict[Text, Text] = Field(default_factory=dict, max_length=32)
+
+
+class HookBody(_Body):
+    """The detail of `hook_ended`, which comes as texts."""
+
+    seconds: float = Field(ge=0, le=3600, allow_inf_nan=False)
+    outcome: Literal["ok", "failed", "timed_out", "job_ended"]
+    exit_code: int | None = Field(None, ge=-64, le=255)
 
 
 class EventsBody(_Body):

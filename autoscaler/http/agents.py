@@ -15,8 +15,16 @@ from typing import Any
 import structlog
 from pydantic import ValidationError
 
-from autoscaler.facts import AgentNoticed, AgentReported, AgentSaidHello, AssignmentAsked, ClaimDisputed, Fact
-from autoscaler.http.agent_bodies import AssignmentBody, EventBody, EventsBody, HelloBody
+from autoscaler.facts import (
+    AgentNoticed,
+    AgentReported,
+    AgentSaidHello,
+    AssignmentAsked,
+    ClaimDisputed,
+    Fact,
+    HookEnded,
+)
+from autoscaler.http.agent_bodies import AssignmentBody, EventBody, EventsBody, HelloBody, HookBody
 from autoscaler.http.identities import Alarms, Strangers, mismatch
 from autoscaler.http.limits import Bucket, Refusals
 from autoscaler.live import LiveRows
@@ -346,6 +354,9 @@ class AgentDesk:
             case "notice":
                 self._take_notice(row, event)
                 return
+            case "hook_ended":
+                self._take_hook(row, event)
+                return
         cause = event.detail.get("cause", event.detail.get("exit_code", ""))[:200]
         log.info("agent_reported", instance=row.id, kind=event.kind, cause=cause)
         ran_job = event.detail.get("ran_job") == "true"
@@ -360,6 +371,16 @@ class AgentDesk:
             return
         log.info("agent_noticed", instance=row.id, kind=kind, reclaim_at=reclaim_at.isoformat())
         self._report(AgentNoticed(instance=row.id, kind=NoticeKind(kind), reclaim_at=reclaim_at))
+
+    def _take_hook(self, row: Instance, event: EventBody) -> None:
+        try:
+            told = HookBody.model_validate(event.detail)
+        except ValidationError:
+            self._refuse("events", "hook", instance=row.id)
+            return
+        log.info("agent_hook_ended", instance=row.id, seconds=told.seconds, outcome=told.outcome)
+        code = "" if told.exit_code in (None, 0) else str(told.exit_code)
+        self._report(HookEnded(instance=row.id, seconds=told.seconds, outcome=told.outcome, exit_code=code))
 
     # ------------------------------------------------------------------ claims
 

@@ -6,7 +6,8 @@
            refused                notice, end             (each stops the runner first)
 
 The main thread alone decides; other threads only put messages into its inbox. A running job is ended here for two
-reasons only: the cloud is taking the machine, or the job passed its maximum runtime.
+reasons only: the cloud is taking the machine, or a limit of its pool is passed. Before the cloud takes it, the image's
+on-interruption hook runs beside the job.
 """
 
 # pathlib alone would take a megabyte for every machine:
@@ -24,6 +25,7 @@ from typing import Any
 from runners.agent.client import Client, Unreachable
 from runners.agent.hooks import HookListener, write_hooks
 from runners.agent.host import Host
+from runners.agent.interruption_hook import HookEnd, InterruptionHook
 from runners.agent.notices import Notice
 from runners.agent.notices import start as start_watches
 from runners.agent.reporter import Reporter
@@ -66,6 +68,11 @@ class Life:
         self._stop_at = float("inf")
         self._reclaim_at = float("inf")
         self._end_after_job = ""
+        self._hook = InterruptionHook(
+            boot.get("image", {}).get("hook_on_interruption", ""),
+            limit_s=boot.get("hook_limit_s"),
+            wake=lambda: self._inbox.put(("hook_exited", None)),
+        )
 
     def run(self) -> None:
         """Returns when the machine has nothing left to do; the caller powers it off."""
@@ -81,7 +88,10 @@ class Life:
                 kind, value = "tick", None
             if self._job_started_at is None and self._runner is not None and self._runner.has_builds:
                 self._note_job("job_started")
-            cause = self._handle(kind, value) or self._overdue()
+            cause = self._handle(kind, value)
+            if not cause:
+                self._tend_hook()
+                cause = self._overdue()
             if cause:
                 self._end(cause)
                 return
@@ -206,6 +216,33 @@ class Life:
             env["RUNNER_ALLOW_RUNASROOT"] = "1"
         return env
 
+    # ------------------------------------------------------------------ the hook
+
+    def _tend_hook(self) -> None:
+        """Before the stop that a final notice asks for, and only while there is a job that it may save something of."""
+        now = time.monotonic()
+        ended = self._hook.look(now, self._stop_at)
+        if self._runs_job and self._hook.is_due(now, self._stop_at):
+            log("a job's machine is taken: the on-interruption hook runs")
+            ended = self._hook.start(now, user=self._user, env=self._hook_environment(now), log_path="hook.log")
+        self._tell_hook(ended)
+
+    def _hook_environment(self, now: float) -> dict[str, str]:
+        left_s = min(self._hook.limit_s, self._stop_at - now)
+        return {
+            **self._environment(),
+            "RUNNER_NAME": self._runner_name,
+            "AUTOSCALER_RECLAIM_AT": str(int(time.time() + self._reclaim_at - now)),
+            "AUTOSCALER_SECONDS_LEFT": str(int(left_s)),
+        }
+
+    def _tell_hook(self, ended: HookEnd | None) -> None:
+        if ended is None:
+            return
+        code = {"exit_code": ended.exit_code} if ended.exit_code else {}
+        self._reporter.report("hook_ended", seconds=f"{ended.seconds:.3f}", outcome=ended.outcome, **code)
+        log(f"the on-interruption hook ended after {ended.seconds:.1f} s: {ended.outcome} {ended.exit_code}".rstrip())
+
     # ------------------------------------------------------------------ the end
 
     def _overdue(self) -> str:
@@ -225,9 +262,11 @@ class Life:
 
     def _tick_s(self) -> float:
         limits = [float(self._boot["boot_timeout_s"]), float(self._boot.get("no_contact_s", 300.0))]
-        return max(0.02, min(0.5, self._stop_at - time.monotonic(), self._max_job_runtime_s / 4, *limits))
+        until = self._hook.until(self._stop_at) if self._hook.is_running else self._stop_at
+        return max(0.02, min(0.5, until - time.monotonic(), self._max_job_runtime_s / 4, *limits))
 
     def _end(self, cause: str) -> None:
+        self._tell_hook(self._hook.stop("timed_out" if self._runner is not None else "job_ended"))
         if self._runner is not None:
             self._reporter.report("runner_stopping", cause=cause)
             grace_s = min(float(self._boot.get("stop_grace_s", 30.0)), self._left_s())

@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from runners.agent.processes import descendants, kill
 from runners.agent.user import User
 
 _LOG_LIMIT = 4 << 20
@@ -156,10 +157,10 @@ class Runner:
             return self._process.returncode
         if self._command.stop_signal == signal.SIGTERM:
             for pid in descendants(self._process.pid):
-                _kill(pid, signal.SIGKILL)
+                kill(pid, signal.SIGKILL)
         if not self._ends_within(grace_s / 2):
             for pid in descendants(self._process.pid):
-                _kill(pid, signal.SIGKILL)
+                kill(pid, signal.SIGKILL)
             self._signal(signal.SIGKILL)
         return self._process.wait()
 
@@ -214,30 +215,3 @@ class Runner:
                     self._on_line_kind("job_started")
                 elif all(word in line for word in self._command.completed_words):
                     self._on_line_kind("job_completed")
-
-
-def descendants(root: int) -> list[int]:
-    """Every process below `root`, from one look at /proc."""
-    children: dict[int, list[int]] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                with open(f"/proc/{name}/stat", "rb") as file:
-                    fields = file.read().rpartition(b")")[2].split()
-            except OSError:
-                continue  # it has just ended
-            children.setdefault(int(fields[1]), []).append(int(name))
-    found: list[int] = []
-    waiting = [root]
-    while waiting:
-        below = children.get(waiting.pop(), [])
-        found += below
-        waiting += below
-    return found
-
-
-def _kill(pid: int, number: int) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return

@@ -340,3 +340,86 @@ async def test_a_notice_without_a_job_ends_the_machine_at_once(daemon: AgentDaem
     (agent.folder / "notice.json").write_text(json.dumps({"reclaim_at": time.time() + 60}))
     assert await agent.ended() == 0
     assert daemon.memory.kinds() == ["notice", "ending"]
+
+
+HOOK = """\
+#!/bin/bash
+env | sort > "$HOME/hook-env"
+[ ! -e "$HOME/hang" ] || sleep 600
+echo saved
+"""
+
+
+async def announced(agent: Started, *, in_s: float) -> float:
+    """The host says that it takes the machine; returns when."""
+    reclaim_at = time.time() + in_s
+    (agent.folder / "notice.json.new").write_text(json.dumps({"reclaim_at": reclaim_at}))
+    (agent.folder / "notice.json.new").rename(agent.folder / "notice.json")
+    return reclaim_at
+
+
+async def with_hook(daemon: AgentDaemon, start: Starter, tmp_path: Path, kind: str = "github", **boot: Any) -> Started:
+    """A machine whose job runs and whose image has a hook."""
+    (tmp_path / "save.sh").write_text(HOOK)
+    (tmp_path / "save.sh").chmod(0o755)
+    daemon.memory.assignment = assignment(kind)
+    program = tmp_path / "runner"
+    image = {
+        "github_runner": str(program),
+        "gitlab_runner": str(program / "gitlab-runner"),
+        "hook_on_interruption": str(tmp_path / "save.sh"),
+    }
+    agent: Started = await start(image=image, **boot)
+    if kind == "gitlab":
+        await until(lambda: agent.home.exists() and (agent.home / "env").exists())
+        (agent.home / "builds" / "abc").mkdir(parents=True)
+    await until(lambda: "job_started" in daemon.memory.kinds())
+    return agent
+
+
+async def test_the_hook_runs_beside_the_job_without_a_secret_then_the_runner_is_ended(
+    daemon: AgentDaemon, start: Starter, tmp_path: Path
+) -> None:
+    agent = await with_hook(daemon, start, tmp_path, hook_limit_s=1.2)
+    reclaim_at = await announced(agent, in_s=2)
+    assert await agent.ended() == 0
+    assert time.time() < reclaim_at
+    assert daemon.memory.kinds()[4:] == ["hook_ended", "runner_stopping", "runner_exited", "ending"]
+    told = daemon.memory.detail("hook_ended")
+    assert (told["outcome"], told["exit_code"]) == ("ok", "0")
+    assert 0 < float(told["seconds"]) < 1
+    runs, mine = ((agent.home / name).read_text().splitlines() for name in ("env", "hook-env"))
+    assert {"RUNNER_NAME=x-1", f"AUTOSCALER_RECLAIM_AT={int(reclaim_at)}"} <= set(mine)
+    assert {line for line in mine if line.startswith(("HOME=", "PATH=", "USER=", "LANG="))} <= set(runs)
+    (left,) = [line for line in mine if line.startswith("AUTOSCALER_SECONDS_LEFT=")]
+    assert left in ("AUTOSCALER_SECONDS_LEFT=0", "AUTOSCALER_SECONDS_LEFT=1")
+    assert SECRET not in "\n".join(mine)
+    assert (agent.folder / "hook.log").read_text() == "saved\n"
+
+
+@pytest.mark.parametrize("kind", ["github", "gitlab"])
+async def test_a_hook_that_hangs_delays_neither_the_runners_end_nor_its_report(
+    daemon: AgentDaemon, start: Starter, tmp_path: Path, kind: str
+) -> None:
+    agent = await with_hook(daemon, start, tmp_path, kind)
+    (agent.home / "hang").touch()
+    reclaim_at = await announced(agent, in_s=2)
+    assert await agent.ended() == 0
+    assert time.time() < reclaim_at
+    assert daemon.memory.detail("hook_ended")["outcome"] == "timed_out"
+    assert (agent.home / "stopped").exists()
+    assert daemon.memory.detail("ending") == {"cause": "reclaimed"}
+
+
+async def test_a_job_that_ends_before_the_reclaim_is_a_success_and_its_hook_is_stopped(
+    daemon: AgentDaemon, start: Starter, tmp_path: Path
+) -> None:
+    agent = await with_hook(daemon, start, tmp_path)
+    (agent.home / "hang").touch()
+    await announced(agent, in_s=30)
+    await until(lambda: (agent.home / "hook-env").exists())
+    (agent.home / "finish").touch()
+    assert await agent.ended() == 0
+    assert daemon.memory.detail("hook_ended")["outcome"] == "job_ended"
+    assert daemon.memory.detail("runner_exited") == {"exit_code": "0", "ran_job": "true"}
+    assert daemon.memory.detail("ending") == {"cause": "job_done"}

@@ -18,7 +18,15 @@ import pytest
 import structlog
 from aiohttp import web
 
-from autoscaler.facts import AgentNoticed, AgentReported, AgentSaidHello, AssignmentAsked, ClaimDisputed, Fact
+from autoscaler.facts import (
+    AgentNoticed,
+    AgentReported,
+    AgentSaidHello,
+    AssignmentAsked,
+    ClaimDisputed,
+    Fact,
+    HookEnded,
+)
 from autoscaler.http import agent_routes, agents, limits
 from autoscaler.http.agent_routes import BODY_LIMIT, HELLO_LIMIT, make_agent_routes
 from autoscaler.http.agents import AgentDesk
@@ -751,3 +759,36 @@ async def test_notice_that_cannot_be_read_is_counted_and_the_events_beside_it_ar
     assert not counter.told(AgentNoticed)
     assert len(counter.told(AgentReported)) == 1
     assert counter.refused[("events", "notice")] == 1
+
+
+async def test_how_long_a_hook_ran_reaches_the_core(counter: Counter) -> None:
+    counter.have()
+    await counter.hello()
+    detail = {"seconds": "3.250", "outcome": "failed", "exit_code": "3"}
+    event = {"seq": 1, "at": NOW.timestamp(), "kind": "hook_ended", "detail": detail}
+    await counter.post("events", {"instance": "i-0001", "events": [event]}, key=KEY)
+    (fact,) = counter.told(HookEnded)
+    assert isinstance(fact, HookEnded)
+    assert (fact.seconds, fact.outcome, fact.exit_code) == (3.25, "failed", "3")
+
+
+@pytest.mark.parametrize(
+    "detail",
+    [
+        {},
+        {"seconds": "long", "outcome": "ok"},
+        {"seconds": "nan", "outcome": "ok"},
+        {"seconds": "-1", "outcome": "ok"},
+        {"seconds": "1e9", "outcome": "ok"},
+        {"seconds": "1", "outcome": "surprise"},
+        {"seconds": "1", "outcome": "failed", "exit_code": "many"},
+    ],
+)
+async def test_a_hooks_end_that_cannot_be_read_is_counted_and_no_more(counter: Counter, detail: dict[str, str]) -> None:
+    counter.have()
+    await counter.hello()
+    event = {"seq": 1, "at": 1.0, "kind": "hook_ended", "detail": detail}
+    status, answer = await counter.post("events", {"instance": "i-0001", "events": [event]}, key=KEY)
+    assert (status, answer["acknowledged"]) == (200, 1)
+    assert not counter.told(HookEnded)
+    assert counter.refused[("events", "hook")] == 1

@@ -1,6 +1,7 @@
 """The core at its edges: rows of sections that were taken out, and calls under way when the store is lost."""
 
 import asyncio
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from autoscaler.model import InstanceState
 from autoscaler.spi import InvalidRequest, ProviderName
 from autoscaler.store import Changes, StoreError
 from autoscaler.store.memory import MemoryStore
+from runners.bootstrap import boot_document
 from tests.admin_world import LINUX, OFFERING, instance, pool
 from tests.config_files import ENVIRON, minimal_document, write
 from tests.unit.observing import NOW
@@ -89,6 +91,28 @@ def test_a_section_that_a_reload_took_out_is_named(tmp_path: Path, monkeypatch: 
     (section,) = getattr(config, f"{kind}s")
     with pytest.raises(InvalidRequest, match=f'no {kind} "{section.name}"'):
         launcher.user_data_of(pool(LINUX, "linux", image="ubuntu"), ProviderName("here"))
+
+
+def test_an_images_hooks_travel_to_its_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in ENVIRON.items():
+        monkeypatch.setenv(name, value)
+    document = minimal_document()
+    document["image"][0]["hooks"] = {
+        "job_started": "/opt/started",
+        "job_completed": "/opt/completed",
+        "on_interruption": "/opt/save",
+        "on_interruption_limit": "20s",
+    }
+    config = load(write(document, tmp_path))
+    launcher = make_launcher(lambda: config, user_data_of=boot_document, new_id=str)
+    boot = json.loads(launcher.user_data_of(pool(LINUX, "linux", image="ubuntu"), ProviderName("here")))
+    assert boot["hook_limit_s"] == 20
+    hooks = {name: path for name, path in boot["image"].items() if name.startswith("hook_")}
+    assert hooks == {
+        "hook_job_started": "/opt/started",
+        "hook_job_completed": "/opt/completed",
+        "hook_on_interruption": "/opt/save",
+    }
 
 
 async def test_who_gave_up_waiting_for_a_store_that_fails_is_forgotten(core: Core) -> None:

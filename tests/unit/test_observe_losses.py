@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from autoscaler.facts import AgentNoticed, AgentReported, MachinesDescribed, NoticeArrived
+from autoscaler.facts import AgentNoticed, AgentReported, HookEnded, MachinesDescribed, NoticeArrived
 from autoscaler.model import EndReason, Instance, InstanceState, Interruption, JobState
 from autoscaler.observe_losses import LONGEST_NOTICE
 from autoscaler.plan_ends import RECLAIM_GRACE, plan_ends
@@ -446,3 +446,32 @@ async def test_fifty_notices_told_three_times_each_are_fifty_records_in_one_pass
     assert counted(world, "yes") == 50
     stored = await world.store.recent_interruptions(limit=100)
     assert {one.instance for one in stored} == {row.id for row in rows}
+
+
+# ---------------------------------------------------------------------- the hook
+
+
+async def test_how_long_the_hook_ran_is_on_the_record_and_in_the_jobs_life_once(world: Observing) -> None:
+    row = await busy(world)
+    await agent_sees(world, row)
+    for seconds in (3.25, 9.0):
+        await world.see(HookEnded(instance=row.id, seconds=seconds, outcome="failed", exit_code="3"))
+    assert record(world, row).hook_s == 3.25
+    ((_, line),) = await world.store.ledger(limit=9, subject=id_of(1))
+    assert (line.action, line.outcome) == ("interruption_hook", "failed, exit code 3")
+    assert line.reason == f"the image's on-interruption hook ran for 3.2 s on {row.id}"
+    (count,) = [
+        sample.value
+        for metric in world.metrics.interruption_hook_seconds.collect()
+        for sample in metric.samples
+        if sample.name.endswith("_count")
+    ]
+    assert count == 1
+    assert [one.hook_s for one in await world.store.recent_interruptions(limit=9)] == [3.25]
+
+
+async def test_a_hook_of_a_machine_that_nobody_takes_is_no_news(world: Observing) -> None:
+    row = await busy(world)
+    await world.see(HookEnded(instance=row.id, seconds=3.0, outcome="ok"))
+    assert world.rows.interruption_of(row.id) is None
+    assert not await world.store.ledger(limit=9, subject=id_of(1))
