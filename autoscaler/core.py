@@ -49,6 +49,8 @@ from autoscaler.spi import (
     Webhook,
 )
 from autoscaler.store import Store
+from autoscaler.why_outlook import Outlook
+from autoscaler.why_unserved import unserved_trouble
 
 log = structlog.get_logger()
 
@@ -297,7 +299,9 @@ class Core:
         return self.health.conditions()
 
     def troubles(self) -> Sequence[Trouble]:
-        return [*self.notices.troubles(), *self.desk.alarms.troubles()]
+        unserved = unserved_trouble(Outlook(self.snapshot(), self._rules, (), self.now()).unserved, self._rules)
+        own = [Trouble(target="jobs", text=unserved)] if unserved else []
+        return [*own, *self.notices.troubles(), *self.desk.alarms.troubles()]
 
     def dropped_notices(self) -> Sequence[tuple[str, str, int]]:
         return [

@@ -119,13 +119,14 @@ class AssignmentAsked:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentReported:
     """One event of an agent: a hint, except where it speaks of itself (`runner_started`, `ending`). `at` is the
-    machine's own time of it."""
+    machine's own time of it, `output` the last line that a runner wrote before it ended."""
 
     instance: InstanceId
     kind: str
     cause: str = ""
     ran_job: bool = False
     at: datetime | None = None
+    output: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

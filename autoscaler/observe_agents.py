@@ -92,7 +92,8 @@ class AgentObserver:
         elif known is not None and known.cutoff_at is not None:
             said = RECLAIMED
         else:
-            said = "job_done" if fact.ran_job else f"runner_failed {fact.cause}".strip()
+            failed = ": ".join(part for part in (f"runner_failed {fact.cause}".strip(), fact.output) if part)
+            said = "job_done" if fact.ran_job else failed
         self._jobs.agent_told(self._note_ending(row, said), now)
 
     def _ending(self, row: Instance, fact: AgentReported, now: datetime) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from autoscaler.end_lines import AGENT, AUTOSCALER, MACHINE
 from autoscaler.model import EndReason, Instance, InstanceMove, InstanceState, Interruption, Job, LedgerEntry
 from autoscaler.states import is_live
 from autoscaler.why_story import TimelineEntry, ledger_text
@@ -40,7 +41,10 @@ _BY = {
     EndReason.OPERATOR: EndedBy.OPERATOR,
     EndReason.CHAOS: EndedBy.GAME_DAY,
     EndReason.DISPUTED: EndedBy.AUTOSCALER,
+    EndReason.NO_CONTACT: EndedBy.AGENT,
+    EndReason.MAX_LIFETIME: EndedBy.AUTOSCALER,
 }
+"""Whose doing an end is where no line of the ledger says it."""
 _WHY = {
     EndReason.JOB_DONE: "its job was done",
     EndReason.BOOT_TIMEOUT: "it did not come up in time",
@@ -48,6 +52,9 @@ _WHY = {
     EndReason.STALE_IMAGE: "its image was replaced by a newer one",
     EndReason.MAX_RUNTIME: "its job ran longer than max_job_runtime",
     EndReason.DISPUTED: "two agents claimed to be it",
+    EndReason.NO_CONTACT: "it did not reach us, and no job ran",
+    EndReason.MAX_LIFETIME: "it got older than its pool allows",
+    EndReason.SELF_ENDED: "it powered itself off",
 }
 _HEADS = {
     EndedBy.CLOUD: "{provider} took it back",
@@ -70,6 +77,9 @@ _STATES = {
     InstanceState.STARTING: "is being started again",
     InstanceState.TERMINATING: "is being ended",
 }
+
+
+_OF_ENDS = ("ended", "terminate", "release", "interruption", "sweep")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,21 +123,20 @@ def machine_answer(story: MachineStory, now: datetime) -> MachineAnswer:
 
 def ended_by(story: MachineStory) -> EndedBy:
     """Whose doing it was. The record of a reclaim beats our own end of what was being taken anyway; a game day and an
-    operator are named by the line that they left before they acted."""
+    operator are told by the reason that they ended it for; else the ledger's line of its end names who it was."""
     row = story.row
-    if row.ending is EndReason.CHAOS or any(entry.action.startswith("chaos") for entry in story.ledger):
-        return EndedBy.GAME_DAY
-    if row.ending is None:
-        return EndedBy.CLOUD if story.taken is not None else EndedBy.UNKNOWN
-    if row.ending is EndReason.VANISHED and story.taken is not None:
+    if row.ending in (EndReason.CHAOS, EndReason.OPERATOR):
+        return _BY[row.ending]
+    if story.taken is not None and row.ending in (EndReason.INTERRUPTED, EndReason.VANISHED, None):
         return EndedBy.CLOUD
-    if row.ending is EndReason.MAX_RUNTIME and _is_agents_word(story):
+    if row.ending in (EndReason.VANISHED, EndReason.INTERRUPTED, EndReason.REFUSED):
+        return _BY[row.ending]
+    ended = next((entry for entry in reversed(story.ledger) if entry.action in ("ended", "terminate")), None)
+    if ended is not None and ended.actor in (AGENT, MACHINE):
         return EndedBy.AGENT
-    return _BY[row.ending]
-
-
-def _is_agents_word(story: MachineStory) -> bool:
-    return story.row.detail.startswith("agent: max_runtime")
+    if ended is not None and ended.actor == AUTOSCALER:
+        return EndedBy.AUTOSCALER
+    return _BY[row.ending] if row.ending is not None else EndedBy.UNKNOWN
 
 
 def _ended(story: MachineStory, by: EndedBy, now: datetime) -> str:
@@ -137,9 +146,10 @@ def _ended(story: MachineStory, by: EndedBy, now: datetime) -> str:
     head = _HEADS[by].format(provider=row.provider)
     if is_live(row):
         head = f"It is being ended. {head}"
-    words = _WHY.get(row.ending, "") if row.ending is not None and by is EndedBy.AUTOSCALER else ""
+    words = _WHY.get(row.ending, "") if by in (EndedBy.AUTOSCALER, EndedBy.AGENT) and row.ending is not None else ""
     cause = _cause(story)
-    told = because(cause) if cause and cause != words else ""
+    is_said = bool(words and words in cause) or (by is EndedBy.CLOUD and story.taken is not None)
+    told = "" if is_said else because(cause)
     when = "" if is_live(row) else f" {ago(now - row.since)} ago, at {clock(row.since)}"
     reason = f" because {words}" if words else ""
     return f"{head}{when}{reason}{told}{_taken_words(story, by)}{_job_words(story)}."
@@ -179,20 +189,26 @@ def _living(story: MachineStory, now: datetime) -> str:
 
 
 def _evidence(story: MachineStory) -> tuple[Evidence, ...]:
+    """The cloud's and the agent's words, and the ledger's lines of its end with what was known then; its history where
+    the ledger has none."""
     found = []
     if (taken := story.taken) is not None:
-        when = f", reclaim at {clock(taken.reclaim_at)}" if taken.reclaim_at is not None else ""
+        when = f", for {clock(taken.reclaim_at)}" if taken.reclaim_at is not None else ""
         kind = "notice of a reclaim" if taken.is_announced else "reclaim found without a notice"
         found += [Evidence(at=taken.noticed_at, source=source, text=f"{kind}{when}") for source in taken.sources]
-    if story.row.detail:
-        found.append(Evidence(at=story.row.since, source="agent", text=story.row.detail.removeprefix("agent: ")))
-    ends = (InstanceState.DRAINING, InstanceState.TERMINATING, InstanceState.TERMINATED)
+    lines = [entry for entry in story.ledger if entry.action in _OF_ENDS]
     found += [
-        Evidence(at=move.at, source="history", text=f"{MOVE_WORDS[move.to_state]}: {move.cause}")
-        for move in story.moves
-        if move.to_state in ends
+        Evidence(
+            at=entry.at, source=entry.actor, text="; ".join(part for part in (entry.reason, entry.evidence) if part)
+        )
+        for entry in lines
     ]
-    found += [Evidence(at=entry.at, source=entry.actor, text=ledger_text(entry)) for entry in story.ledger]
+    if not lines:
+        ends = (InstanceState.DRAINING, InstanceState.TERMINATING, InstanceState.TERMINATED)
+        moves = (move for move in story.moves if move.to_state in ends)
+        found += [
+            Evidence(at=move.at, source="history", text=f"{MOVE_WORDS[move.to_state]}: {move.cause}") for move in moves
+        ]
     return tuple(sorted(found, key=lambda one: one.at))
 
 

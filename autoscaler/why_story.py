@@ -18,7 +18,7 @@ _LEDGER_WORDS = {
     "tell": "People were told",
     "interruption": "Its cloud takes the machine",
     "requeue_landed": "The new attempt's machine",
-    "hook": "The image's on-interruption hook",
+    "interruption_hook": "The image's on-interruption hook",
     "runner_stolen": "Its runner took another job",
     "cancel_run": "Its run was cancelled",
 }

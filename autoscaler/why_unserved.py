@@ -1,10 +1,16 @@
 """Jobs that no pool serves: what is missing, and what somebody has to change. Pure."""
 
+from collections import Counter
+from collections.abc import Sequence
+
 from autoscaler.demand import NearestPool
 from autoscaler.demand import nearest_pool as nearest_of
 from autoscaler.model import Job, Rules
 from autoscaler.why_outlook import Outlook
 from autoscaler.why_words import listed, sentence
+
+LOOKED_AT = 200
+"""A matrix of thousands lacks the same label; the oldest jobs say which."""
 
 
 def nearest_pool(job: Job, rules: Rules) -> NearestPool | None:
@@ -26,6 +32,25 @@ def why_unserved(job: Job, outlook: Outlook) -> str:
         unserved = "" if near.is_repo_served else f" and does not serve {job.repo}"
         return f"No pool has all of its labels: the nearest, {near.pool}, {lacks}{unserved}."
     return f"Pool {near.pool} has its labels but does not serve {job.repo}."
+
+
+def unserved_trouble(jobs: Sequence[Job], rules: Rules) -> str:
+    """What operators are told of jobs that no pool serves, oldest first; "" without any. It names what most of them
+    lack, so that one look says whether a workflow or the configuration is wrong."""
+    if not jobs:
+        return ""
+    lacks: Counter[str] = Counter()
+    for job in jobs[:LOOKED_AT]:
+        near = nearest_pool(job, rules)
+        if near is None:
+            lacks[f"no pool serves {job.forge}"] += 1
+        elif near.missing:
+            lacks[f"pool {near.pool} is nearest and lacks {', '.join(near.missing)}"] += 1
+        else:
+            lacks[f"pool {near.pool} does not serve {job.repo}"] += 1
+    told = "; ".join(what for what, _ in lacks.most_common(2))
+    count = "1 job is" if len(jobs) == 1 else f"{len(jobs)} jobs are"
+    return f"{count} served by no pool: {told}; `autoscaler why {jobs[0].id}` says what to change"
 
 
 def advice_of(job: Job, outlook: Outlook) -> str:

@@ -8,6 +8,15 @@ Text = Annotated[str, StringConstraints(max_length=8192)]
 Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
+LONGEST_LINE = 160
+
+
+def last_line(output: str) -> str:
+    """The last line of a program's output that says anything, without what would steer a terminal or a page."""
+    lines = ("".join(char if char.isprintable() else " " for char in line).strip() for line in output.splitlines())
+    return next((line[:LONGEST_LINE] for line in reversed(list(lines)) if line), "")
+
+
 class _Body(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 

@@ -24,7 +24,7 @@ from autoscaler.facts import (
     Fact,
     HookEnded,
 )
-from autoscaler.http.agent_bodies import AssignmentBody, EventBody, EventsBody, HelloBody, HookBody
+from autoscaler.http.agent_bodies import AssignmentBody, EventBody, EventsBody, HelloBody, HookBody, last_line
 from autoscaler.http.identities import Alarms, Strangers, mismatch
 from autoscaler.http.limits import Bucket, Refusals
 from autoscaler.live import LiveRows
@@ -361,7 +361,10 @@ class AgentDesk:
         log.info("agent_reported", instance=row.id, kind=event.kind, cause=cause)
         ran_job = event.detail.get("ran_job") == "true"
         at = _instant(event.at)
-        self._report(AgentReported(instance=row.id, kind=event.kind, cause=cause, ran_job=ran_job, at=at))
+        output = last_line(event.detail.get("output", ""))
+        self._report(
+            AgentReported(instance=row.id, kind=event.kind, cause=cause, ran_job=ran_job, at=at, output=output)
+        )
 
     def _take_notice(self, row: Instance, event: EventBody) -> None:
         """A warning that cannot be read is no reason to refuse the events beside it."""

@@ -3,9 +3,14 @@
 from dataclasses import replace
 from datetime import timedelta
 
+import pytest
+
+from autoscaler.facts import AgentReported
+from autoscaler.http.agent_bodies import last_line
 from autoscaler.model import Launch, Release, Spoilage, Terminate
 from autoscaler.sightings import FIRST_HOLD, LONGEST_HOLD, Sightings
 from tests.admin_world import LINUX
+from tests.unit.observing import Observing
 from tests.unit.plan_world import NOW, POOL, S, actions_of, machine, only, planned, queued, runner, world
 
 
@@ -68,3 +73,21 @@ def test_a_runner_that_is_given_no_job_counts_but_not_one_whose_agent_says_it_st
     made = planned(world([waiting], [long_online]))
     assert actions_of(made, Release)[0].is_spoiled
     assert actions_of(planned(world([waiting], [long_online], started=frozenset({long_online.id}))), Release) == []
+
+
+async def test_the_last_line_of_a_failed_runner_is_kept_as_the_reason() -> None:
+    observing = await Observing().start()
+    row = await observing.have_runner(state=S.REGISTERING)
+    failed = AgentReported(instance=row.id, kind="runner_exited", cause="1", output="cannot reach the forge")
+    await observing.see(failed)
+    made = only(planned(observing.snapshot()), Release)
+    assert made.reason == "its agent ended: runner_failed 1: cannot reach the forge"
+    assert made.is_spoiled
+
+
+@pytest.mark.parametrize(
+    ("output", "line"),
+    [("", ""), ("one\ntwo\n\n", "two"), ("a\x1b[31mred\n", "a [31mred"), ("x" * 999, "x" * 160)],
+)
+def test_output_is_cut_to_its_last_line_that_says_anything(output: str, line: str) -> None:
+    assert last_line(output) == line
