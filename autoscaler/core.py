@@ -386,7 +386,7 @@ def make_launcher(
             daemon_url=now.autoscaler.public_url,
             provider=provider_name,
             boot_timeout=chosen.boot_timeout,
-            max_lifetime=chosen.boot_timeout + chosen.idle_timeout + chosen.max_job_runtime + timedelta(minutes=5),
+            max_lifetime=pool.max_lifetime + timedelta(minutes=5),
             image={**image_of(pool, provider_name), **hooks.for_machines()},
             ca_pem=ca_pem,
             hook_limit=hooks.on_interruption_limit,

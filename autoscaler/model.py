@@ -333,6 +333,10 @@ class Caps:
     usd_per_day: float | None = None
 
 
+STANDING_LIFE = timedelta(hours=24)
+"""After that a machine that stands by for jobs is replaced by a fresh one."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
     """A configured class of runners, reduced to what decisions need.
@@ -375,9 +379,14 @@ class Pool:
     cancels_unservable: bool = False
 
     @property
+    def max_idle_age(self) -> timedelta:
+        """How old a machine without a job may get: `min` holds machines beyond `idle_timeout`."""
+        return self.boot_timeout + (max(self.idle_timeout, STANDING_LIFE) if self.min else self.idle_timeout)
+
+    @property
     def max_lifetime(self) -> timedelta:
         """No machine of the pool gets older by what it is there for."""
-        return self.boot_timeout + self.idle_timeout + self.max_job_runtime
+        return self.max_idle_age + self.max_job_runtime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

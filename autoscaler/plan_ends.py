@@ -4,6 +4,7 @@ Pure. A machine that may hold a registration is ended by Release (the forge must
 is for machines without one, whose job is done and confirmed, that passed max_job_runtime, or that are going already.
 """
 
+import zlib
 from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -32,6 +33,8 @@ NO_POOL_RUNTIME = timedelta(hours=6)
 
 RECLAIM_GRACE = timedelta(seconds=30)
 """How much later than it said a cloud may take a machine before we end it ourselves."""
+OLD_SPREAD_S = 3600
+"""Over so long the machines that stand by are replaced that were launched together."""
 
 
 @dataclass(slots=True)
@@ -118,6 +121,13 @@ def _due(
         case InstanceState.REGISTERING:
             if _passed(instance, rules.registering_timeout, now, ends):
                 return EndReason.BOOT_TIMEOUT, f"its runner did not start within {rules.registering_timeout}", True
+        case InstanceState.READY | InstanceState.IDLE if pool is not None and pool.min:
+            if _is_old(instance, pool, now, ends):
+                return (
+                    EndReason.MAX_LIFETIME,
+                    "too old to be given a job that may run long",
+                    state is InstanceState.IDLE,
+                )
         case _:
             pass
     return None
@@ -176,6 +186,17 @@ def _taken(interruption: Interruption) -> str:
 
 def _is_over(job: Job) -> bool:
     return job.state not in (JobState.QUEUED, JobState.RUNNING)
+
+
+def _is_old(instance: Instance, pool: Pool, now: datetime, ends: Ends) -> bool:
+    """Whether its own timer could end it in the middle of a job that it gets now. Those that were launched together
+    go one after the other."""
+    spread = timedelta(seconds=zlib.crc32(instance.id.encode()) % OLD_SPREAD_S)
+    old_at = (instance.launched_at or instance.created_at) + pool.max_idle_age - spread
+    if now < old_at:
+        ends.wake(old_at)
+        return False
+    return True
 
 
 def _passed(instance: Instance, limit: timedelta, now: datetime, ends: Ends) -> bool:

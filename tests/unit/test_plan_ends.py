@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 
 from autoscaler.model import EndReason, InstanceState, JobState, Release, Terminate
+from autoscaler.plan_ends import OLD_SPREAD_S
 from autoscaler.spi import PoolName
 from tests.admin_world import GITHUB, rules_of
 from tests.unit.plan_world import (
@@ -155,3 +156,51 @@ def test_a_release_that_was_not_settled_is_asked_for_again_and_covers_nobody() -
     made = planned(world([queued(1)], [row], releasing={row.id: (EndReason.SURPLUS, "idle")}))
     assert actions_of(made, Release)[0].instance == row.id
     assert len(made.actions) == 2
+
+
+# ---------------------------------------------------------------------- machines that stand by
+
+
+STANDING = replace(POOL, min=1)
+
+
+@pytest.mark.parametrize(("state", "action"), [(S.READY, Terminate), (S.IDLE, Release)])
+def test_a_machine_that_stood_by_for_a_day_is_replaced_before_its_timer_ends_it_under_a_job(
+    state: InstanceState, action: type[Terminate] | type[Release]
+) -> None:
+    """Its lifetime leaves a whole max_job_runtime to a job that it takes in its last moment here."""
+    old_s = STANDING.max_idle_age.total_seconds()
+    row = runner(1, state) if state is S.IDLE else machine(1, state)
+    made = planned(world((), [replace(row, created_at=ago(old_s))]), STANDING)
+    (ended,) = actions_of(made, action)
+    assert ended.end_reason is EndReason.MAX_LIFETIME
+    assert len(made.actions) == 2, "another one is launched"
+    assert STANDING.max_lifetime - STANDING.max_idle_age == STANDING.max_job_runtime
+
+
+def test_a_machine_that_stands_by_is_kept_for_most_of_a_day() -> None:
+    young_s = STANDING.max_idle_age.total_seconds() - OLD_SPREAD_S - 1
+    row = replace(machine(1, S.READY), created_at=ago(young_s), since=ago(young_s - 60))
+    made = planned(world((), [row]), STANDING)
+    assert made.actions == ()
+    assert made.wake_at is not None
+    assert made.wake_at <= NOW + timedelta(seconds=OLD_SPREAD_S + 1)
+
+
+def test_machines_that_stand_by_and_were_launched_together_are_not_replaced_together() -> None:
+    pool = replace(POOL, min=8)
+    half_s = pool.max_idle_age.total_seconds() - OLD_SPREAD_S / 2
+    rows = [replace(machine(number, S.READY), created_at=ago(half_s)) for number in range(1, 9)]
+    ended = sum(len(action.instances) for action in actions_of(planned(world((), rows), pool), Terminate))
+    assert 0 < ended < 8
+
+
+def test_a_busy_machine_is_never_too_old() -> None:
+    row = replace(runner(1, S.BUSY), created_at=ago(STANDING.max_lifetime.total_seconds() - 1))
+    made = planned(world((), [row]), STANDING)
+    assert not actions_of(made, Terminate)
+    assert not actions_of(made, Release)
+
+
+def test_machines_of_a_pool_without_min_end_by_idle_timeout_alone() -> None:
+    assert POOL.max_lifetime == POOL.boot_timeout + POOL.idle_timeout + POOL.max_job_runtime
