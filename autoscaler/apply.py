@@ -205,9 +205,9 @@ class Applier:
                     self._note(now, "abandon", action.job, job.pool or "", action.reason, "done")
                     self._metrics.requeues_total.labels(pool=job.pool or "", outcome="abandoned").inc()
                 return None
-            case Requeue():
+            case Requeue() | CancelRun():
                 return self._requeue_calls.intend(action)
-            case Tell() | CancelRun():
+            case Tell():
                 return None
             case Register() | Withdraw() | Seal() | Settle() | SweepRunner() | HoldQueue():
                 return self._forge_calls.intend(action, now)

@@ -1,38 +1,44 @@
-"""Have forges run lost jobs again, once per loss, and settle what became of each request.
+"""Have forges run lost jobs again, once per loss, end runs that nothing can serve, and settle what became of it.
 
 Part of apply: the rows say what is lost before a call, and what came of it after. Every failure gets a time before
 which its action is not tried again.
 """
 
-from collections.abc import Callable, Coroutine, Mapping
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Any
 
 from autoscaler.backoff import Backoff
+from autoscaler.cut_off import was_cancelled_since
 from autoscaler.facts import Fact, JobRead
 from autoscaler.forge_line import ForgeLine, one_line
 from autoscaler.live import LiveRows
 from autoscaler.metrics import Metrics
-from autoscaler.model import Job, JobState, LedgerEntry, Requeue, job_id
-from autoscaler.sightings import REQUEUED, Sightings, dump_requeued, work_key
+from autoscaler.model import CancelRun, Job, JobState, LedgerEntry, Requeue, job_id
+from autoscaler.sightings import HANGING, REQUEUED, Sightings, dump_hanging, dump_requeued, heritage_of, work_key
 from autoscaler.spi import (
     AlreadyRequeued,
     Clock,
     Conclusion,
     Forge,
     ForgeError,
+    ForgeJob,
     ForgeRefusedForGood,
     JobNotFound,
     JobStatus,
     NotYet,
+    RequeueResult,
 )
 
 Call = Callable[[], Coroutine[Any, Any, None]]
+LATER = timedelta(seconds=20)
+"""The end of the attempt that goes first is announced by a webhook; this is how long a lost one may cost."""
 
 
 class RequeueCalls:
-    """Executes Requeue for the Applier."""
+    """Executes Requeue and CancelRun for the Applier."""
 
     def __init__(
         self,
@@ -52,94 +58,159 @@ class RequeueCalls:
         self._report = report
         self._backoff = Backoff(sightings, clock)
 
-    def intend(self, action: Requeue) -> Call:
+    def intend(self, action: Requeue | CancelRun) -> Call:
+        if isinstance(action, CancelRun):
+            return partial(self._cancel_run, action)
         return partial(self._requeue, action)
+
+    # ------------------------------------------------------------------ lost jobs
 
     async def _requeue(self, action: Requeue) -> None:
         jobs = [job for id_ in action.jobs if (job := self._rows.jobs.get(id_)) and job.state is JobState.LOST]
-        if not jobs:
-            return
         if not (jobs := await self._still_lost(jobs, action)):
             return
         ids = [job.forge_job_id for job in jobs]
-        successors: Mapping[str, str] = {}
-        outcome = "requeued"
+        result, outcome = RequeueResult(successors={}), "requeued"
         try:
             result = await self._line.call(
                 action.forge,
                 "requeue",
                 lambda forge: forge.requeue(action.repo, action.run_id, ids, with_failures=action.with_failures),
             )
-            successors = result.successors
         except AlreadyRequeued as error:
             outcome = "already requeued"
-            successors = {ids[0]: error.successor} if error.successor and len(ids) == 1 else {}
+            if error.successor and len(ids) == 1:
+                result = RequeueResult(successors={ids[0]: error.successor})
         except NotYet as error:
-            self._backoff.worked(action.key)
-            retry_at = self._clock.now() + timedelta(seconds=error.retry_after_s)
-            for job in jobs:
-                if (current := self._rows.jobs.get(job.id)) is not None and current.state is JobState.LOST:
-                    self._rows.amend_job(current, retry_at=retry_at, reason=one_line(error))
-            await self._rows.flush()
-            return
+            self._not_yet(jobs, timedelta(seconds=error.retry_after_s), one_line(error))
+            jobs = []
         except (JobNotFound, ForgeRefusedForGood) as error:
-            self._backoff.worked(action.key)
             self._give_up(jobs, one_line(error))
-            await self._rows.flush()
-            return
+            jobs = []
         except ForgeError as error:
             self._backoff.failed(action.key, error)
             return
         self._backoff.worked(action.key)
-        self._requeued(jobs, successors, action, outcome)
+        self._settle(jobs, result, action, outcome)
         await self._rows.flush()
 
-    async def _still_lost(self, jobs: list[Job], action: Requeue) -> list[Job]:
+    async def _still_lost(self, jobs: Sequence[Job], action: Requeue) -> list[Job]:
         """Those that the forge does not know to have ended well, or to be gone: a job that succeeded is not run again,
         and the facts settle the others."""
-        lost = []
-        for job in jobs:
-            try:
-                seen = await self._line.call(job.forge, "get_job", _reading(job))
-            except JobNotFound:
+        answers = await asyncio.gather(*(self._read(job) for job in jobs))
+        lost, hanging = [], False
+        for job, seen in zip(jobs, answers, strict=True):
+            if isinstance(seen, JobNotFound):
                 self._report(JobRead(job=job.id, seen=None))
-            except ForgeError as error:
-                self._backoff.failed(action.key, error)
+            elif isinstance(seen, ForgeError):
+                self._backoff.failed(action.key, seen)
                 return []
+            elif self._is_settled(job, seen):
+                self._report(JobRead(job=job.id, seen=seen))
             else:
-                if seen.conclusion is Conclusion.SUCCESS or seen.status is JobStatus.QUEUED:
-                    self._report(JobRead(job=job.id, seen=seen))
-                else:
-                    lost.append(job)
-        return lost
+                lost.append(job)
+                if seen.status is JobStatus.RUNNING and job.id not in self._seen.hanging:
+                    self._seen.hanging[job.id], hanging = None, True
+        if hanging:
+            # Its forge may end it now: after a crash its cancellation must not look like a person's.
+            self._rows.set_setting(HANGING, dump_hanging(self._seen.hanging))
+            await self._rows.flush()
+        return [job for job in lost if self._rows.jobs.get(job.id) is not None]
 
-    def _give_up(self, jobs: list[Job], why: str) -> None:
+    async def _read(self, job: Job) -> ForgeJob | ForgeError:
+        try:
+            seen: ForgeJob = await self._line.call(job.forge, "get_job", _reading(job))
+        except ForgeError as error:
+            return error
+        return seen
+
+    def _is_settled(self, job: Job, seen: ForgeJob) -> bool:
+        if seen.conclusion is Conclusion.SUCCESS or seen.status is JobStatus.QUEUED:
+            return True
+        was_cancelled = was_cancelled_since(job, seen.conclusion or Conclusion.UNKNOWN, seen.finished_at)
+        return was_cancelled and job.id not in self._seen.hanging
+
+    def _not_yet(self, jobs: Sequence[Job], wait: timedelta, why: str) -> None:
+        for job in jobs:
+            if (current := self._lost(job)) is not None:
+                self._rows.amend_job(current, retry_at=self._clock.now() + wait, reason=why)
+
+    def _give_up(self, jobs: Sequence[Job], why: str) -> None:
         """The forge will never run these again, whatever we ask."""
         for job in jobs:
-            current = self._rows.jobs.get(job.id)
-            if current is not None and current.state is JobState.LOST:
-                reason = f"superseded: the forge refuses to run it again: {why}"
+            if (current := self._lost(job)) is not None:
+                reason = f"superseded: {why}"
                 self._rows.move_job(current, JobState.ABANDONED, reason=reason, finished_at=self._clock.now())
                 self._note("requeue", job.id, job.pool or "", why, "refused for good")
-                self._metrics.requeues_total.labels(pool=job.pool or "", outcome="refused").inc()
+                self._count(job, "refused")
+                self._not_hanging(job)
 
-    def _requeued(self, jobs: list[Job], successors: Mapping[str, str], action: Requeue, outcome: str) -> None:
+    def _settle(self, jobs: Sequence[Job], result: RequeueResult, action: Requeue, outcome: str) -> None:
         for job in jobs:
-            current = self._rows.jobs.get(job.id)
-            if current is None or current.state is not JobState.LOST:
+            if (current := self._lost(job)) is None:
                 continue
-            new = successors.get(job.forge_job_id)
-            successor = job_id(job.forge, new) if new else None
-            if successor == job.id:  # its forge put the very same job back into the queue
-                self._rows.move_job(
-                    current, JobState.QUEUED, started_at=None, runner_name="", instance=None, reason=action.reason
+            if job.forge_job_id in result.later:
+                why = (
+                    f"{action.reason}; it goes after others of its run: what failed there by itself shall not run again"
                 )
+                self._not_yet([current], LATER, why)
                 continue
-            self._rows.move_job(current, JobState.REQUEUED, successor=successor, reason=action.reason)
-            self._seen.requeued[work_key(job.forge, job.repo, job.run_id, job.name)] = job.attempt
-            self._note("requeue", job.id, job.pool or "", action.reason, outcome)
-            self._metrics.requeues_total.labels(pool=job.pool or "", outcome="requeued").inc()
+            self._requeued(current, result.successors.get(job.forge_job_id), action, outcome)
+        if result.rode_along:
+            names = ", ".join(result.rode_along)
+            why = f"{len(result.rode_along)} jobs of the run that had failed by themselves run again with it: {names}"
+            self._note("ride_along", action.jobs[0], jobs[0].pool or "", why, "asked")
         self._rows.set_setting(REQUEUED, dump_requeued(self._seen.requeued))
+
+    def _requeued(self, job: Job, new: str | None, action: Requeue, outcome: str) -> None:
+        self._not_hanging(job)
+        successor = job_id(job.forge, new) if new else None
+        if successor == job.id:  # its forge put the very same job back into the queue
+            self._rows.move_job(
+                job, JobState.QUEUED, started_at=None, runner_name="", instance=None, reason=action.reason
+            )
+            return
+        known = self._rows.interruption_of(job.instance) if job.instance is not None else None
+        self._rows.move_job(job, JobState.REQUEUED, successor=successor, reason=action.reason)
+        self._seen.requeued[work_key(job.forge, job.repo, job.run_id, job.name)] = heritage_of(job, known)
+        self._note("requeue", job.id, job.pool or "", action.reason, outcome)
+        self._count(job, "requeued" if outcome == "requeued" else "by_others")
+
+    def _lost(self, job: Job) -> Job | None:
+        """The row as it is by now, if it is lost still."""
+        current = self._rows.jobs.get(job.id)
+        return current if current is not None and current.state is JobState.LOST else None
+
+    def _not_hanging(self, job: Job) -> None:
+        if job.id in self._seen.hanging:
+            del self._seen.hanging[job.id]
+            self._rows.set_setting(HANGING, dump_hanging(self._seen.hanging))
+
+    # ------------------------------------------------------------------ runs that nothing can serve
+
+    async def _cancel_run(self, action: CancelRun) -> None:
+        try:
+            await self._line.call(
+                action.forge, "cancel_run", lambda forge: forge.cancel_run(action.repo, action.run_id)
+            )
+        except (JobNotFound, ForgeRefusedForGood) as error:
+            outcome = one_line(error)
+        except ForgeError as error:
+            self._backoff.failed(action.key, error)
+            return
+        else:
+            outcome = "cancelled"
+        self._backoff.worked(action.key)
+        now = self._clock.now()
+        for id_ in action.jobs:
+            job = self._rows.jobs.get(id_)
+            if job is not None and job.state is JobState.QUEUED and job.pool is None:
+                self._rows.move_job(job, JobState.ABANDONED, reason=action.reason, finished_at=now)
+                self._note("cancel_run", id_, "", action.reason, outcome)
+        await self._rows.flush()
+
+    def _count(self, job: Job, outcome: str) -> None:
+        self._metrics.requeues_total.labels(pool=job.pool or "", outcome=outcome).inc()
 
     def _note(self, action: str, subject: str, pool: str, reason: str, outcome: str) -> None:
         self._rows.note(

@@ -52,20 +52,20 @@ class CutOffs:
             began = interruption.noticed_at - CLOCK_SKEW <= finished_at
             if interruption.cutoff_at is None and began and now <= finished_at + AGENT_TELLS:
                 return UNTOLD
-        if conclusion is not Conclusion.FAILURE or now > finished_at + UNSURE_AT_MOST:
+        if conclusion not in _GIVEN_UP or now > finished_at + UNSURE_AT_MOST:
             return ""
         heard, shown = self._heard_at(machine.id), self._seen.shown_up.get(machine.id)
         is_silent = (heard is None or heard + SILENCE < finished_at) and (shown is None or shown < finished_at)
         return UNSURE if is_silent else ""
 
-    def ended_first(self, machine: Instance, finished_at: datetime) -> bool:
+    def ended_first(self, machine: Instance, conclusion: Conclusion | None, finished_at: datetime) -> bool:
         """Whether an ended machine was taken before its forge gave its job up."""
         if machine.ending not in INTERRUPTED:
             return False
         interruption = self._rows.interruption_of(machine.id)
         if interruption is None or interruption.cutoff_at is None:
-            return True
-        return interruption.cutoff_at - CLOCK_SKEW <= finished_at
+            return conclusion is not Conclusion.CANCELLED
+        return _is_since(interruption, conclusion or Conclusion.FAILURE, finished_at)
 
     def was_cut_off(self, runner: str, conclusion: Conclusion, finished_at: datetime) -> bool:
         """Whether the runner was ended for its cloud, or its machine gone, before the forge gave the job up."""
@@ -82,6 +82,14 @@ class CutOffs:
             return _is_since(interruption, conclusion, finished_at)
         is_failure = conclusion is Conclusion.FAILURE and machine.ending in INTERRUPTED
         return is_failure and _is_within(machine, finished_at)
+
+
+def was_cancelled_since(job: Job, conclusion: Conclusion, finished_at: datetime | None) -> bool:
+    """Whether somebody cancelled a lost job, after its own end could have. Where we may have asked for that, nobody can
+    tell."""
+    if conclusion is not Conclusion.CANCELLED or finished_at is None or job.lost_at is None:
+        return False
+    return finished_at > job.lost_at + CANCELLED_WINDOW
 
 
 def _is_within(machine: Instance, finished_at: datetime) -> bool:

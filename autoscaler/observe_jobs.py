@@ -6,9 +6,9 @@ the forge is asked, and only its answer decides whether the job is done or lost.
 """
 
 import asyncio
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -19,7 +19,8 @@ from autoscaler.live import LiveRows
 from autoscaler.metrics import Metrics
 from autoscaler.model import EndReason, Instance, InstanceState, Job, JobId, JobState, Rules, SeenBy, job_id
 from autoscaler.names import instance_named
-from autoscaler.sightings import REQUEUED, Sightings, dump_requeued, work_key
+from autoscaler.observe_requeues import Recoveries
+from autoscaler.sightings import Sightings
 from autoscaler.spi import Conclusion, Forge, ForgeJob, ForgeName, InstanceId, JobStatus
 from autoscaler.states import REGISTERED_STATES, TIMER_ENDS, WORKING_STATES
 
@@ -27,7 +28,6 @@ DONE_GRACE = timedelta(seconds=5)
 """How long after its machine ended well a job's completed webhook may take before the forge is asked."""
 LOST_AFTER_DONE = timedelta(seconds=60)
 """A runner that said it finished its job may be ahead of the forge by this much before the job counts as lost."""
-CUT_OFF = "its machine ended before it did"
 UNSURE_AGAIN = timedelta(seconds=30)
 LATE_SUCCESS = "late_success: it counted as lost, then its forge said that it had succeeded"
 
@@ -56,6 +56,7 @@ class JobObserver:
         self._forges = forges
         self._metrics = metrics
         self._cut_offs = CutOffs(rows, sightings, heard_at=heard_at)
+        self._recoveries = Recoveries(rows, sightings, forges, metrics)
         self._doubts: dict[JobId, tuple[datetime, str]] = {}
         self._looked_at: datetime | None = None
         self._touched: dict[JobId, datetime] = {}
@@ -67,7 +68,7 @@ class JobObserver:
 
     def load(self, now: datetime) -> None:
         """After a restart: jobs whose machine ended while we were away are doubtful at once."""
-        self._seen.requeued = json.loads(self._rows.settings.get(REQUEUED) or "{}")
+        self._recoveries.load()
         for job in self._rows.jobs.values():
             self.active_repos[job.forge][job.repo] = now
             if job.state is JobState.RUNNING and job.instance is not None and self._machine_of(job) is None:
@@ -134,7 +135,7 @@ class JobObserver:
         for run in fact.webhook.runs:
             self.active_repos[run.forge][run.repo] = now
             if run.is_finished:
-                self._retry_lost_of(run.forge, run.repo, run.run_id, now)
+                self._recoveries.run_ended(run.forge, run.repo, run.run_id, now)
 
     def listed(self, fact: JobsListed, rules: Rules, now: datetime) -> None:
         shown = set()
@@ -162,6 +163,7 @@ class JobObserver:
             if job is None or self._machine_of(job) is not None:
                 return
             if fact.seen.status is JobStatus.QUEUED and job.state in _BEGUN:
+                self._recoveries.settled(job)
                 self._back_in_queue(job)
             elif fact.seen.status is not JobStatus.DONE and job.state is JobState.RUNNING:
                 self._lost_or_not_yet(job, now)
@@ -176,6 +178,8 @@ class JobObserver:
             runner_name="",
             instance=None,
             retry_at=None,
+            finished_at=None,
+            conclusion=None,
             reason="the forge put it back into its queue",
         )
 
@@ -184,7 +188,7 @@ class JobObserver:
         if self._machine_of(job) is not None:
             self._doubt(job.id, now + UNKNOWN_AGAIN, "the forge no longer knows it, and its machine still runs")
         elif job.state is JobState.LOST:
-            self._rows.move_job(job, JobState.ABANDONED, finished_at=now, reason="superseded: the forge forgot it")
+            self._recoveries.abandoned(job, "superseded: the forge forgot it", now)
         else:
             self._finish(job, Conclusion.UNKNOWN, now, reason="the forge no longer knows it")
 
@@ -196,7 +200,7 @@ class JobObserver:
         if finished is not None and now < finished + LOST_AFTER_DONE:
             self._doubt(job.id, now + DONE_GRACE, "its runner finished and the forge does not say so yet")
             return
-        self._rows.move_job(job, JobState.LOST, reason=self._why_lost(job))
+        self._recoveries.lost(job, now)
 
     def machine_ended(self, instance: Instance, now: datetime, *, ran_to_end: bool) -> None:
         """Called when an instance row ends."""
@@ -207,9 +211,10 @@ class JobObserver:
             job = self._rows.amend_job(job, reason=f"{instance.ending}: its machine was ended")
         if ran_to_end:
             self._ran_to_end[job.id] = now
-        if job.finished_at is not None and self._cut_offs.ended_first(instance, job.finished_at):
+        gave_up_at = job.finished_at
+        if gave_up_at is not None and self._cut_offs.ended_first(instance, job.conclusion, gave_up_at):
             self._doubts.pop(job.id, None)
-            self._rows.move_job(job, JobState.LOST, reason=self._why_lost(job))
+            self._recoveries.lost(job, now, conclusion=None)
             return
         self._doubts.pop(job.id, None)
         self._doubt(job.id, now + DONE_GRACE if ran_to_end else now, "its machine ended")
@@ -220,10 +225,6 @@ class JobObserver:
         if job is not None and job.state is JobState.RUNNING:
             self._rows.amend_job(job, reason=f"{ending}: its agent ended the runner")
 
-    def _why_lost(self, job: Job) -> str:
-        known = self._rows.interruption_of(job.instance) if job.instance is not None else None
-        return CUT_OFF if known is None else f"its cloud took its machine, {known.told_by}"
-
     def agent_told(self, instance: Instance, now: datetime) -> None:
         """How its runner ended is known now: a job that its forge gave up before need not wait any longer."""
         job = self._rows.jobs.get(instance.job) if instance.job is not None else None
@@ -233,17 +234,14 @@ class JobObserver:
     def _machine_of(self, job: Job) -> Instance | None:
         return self._rows.instances.get(job.instance) if job.instance is not None else None
 
-    def _retry_lost_of(self, forge: ForgeName, repo: str, run_id: str, now: datetime) -> None:
-        for job in [self._rows.jobs[lost] for lost in sorted(self._rows.lost)]:
-            if (job.forge, job.repo, job.run_id) == (forge, repo, run_id):
-                self._rows.amend_job(job, retry_at=now)
-
     # ------------------------------------------------------------------ one job
 
     def _see(self, seen: ForgeJob, seen_by: SeenBy, rules: Rules, now: datetime) -> None:
         id_ = job_id(seen.forge, seen.forge_job_id)
         self.active_repos[seen.forge][seen.repo] = now
         job = self._rows.jobs.get(id_)
+        if seen.status is JobStatus.DONE and self._rows.lost:
+            self._recoveries.job_ended(seen, now)
         if job is None:
             if id_ not in self._rows.ended_jobs:
                 self._first_sight(id_, seen, seen_by, rules, now)
@@ -253,9 +251,9 @@ class JobObserver:
             return
         match seen.status:
             case JobStatus.RUNNING:
-                self._started(job, seen, now)
+                self._started(job, seen, rules, now)
             case JobStatus.DONE:
-                self._concluded(job, seen, now)
+                self._concluded(job, seen, rules, now)
             case JobStatus.CREATED | JobStatus.QUEUED:
                 pass
 
@@ -300,36 +298,19 @@ class JobObserver:
             pool=match.pool,
             unserved=match.reason,
             url=seen.url,
-            attempt=self._attempt_of(seen, id_),
             commit=seen.commit,
         )
+        if (heritage := self._recoveries.heritage(seen, id_)) is not None:
+            job = replace(job, attempt=heritage.attempt + 1, predecessor=heritage.job, lost_at=heritage.lost_at)
         if seen_by is SeenBy.POLL:
             self._metrics.intake_divergence.inc()
         job = self._rows.add_job(job)
         self._touched[id_] = now
         if seen.status is JobStatus.RUNNING:
-            self._started(job, seen, now)
+            self._started(job, seen, rules, now)
 
-    def _attempt_of(self, seen: ForgeJob, id_: JobId) -> int:
-        """One more than the lost job that this one replaces; that one is thereby requeued, whoever asked for it."""
-        for job in [self._rows.jobs[lost] for lost in sorted(self._rows.lost)]:
-            if job.id != id_ and self._is_successor(seen, job):
-                self._rows.move_job(job, JobState.REQUEUED, successor=id_, reason="its successor appeared")
-                return job.attempt + 1
-        made = self._seen.requeued.pop(work_key(seen.forge, seen.repo, seen.run_id, seen.name), 0)
-        if made:
-            self._rows.set_setting(REQUEUED, dump_requeued(self._seen.requeued))
-        return made + 1
-
-    def _is_successor(self, seen: ForgeJob, job: Job) -> bool:
-        if (seen.forge, seen.repo, seen.run_id, seen.name) != (job.forge, job.repo, job.run_id, job.name):
-            return False
-        if self._forges[seen.forge].traits.counts_attempts:
-            return seen.run_attempt > job.run_attempt
-        return _number(seen.forge_job_id) > _number(job.forge_job_id)
-
-    def _started(self, job: Job, seen: ForgeJob, now: datetime) -> None:
-        machine = self._rows.by_runner(seen.runner_name)
+    def _started(self, job: Job, seen: ForgeJob, rules: Rules, now: datetime) -> None:
+        machine, before = self._rows.by_runner(seen.runner_name), job.instance
         if job.state is JobState.QUEUED:
             job = self._rows.move_job(
                 job,
@@ -341,9 +322,12 @@ class JobObserver:
             if job.pool is not None and job.started_at is not None:
                 wait_s = max(0.0, (job.started_at - job.queued_at).total_seconds())
                 self._metrics.job_wait_seconds.observe(wait_s)
+            self._recoveries.started(job)
         elif job.state is JobState.RUNNING and machine is not None and job.instance is None:
             job = self._rows.amend_job(job, runner_name=seen.runner_name, instance=machine.id)
         if machine is not None:
+            if job.instance != before:
+                self._recoveries.placed(job, machine, rules, now)
             self._make_busy(machine, seen, job.id, now)
         elif job.instance is None:
             self._link_ended(job, seen, now)
@@ -365,11 +349,10 @@ class JobObserver:
         elif machine.state in WORKING_STATES and machine.job is None:
             self._rows.amend(machine, job=id_, **_known_of(machine, seen))
 
-    def _concluded(self, job: Job, seen: ForgeJob, now: datetime) -> None:
+    def _concluded(self, job: Job, seen: ForgeJob, rules: Rules, now: datetime) -> None:
         conclusion = seen.conclusion or Conclusion.UNKNOWN
         if job.state is JobState.LOST and conclusion is not Conclusion.SUCCESS:
-            if job.retry_at is not None and job.retry_at > now:
-                self._rows.amend_job(job, retry_at=now)
+            self._recoveries.given_up(job, conclusion, seen.finished_at, now)
             return
         if seen.runner_name and job.instance is None:
             machine = self._rows.by_runner(seen.runner_name)
@@ -379,23 +362,26 @@ class JobObserver:
         finished_at = min(seen.finished_at or now, now)
         is_ours = _passed_limit(job)
         if not is_ours and (word := self._cut_offs.awaited_word(job, conclusion, finished_at, now)):
-            self._wait_for(word, job, seen, finished_at, now)
+            if job.state is JobState.QUEUED:
+                self._started(job, seen, rules, now)
+            self._wait_for(word, job.id, conclusion, finished_at, now)
             return
         started = job.started_at or seen.started_at
-        reason = LATE_SUCCESS if job.state is JobState.LOST else job.reason if is_ours else ""
+        reason = job.reason if is_ours else ""
+        if job.state is JobState.LOST:
+            reason = LATE_SUCCESS
+            self._recoveries.succeeded(job)
         is_lost = not is_ours and self._cut_offs.was_cut_off(seen.runner_name, conclusion, finished_at)
         done = self._finish(
             job, conclusion, now, reason=reason, counts=not is_lost, started_at=started, finished_at=finished_at
         )
         if is_lost:
-            self._rows.move_job(done, JobState.LOST, conclusion=None, reason=self._why_lost(job))
+            self._recoveries.lost(done, now, conclusion=None)
 
-    def _wait_for(self, word: str, job: Job, seen: ForgeJob, finished_at: datetime, now: datetime) -> None:
+    def _wait_for(self, word: str, id_: JobId, conclusion: Conclusion, finished_at: datetime, now: datetime) -> None:
         """It runs until that is known. That its forge gave it up is on the row, for the machine's end to find."""
-        if job.state is JobState.QUEUED:
-            self._started(job, seen, now)
-        self._rows.amend_job(self._rows.jobs[job.id], finished_at=finished_at, reason=word)
-        self._doubt(job.id, now + UNSURE_AGAIN, word)
+        self._rows.amend_job(self._rows.jobs[id_], finished_at=finished_at, conclusion=conclusion, reason=word)
+        self._doubt(id_, now + UNSURE_AGAIN, word)
 
     def _machine_done_with(self, seen: ForgeJob, id_: JobId, now: datetime) -> None:
         """The machine whose runner ran a job that ended before we heard that it began."""
@@ -438,7 +424,3 @@ def _known_of(machine: Instance, seen: ForgeJob) -> dict[str, Any]:
     if machine.runner_id is None and seen.runner_id is not None:
         known["runner_id"] = seen.runner_id
     return known
-
-
-def _number(text: str) -> int:
-    return int(text) if text.isdigit() else 0

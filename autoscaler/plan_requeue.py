@@ -48,7 +48,16 @@ def plan_requeue(snapshot: Snapshot, rules: Rules, now: datetime) -> Requeues:
             continue
         ids = tuple(sorted(job.id for job in jobs))
         reason = f"{len(ids)} jobs of the run lost their machines"
-        made.actions.append(Requeue(forge=forge, repo=repo, run_id=run_id, jobs=ids, reason=reason))
+        made.actions.append(
+            Requeue(
+                forge=forge,
+                repo=repo,
+                run_id=run_id,
+                jobs=ids,
+                reason=reason,
+                with_failures=all(rules.pools[job.pool].requeues_failures for job in jobs if job.pool is not None),
+            )
+        )
     return made
 
 

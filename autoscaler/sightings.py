@@ -9,7 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from autoscaler.model import Cooldown, EndReason, OrphanInstance, OrphanRunner, ScopeCooldown, Spoilage
+from autoscaler.model import (
+    Cooldown,
+    EndReason,
+    Interruption,
+    Job,
+    JobId,
+    OrphanInstance,
+    OrphanRunner,
+    ScopeCooldown,
+    Spoilage,
+)
 from autoscaler.spi import (
     CapacityPool,
     CapacityScope,
@@ -27,6 +37,17 @@ from autoscaler.spi import (
 
 FIRST_HOLD = timedelta(seconds=15)
 LONGEST_HOLD = timedelta(minutes=10)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Requeued:
+    """What a successor takes over from the job that it runs again: `attempt` is that job's."""
+
+    attempt: int
+    job: JobId | None = None
+    lost_at: datetime | None = None
+    noticed_at: datetime | None = None
+    """When its cloud said that it takes the machine."""
 
 
 @dataclass(slots=True)
@@ -69,9 +90,12 @@ class Sightings:
     """Machines whose host will be maintained, when, and who told; not near yet."""
     left_out: dict[InstanceId, int] = field(default_factory=dict)
     """How often in a row a cloud that was asked for a machine by its id left it out."""
-    requeued: dict[str, int] = field(default_factory=dict)
-    """Attempts made by jobs whose requeue was accepted and whose successor has not been seen yet, by `work_key`.
-    Kept in the store's settings too: attempts are limited over restarts."""
+    requeued: dict[str, Requeued] = field(default_factory=dict)
+    """Jobs whose requeue was accepted and whose successor has not been seen yet, by `work_key`. Kept in the store's
+    settings too: attempts are limited over restarts."""
+    hanging: dict[JobId, None] = field(default_factory=dict)
+    """Lost jobs that their forge still ran when it was asked to run them again: it may have been asked to end them, so
+    that a cancellation of theirs is ours. Kept in the store's settings too."""
 
     def note_offerings(self, pool: PoolName, provider: ProviderName, found: Sequence[Offering]) -> None:
         """What a provider offers a pool now, in place of what it offered."""
@@ -117,7 +141,9 @@ class Sightings:
 
 REQUEUED = "requeued"
 """The setting that holds `Sightings.requeued` as JSON, newest last."""
-REQUEUED_KEPT = 500
+HANGING = "hanging"
+"""The setting that holds `Sightings.hanging` as JSON, newest last."""
+KEPT = 500
 
 
 def work_key(forge: ForgeName, repo: str, run_id: str, name: str) -> str:
@@ -125,5 +151,37 @@ def work_key(forge: ForgeName, repo: str, run_id: str, name: str) -> str:
     return f"{forge}|{repo}|{run_id}|{name}"
 
 
-def dump_requeued(requeued: Mapping[str, int]) -> str:
-    return json.dumps(dict(list(requeued.items())[-REQUEUED_KEPT:]))
+def heritage_of(job: Job, known: Interruption | None) -> Requeued:
+    """What the successor of a lost job takes over from it. `known` is the interruption of its machine."""
+    noticed_at = known.noticed_at if known is not None and known.is_announced else None
+    return Requeued(attempt=job.attempt, job=job.id, lost_at=job.lost_at, noticed_at=noticed_at)
+
+
+def dump_requeued(requeued: Mapping[str, Requeued]) -> str:
+    newest = list(requeued.items())[-KEPT:]
+    return json.dumps({key: [one.attempt, one.job, _text(one.lost_at), _text(one.noticed_at)] for key, one in newest})
+
+
+def load_requeued(text: str) -> dict[str, Requeued]:
+    """Stores of earlier versions hold the attempt alone."""
+    found = {}
+    for key, value in json.loads(text or "{}").items():
+        attempt, job, lost_at, noticed_at = value if isinstance(value, list) else (value, None, None, None)
+        found[key] = Requeued(attempt=attempt, job=job, lost_at=_instant(lost_at), noticed_at=_instant(noticed_at))
+    return found
+
+
+def dump_hanging(hanging: Mapping[JobId, None]) -> str:
+    return json.dumps(list(hanging)[-KEPT:]) if hanging else ""
+
+
+def load_hanging(text: str) -> dict[JobId, None]:
+    return dict.fromkeys(json.loads(text or "[]"))
+
+
+def _text(at: datetime | None) -> str | None:
+    return at.isoformat() if at is not None else None
+
+
+def _instant(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text is not None else None

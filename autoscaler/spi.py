@@ -591,9 +591,13 @@ class Registration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequeueResult:
-    """A forge accepted a requeue. `successors` maps old forge job ids to new ones where already known."""
+    """A forge accepted a requeue. `successors` maps old forge job ids to new ones where already known. Those in `later`
+    could not go with the others: ask again when those have ended. `rode_along` are the names of jobs that had failed
+    by themselves and run again too."""
 
     successors: Mapping[str, str]
+    later: frozenset[str] = frozenset()
+    rode_along: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -694,7 +698,8 @@ class Forge(Protocol):
     ) -> RequeueResult:
         """Run lost jobs of one run again. Dead jobs that would keep their run from ending for long are cancelled where
         nothing else of the run is alive. `with_failures` False: never run a genuine failure of the same run again with
-        them. Raises NotYet while the forge cannot, AlreadyRequeued, JobNotFound."""
+        them; lost jobs that cannot go without one are then answered as `later`. Raises NotYet while the forge cannot,
+        AlreadyRequeued, JobNotFound, and ForgeRefusedForGood where a person ended the run."""
         ...
 
     async def tell(self, telling: Telling) -> None:

@@ -6,7 +6,8 @@
     github_auth      tokens and the App           github_jobs        polling
     github_rest      HTTP, pages, ETags           github_runners     register, list, remove
     github_budgets   rate limits                  github_requeue     run lost jobs again
-    github_errors    what refusals mean           github_deliveries  failed webhooks
+    github_errors    what refusals mean           github_reruns      how, by what a run came to
+                                                  github_deliveries  failed webhooks
 """
 
 import re
@@ -85,7 +86,7 @@ class GitHubForge:
             runner_prefix=surroundings.runner_prefix,
             default_group=options.runner_group,
         )
-        self._requeuer = Requeuer(self._rest)
+        self._requeuer = Requeuer(self._rest, clock)
         self._deliveries = Deliveries(
             forge=self.name, rest=self._rest, auth=self._auth, clock=clock, scopes=self._scopes, options=options
         )
@@ -128,13 +129,13 @@ class GitHubForge:
     async def requeue(
         self, repo: str, run_id: str, forge_job_ids: Sequence[str], *, with_failures: bool = True
     ) -> RequeueResult:
-        return await self._requeuer.requeue(repo, run_id, forge_job_ids)
+        return await self._requeuer.requeue(repo, run_id, forge_job_ids, with_failures=with_failures)
 
     async def tell(self, telling: Telling) -> None:
         raise ForgeRefusedForGood("this adapter does not tell people yet")
 
     async def cancel_run(self, repo: str, run_id: str) -> None:
-        raise ForgeRefusedForGood("this adapter does not end runs yet")
+        await self._requeuer.cancel_run(repo, run_id)
 
     async def recover_deliveries(self, since: datetime) -> Recovery:
         return await self._deliveries.recover(since)

@@ -74,6 +74,7 @@ class RunPayload(_Payload):
     id: int
     run_attempt: int | None = None
     status: str | None = None
+    conclusion: str | None = None
     repository: RepositoryPayload | None = None
 
 

@@ -117,7 +117,7 @@ class GitLabForge:
         raise ForgeRefusedForGood("this adapter does not tell people yet")
 
     async def cancel_run(self, repo: str, run_id: str) -> None:
-        raise ForgeRefusedForGood("this adapter does not end runs yet")
+        await self._requeuer.cancel_run(repo, run_id)
 
     async def recover_deliveries(self, since: datetime) -> Recovery:
         """GitLab keeps no list of failed deliveries to ask for; polling covers them."""

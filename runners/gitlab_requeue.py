@@ -37,6 +37,11 @@ _CANCEL = Operation(doing="cancel a lost job", needs="scope api and the role Dev
 _FORCE = Operation(
     doing="cancel a lost job by force", needs="scope api and the role Maintainer in the project", is_write=True
 )
+_END = Operation(
+    doing="cancel a pipeline that no runner can serve",
+    needs="scope api and the role Developer in the project",
+    is_write=True,
+)
 _RETRY = Operation(
     doing="retry a job",
     needs="scope api and the role Developer in the project (for a protected branch: the right to push or merge there)",
@@ -74,6 +79,13 @@ class Requeuer:
                 successor=next(iter(successors.values())) if len(successors) == 1 else "",
             )
         return RequeueResult(successors=successors)
+
+    async def cancel_run(self, repo: str, run_id: str) -> None:
+        """GitLab says yes whatever state the pipeline is in. Raises JobNotFound."""
+        try:
+            await self._rest.post(f"{project_path(repo)}/pipelines/{run_id}/cancel", _END)
+        except Absent as error:
+            raise JobNotFound(str(error)) from error
 
     async def _pipeline(self, repo: str, run_id: str) -> Mapping[str, Row]:
         """All jobs of a pipeline by id, retried ones included."""

@@ -156,7 +156,7 @@ class DemoForges:
     def _github_jobs(self) -> Iterable[JobRecord]:
         for run in self._github.world.runs.values():
             for spec in run.spec.jobs:
-                rows = [job for job in run.history if job.spec.key == spec.key]
+                rows = [job for job in run.history if job.spec.key == spec.key and not job.is_copy]
                 current = run.jobs.get(spec.key)
                 yield JobRecord(
                     forge="github",

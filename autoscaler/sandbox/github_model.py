@@ -42,7 +42,8 @@ class WorldPolicy:
     `lease_s`: a busy runner that has not renewed for this long loses its job. `session_s`: an idle runner that
     has not polled for this long is shown offline; None for simulations whose runners do not poll.
     `protected` names jobs (by name) that wait this many seconds for approval before they are queued.
-    `reannounce_kept_jobs` re-sends `completed` for jobs that a partial rerun did not rerun.
+    `reannounce_kept_jobs` re-sends `completed` for jobs that a partial rerun did not rerun; with `copies_kept_jobs` the
+    new attempt has them under new ids, so that they can be rerun later (both reported, neither documented).
     """
 
     lease_s: float = 600
@@ -52,6 +53,7 @@ class WorldPolicy:
     cancel_grace_s: float = 300
     protected: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     reannounce_kept_jobs: bool = True
+    copies_kept_jobs: bool = True
     duplicate_webhooks: float = 0
     swapped_webhooks: float = 0
     seed: int = 0
@@ -106,7 +108,8 @@ class Step:
 
 @dataclass(slots=True, kw_only=True)
 class Job:
-    """One job of one attempt. Its id is also its check run's."""
+    """One job of one attempt. Its id is also its check run's. `is_copy`: it shows what an earlier attempt's job came
+    to, and did not run."""
 
     id: int
     run_id: int
@@ -126,6 +129,7 @@ class Job:
     annotations: tuple[str, ...] = ()
     steps: tuple[Step, ...] = ()
     log: str | None = None
+    is_copy: bool = False
 
 
 @dataclass(slots=True, kw_only=True)

@@ -160,7 +160,7 @@ class ActionsApi:
         """`latest` (the default) lists the newest attempt's own jobs, so only the rerun ones (specs B6)."""
         run = self._run(request)
         newest_only = request.query.get("filter", "latest") == "latest"
-        rows = [job for job in run.history if not newest_only or job.attempt == run.attempt]
+        rows = [job for job in run.history if not newest_only or (job.attempt == run.attempt and not job.is_copy)]
         return self._job_page(request, run, rows)
 
     async def list_attempt_jobs(self, request: web.Request) -> web.Response:

@@ -8,6 +8,7 @@ Pure and deterministic. Knows no runner: `github_world` says who took a job and 
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 from autoscaler.sandbox.github_model import Conclusion, GitHubError, Job, JobStatus, Repository, Run, WorldPolicy
 from autoscaler.sandbox.github_outbox import Outbox
@@ -125,13 +126,23 @@ class RunBook:
         run.attempt += 1
         run.status, run.conclusion, run.cancelled, run.announced_in_progress = "queued", None, False, False
         run.updated_at = run.attempt_started_at = now
-        run.jobs = {key: job for key, job in run.jobs.items() if key not in redo}
+        kept = {key: job for key, job in run.jobs.items() if key not in redo}
+        run.jobs = {key: self._kept(run, job) for key, job in kept.items()}
         run.attempts[run.attempt] = tuple(job.id for job in run.jobs.values())
         self._outbox.run_event("requested", run, self._repos[run.spec.repo])
         if self._policy.reannounce_kept_jobs:
             for job in run.jobs.values():
                 self._job_event("completed", job)
         self._settle(run, now)
+
+    def _kept(self, run: Run, job: Job) -> Job:
+        """A job that the new attempt does not run, as that attempt shows it."""
+        if not self._policy.copies_kept_jobs:
+            return job
+        copy = replace(job, id=next(self._job_ids), attempt=run.attempt, is_copy=True)
+        self.jobs[copy.id] = copy
+        run.history.append(copy)
+        return copy
 
     def _settle(self, run: Run, now: float) -> None:
         """Creates the jobs whose needs are done, until nothing more follows; then states the run's own status."""

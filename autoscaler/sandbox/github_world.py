@@ -406,7 +406,7 @@ def _found(row: _Row | None) -> _Row:
 
 
 def _record(run: Run, key: str) -> JobRecord:
-    rows = [job for job in run.history if job.spec.key == key]
+    rows = [job for job in run.history if job.spec.key == key and not job.is_copy]
     spec = next(spec for spec in run.spec.jobs if spec.key == key)
     current = run.jobs.get(key)
     started = [job.started_at for job in rows if job.started_at is not None]

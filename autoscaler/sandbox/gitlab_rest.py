@@ -36,6 +36,7 @@ class RestRoutes:
         router.add_get(f"{project}/pipelines", self.list_pipelines)
         router.add_get(pipeline, self.show_pipeline)
         router.add_get(f"{pipeline}/jobs", self.list_pipeline_jobs)
+        router.add_post(f"{pipeline}/cancel", self.cancel_pipeline)
         router.add_get(f"{project}/jobs", self.list_jobs)
         router.add_get(job, self.show_job)
         router.add_get(f"{job}/trace", self.show_trace)
@@ -140,6 +141,12 @@ class RestRoutes:
         """GET /projects/:id/pipelines/:pipeline."""
         self._site.tokens.require(request, *_READ)
         return web.json_response(self._show_pipeline(self._pipeline(request)))
+
+    async def cancel_pipeline(self, request: web.Request) -> web.Response:
+        """POST /projects/:id/pipelines/:pipeline/cancel: 200, whatever state it is in."""
+        self._site.tokens.require(request, "api")
+        pipeline = self._site.world.cancel_pipeline(self._pipeline(request).id, self._site.clock())
+        return web.json_response(self._show_pipeline(pipeline))
 
     async def list_pipeline_jobs(self, request: web.Request) -> web.Response:
         """GET /projects/:id/pipelines/:pipeline/jobs?include_retried=&scope[]=."""

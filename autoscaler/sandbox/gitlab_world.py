@@ -5,6 +5,7 @@ counters. Refusals are `GitLabRefusal(status, message)`. What GitLab does by its
 30 s, the hourly stuck-job workers) happens in `advance`. Facts: GitLab spec sections 1 to 4.
 """
 
+import contextlib
 import math
 import zlib
 from collections.abc import Collection, Sequence
@@ -170,6 +171,15 @@ class GitLabWorld:
         job = self.job(job_id)
         self._pipelines.cancel(job, now, force=force)
         return job
+
+    def cancel_pipeline(self, pipeline_id: int, now: float) -> Pipeline:
+        """Cancel every job that can be, the latest stage first so that none begins meanwhile. An ended one is fine."""
+        self.advance(now)
+        pipeline = self.pipeline(pipeline_id)
+        for job_id in reversed(list(pipeline.latest.values())):
+            with contextlib.suppress(GitLabRefusal):
+                self._pipelines.cancel(self.job(job_id), now, force=False)
+        return pipeline
 
     def show_job(self, job: Job, now: float) -> Json:
         """The REST shape of a job."""

@@ -14,7 +14,7 @@ from typing import TypeVar
 from autoscaler.calls import TokenBucket, WindowLimit
 from autoscaler.sandbox import github_payloads as payloads
 from autoscaler.sandbox.github_deliveries import signature
-from autoscaler.sandbox.github_model import GitHubError, Job
+from autoscaler.sandbox.github_model import GitHubError, Job, Run
 from autoscaler.sandbox.github_world import DEFAULT_GROUP, GitHubWorld
 from autoscaler.sandbox.inprocess import (
     AnswerLost,
@@ -28,7 +28,6 @@ from autoscaler.sandbox.inprocess import (
 )
 from autoscaler.sandbox.workload import RunSpec
 from autoscaler.spi import (
-    AlreadyRequeued,
     Clock,
     ForgeJob,
     ForgeName,
@@ -42,7 +41,6 @@ from autoscaler.spi import (
     JobNotFound,
     Labels,
     NameTaken,
-    NotYet,
     RateBudget,
     RateLimited,
     Recovery,
@@ -57,16 +55,16 @@ from autoscaler.spi import (
     Webhook,
     label_set,
 )
-from runners.github_payloads import JobPayload, forge_job, listed_status
+from runners.github_payloads import JobPayload, RunPayload, forge_job, listed_status
+from runners.github_reruns import Endings, EndRun, next_step, not_dead_yet
 from runners.github_webhooks import WebhookReader
 
 MINTS_PER_MINUTE = 180
 CALLS_PER_HOUR = 5000
-ASK_AGAIN_S = 20.0
 TRAITS = ForgeTraits(seals_runners=False, removes_finished_runners=True, needs_queue_holder=False)
 
 _R = TypeVar("_R")
-_WRITES = frozenset({"register", "deregister", "requeue"})
+_WRITES = frozenset({"register", "deregister", "requeue", "cancel_run"})
 
 
 class GitHubSite:
@@ -168,6 +166,7 @@ class GitHubInProcess:
         self._name = name
         self._prefix = runner_prefix
         self._road = road or ClearRoad()
+        self._endings = Endings()
         self._by_path = {scope.lower(): scope for scope in scopes}
         self._mints = WindowLimit(limit=MINTS_PER_MINUTE, window_s=60)
         self._core = TokenBucket(
@@ -281,34 +280,53 @@ class GitHubInProcess:
     async def requeue(
         self, repo: str, run_id: str, forge_job_ids: Sequence[str], *, with_failures: bool = True
     ) -> RequeueResult:
-        return await self._call("requeue", lambda: self._requeue(repo, run_id, forge_job_ids))
+        return await self._call(
+            "requeue", lambda: self._requeue(repo, run_id, forge_job_ids, with_failures=with_failures)
+        )
 
     async def tell(self, telling: Telling) -> None:
         raise ForgeRefusedForGood("this forge does not tell people yet")
 
     async def cancel_run(self, repo: str, run_id: str) -> None:
-        raise ForgeRefusedForGood("this forge does not end runs yet")
+        def cancel() -> None:
+            if (run := self._run(repo, run_id)) is None:
+                raise JobNotFound(f"{repo} has no run {run_id}")
+            if run.status != "completed":
+                self._world.cancel(run.id, self._site.now)
 
-    def _requeue(self, repo: str, run_id: str, forge_job_ids: Sequence[str]) -> RequeueResult:
+        await self._call("cancel_run", cancel)
+
+    def _requeue(self, repo: str, run_id: str, forge_job_ids: Sequence[str], *, with_failures: bool) -> RequeueResult:
         if not forge_job_ids:
             return RequeueResult(successors={})
-        lost = [self._job(repo, id_) for id_ in forge_job_ids]
-        if any(str(job.run_id) != run_id for job in lost):
-            raise JobNotFound(f"{repo} has no run {run_id} with jobs {', '.join(forge_job_ids)}")
-        run = self._world.runs[lost[0].run_id]
-        newer = {job.id: run.jobs[job.spec.key] for job in lost if job.spec.key in run.jobs}
-        successors = {str(id_): str(job.id) for id_, job in newer.items() if job.id != id_}
-        if len(successors) == len(lost):
-            raise AlreadyRequeued(
-                f"run {run_id} of {repo} is in attempt {run.attempt}", successor=successors[forge_job_ids[0]]
-            )
-        if run.status != "completed":
-            raise NotYet(f"attempt {run.attempt} of run {run_id} of {repo} is {run.status}", retry_after_s=ASK_AGAIN_S)
-        if len(lost) == 1 and lost[0].attempt == run.attempt:
-            self._world.rerun_job(lost[0].id, self._site.now)
+        run = self._run(repo, run_id)
+        where = self._world.urls
+        shown = None if run is None else payloads.run(run, self._world.repos[run.spec.repo], where)
+        listed = [] if run is None else [payloads.job(job, run, where) for job in run.history]
+        step = next_step(
+            repo,
+            None if shown is None else RunPayload.model_validate(shown),
+            [JobPayload.model_validate(row) for row in listed],
+            forge_job_ids,
+            with_failures=with_failures,
+        )
+        assert run is not None
+        if isinstance(step, EndRun):
+            monotonic = self._site.clock.monotonic()
+            if call := self._endings.due(run_id, step.attempt, monotonic):
+                self._world.cancel(run.id, self._site.now, force=call == "force-cancel")
+                self._endings.asked(run_id, monotonic)
+            raise not_dead_yet(repo, run_id, step, call)
+        self._endings.forget(run_id)
+        if step.job is not None:
+            self._world.rerun_job(int(step.job), self._site.now)
         else:
             self._world.rerun_failed_jobs(run.id, self._site.now)
-        return RequeueResult(successors=successors)
+        return RequeueResult(successors=step.successors, later=step.later, rode_along=step.rode_along)
+
+    def _run(self, repo: str, run_id: str) -> Run | None:
+        run = self._world.runs.get(int(run_id)) if run_id.isdigit() else None
+        return run if run is not None and run.spec.repo.lower() == repo.lower() else None
 
     async def recover_deliveries(self, since: datetime) -> Recovery:
         def ask() -> Recovery:

@@ -80,7 +80,7 @@ TRAITS = ForgeTraits(
 )
 
 _R = TypeVar("_R")
-_WRITES = frozenset({"register", "deregister", "seal", "hold_queue", "requeue"})
+_WRITES = frozenset({"register", "deregister", "seal", "hold_queue", "requeue", "cancel_run"})
 _OPEN = tuple(word for word in Word if word not in (Word.SUCCESS, Word.FAILED, Word.CANCELED, Word.SKIPPED))
 _LIVE = frozenset({Word.PENDING, Word.RUNNING, Word.CANCELING})
 
@@ -228,7 +228,16 @@ class GitLabInProcess:
         raise ForgeRefusedForGood("this forge does not tell people yet")
 
     async def cancel_run(self, repo: str, run_id: str) -> None:
-        raise ForgeRefusedForGood("this forge does not end runs yet")
+        def cancel() -> None:
+            try:
+                project, pipeline = self._world.find_project(repo), self._world.pipeline(int(run_id))
+            except GitLabRefusal as error:
+                raise JobNotFound(str(error)) from error
+            if pipeline.project_id != project.id:
+                raise JobNotFound(f"{repo} has no pipeline {run_id}")
+            self._world.cancel_pipeline(pipeline.id, self._site.now)
+
+        await self._call("cancel_run", cancel)
 
     def _requeue(self, repo: str, run_id: str, forge_job_ids: Sequence[str]) -> RequeueResult:
         successors: dict[str, str] = {}

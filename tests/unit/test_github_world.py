@@ -237,7 +237,9 @@ def test_a_rerun_of_failed_jobs_makes_new_ids_and_keeps_the_rest() -> None:
     world.rerun_failed_jobs(run_id, T0 + 1)
     run = world.run(run_id)
     assert run.attempt == 2
-    assert run.jobs["a"] is kept
+    copy = run.jobs["a"]
+    assert copy.id != kept.id
+    assert (copy.is_copy, copy.conclusion, copy.runner_name) == (True, "success", kept.runner_name)
     assert run.jobs["b"].id != failed.id
     assert events(world.drain_webhooks()) == [
         ("workflow_run", "requested"),
@@ -247,7 +249,7 @@ def test_a_rerun_of_failed_jobs_makes_new_ids_and_keeps_the_rest() -> None:
     serve(world, "vm-3", T0 + 2)
     serve(world, "vm-4", T0 + 3)
     assert run.conclusion == "success"
-    assert {key: job.attempt for key, job in run.jobs.items()} == {"a": 1, "b": 2, "after": 2}
+    assert {key: job.attempt for key, job in run.jobs.items()} == {"a": 2, "b": 2, "after": 2}
 
 
 def test_a_rerun_of_one_job_takes_its_dependents_along_and_no_other_failure() -> None:
@@ -255,13 +257,16 @@ def test_a_rerun_of_one_job_takes_its_dependents_along_and_no_other_failure() ->
     lost = serve(world, "vm-1", T0, "failure")
     genuine = serve(world, "vm-2", T0, "failure")
     world.rerun_job(lost.id, T0 + 1)
-    assert world.run(run_id).jobs["b"] is genuine
+    copy = world.run(run_id).jobs["b"]
+    assert (copy.is_copy, copy.conclusion, copy.runner_name) == (True, "failure", genuine.runner_name)
     serve(world, "vm-3", T0 + 2)
     assert statuses(world, run_id) == {"a": "success", "b": "failure", "after": "queued"}
     serve(world, "vm-4", T0 + 3)
     assert world.run(run_id).conclusion == "failure"
     with refused(403, "Only jobs from the current attempt can be re-run"):
         world.rerun_job(genuine.id, T0 + 4)
+    world.rerun_job(copy.id, T0 + 4)
+    assert statuses(world, run_id)["b"] == "queued"
 
 
 def test_a_run_without_failures_cannot_be_retried_but_can_be_run_again() -> None:
