@@ -94,9 +94,12 @@ def ended_line(
 
 def _who(before: Instance, ending: EndReason, said: str) -> tuple[str, str]:
     """Whose doing it was, and why they did it."""
-    if before.state is InstanceState.TERMINATING and not (said and ending in TIMER_ENDS):
+    is_asked = before.state is InstanceState.TERMINATING
+    if ending is EndReason.INTERRUPTED:
+        return before.provider, "its cloud takes it back, and we had it ended before" if is_asked else _WHY[ending]
+    if is_asked and not (said and ending in TIMER_ENDS):
         return AUTOSCALER, "we had its cloud end it"
-    if said and ending is not EndReason.INTERRUPTED:
+    if said:
         return AGENT, _SAID.get(said, said)
     if ending is EndReason.SELF_ENDED or ending in TIMER_ENDS:
         return MACHINE, _WHY.get(ending, "its own timer ran out")
