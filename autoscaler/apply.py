@@ -18,6 +18,7 @@ import structlog
 from autoscaler.apply_forge import Answer, Call, ForgeCalls
 from autoscaler.apply_launch import LaunchCalls, Launcher
 from autoscaler.apply_requeue import RequeueCalls
+from autoscaler.apply_tell import TellCalls
 from autoscaler.end_lines import terminate_line
 from autoscaler.facts import Fact, InstancesListed
 from autoscaler.http.agents import AgentDesk
@@ -83,6 +84,7 @@ class Applier:
         providers: Mapping[ProviderName, Provider],
         forge_calls: ForgeCalls,
         requeue_calls: RequeueCalls,
+        tell_calls: TellCalls,
         desk: AgentDesk,
         launcher: Launcher,
         clock: Clock,
@@ -97,6 +99,7 @@ class Applier:
         self._providers = providers
         self._forge_calls = forge_calls
         self._requeue_calls = requeue_calls
+        self._tell_calls = tell_calls
         self._desk = desk
         self._clock = clock
         self._metrics = metrics
@@ -208,7 +211,7 @@ class Applier:
             case Requeue() | CancelRun():
                 return self._requeue_calls.intend(action)
             case Tell():
-                return None
+                return self._tell_calls.intend(action)
             case Register() | Withdraw() | Seal() | Settle() | SweepRunner() | HoldQueue():
                 return self._forge_calls.intend(action, now)
             case _:

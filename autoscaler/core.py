@@ -15,6 +15,7 @@ from autoscaler.apply import Applier
 from autoscaler.apply_forge import ForgeCalls
 from autoscaler.apply_launch import Launcher
 from autoscaler.apply_requeue import RequeueCalls
+from autoscaler.apply_tell import TellCalls
 from autoscaler.config import Config
 from autoscaler.experience import Experience
 from autoscaler.facts import Fact, WebhookArrived
@@ -32,6 +33,7 @@ from autoscaler.notices import NoticeWatch
 from autoscaler.observe import Observer
 from autoscaler.observe_jobs import JobObserver
 from autoscaler.observe_losses import LossObserver
+from autoscaler.outbox import Outbox
 from autoscaler.polls import Polls
 from autoscaler.rules import rules_of
 from autoscaler.scores import Calibration
@@ -113,6 +115,7 @@ class Core:
         experience = self._experience = Experience(rows, sightings)
         lessons = self._lessons = Lessons(rows, metrics, clock.now())
         losses = LossObserver(rows, sightings, metrics, experience=experience, heard_at=self.desk.last_contact)
+        outbox = Outbox(rows, self._forges)
         observer = Observer(
             rows,
             sightings,
@@ -120,6 +123,7 @@ class Core:
             losses,
             experience=experience,
             lessons=lessons,
+            outbox=outbox,
             runner_prefix=prefix,
             providers=self._providers.keys(),
         )
@@ -150,12 +154,14 @@ class Core:
         requeue_calls = RequeueCalls(
             rows=rows, sightings=sightings, line=line, clock=clock, metrics=metrics, report=loop.report
         )
+        self._tell_calls = TellCalls(rows=rows, outbox=outbox, sightings=sightings, line=line, clock=clock)
         self.applier = loop.applier = Applier(
             rows=rows,
             sightings=sightings,
             providers=self._providers,
             forge_calls=forge_calls,
             requeue_calls=requeue_calls,
+            tell_calls=self._tell_calls,
             desk=self.desk,
             launcher=self._launcher,
             clock=clock,
@@ -301,7 +307,7 @@ class Core:
     def troubles(self) -> Sequence[Trouble]:
         unserved = unserved_trouble(Outlook(self.snapshot(), self._rules, (), self.now()).unserved, self._rules)
         own = [Trouble(target="jobs", text=unserved)] if unserved else []
-        return [*own, *self.notices.troubles(), *self.desk.alarms.troubles()]
+        return [*own, *self.notices.troubles(), *self.desk.alarms.troubles(), *self._tell_calls.troubles()]
 
     def dropped_notices(self) -> Sequence[tuple[str, str, int]]:
         return [

@@ -29,6 +29,7 @@ from autoscaler.model import job_id
 from autoscaler.observe import Observer
 from autoscaler.observe_jobs import JobObserver
 from autoscaler.observe_losses import LossObserver
+from autoscaler.outbox import Outbox
 from autoscaler.plan import plan
 from autoscaler.plugins import make_forges, make_providers
 from autoscaler.reloading import config_secrets
@@ -136,6 +137,7 @@ class _Look:
             LossObserver(self._rows, self._seen, Metrics(), experience=experience, heard_at=lambda _: None),
             experience=experience,
             lessons=Lessons(self._rows, Metrics(), self._clock.now()),
+            outbox=Outbox(self._rows, self._forges),
             runner_prefix=runner_prefix(self._config.autoscaler.name),
             providers=self._providers.keys(),
         )

@@ -44,8 +44,8 @@ class ForgeLine:
         self._health = health
         self._gates: defaultdict[ForgeName, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(16))
 
-    async def call(self, name: ForgeName, what: str, make: Callable[[Forge], Any]) -> Any:
-        """One bounded call; its outcome counts for the forge's health. Raises ForgeError only."""
+    async def call(self, name: ForgeName, what: str, make: Callable[[Forge], Any], *, is_vital: bool = True) -> Any:
+        """One bounded call; its outcome counts for the forge's health if it `is_vital`. Raises ForgeError only."""
         forge = self.forges.get(name)
         if forge is None:
             raise ForgeRefused(f"forge {name} is not configured any more")
@@ -56,10 +56,13 @@ class ForgeLine:
         except TimeoutError as error:
             self._metrics.forge_calls_total.labels(forge=name, outcome="timeout").inc()
             text = f"{what} took longer than {CALL_S:.0f} s"
-            self._health.ill(condition, text, part=what, passes=True)
-            raise ForgeError(text) from error
+            if is_vital:
+                self._health.ill(condition, text, part=what, passes=True)
+            raise (ForgeError if is_vital else ForgeOutcomeUnknown)(text) from error
         except ForgeError as error:
             self._metrics.forge_calls_total.labels(forge=name, outcome=type(error).__name__).inc()
+            if not is_vital:
+                raise
             if isinstance(error, RunnerBusy | JobNotFound | NotYet | AlreadyRequeued | ForgeRefusedForGood):
                 self._health.well(condition, part=what)
             else:
@@ -74,10 +77,12 @@ class ForgeLine:
             raise
         except Exception as error:
             log.exception("forge_adapter_broke", forge=name, call=what)
-            self._health.ill(condition, f"{what}: {type(error).__name__}", part=what, passes=True)
+            if is_vital:
+                self._health.ill(condition, f"{what}: {type(error).__name__}", part=what, passes=True)
             raise ForgeOutcomeUnknown(f"{what}: {type(error).__name__}") from error
         self._metrics.forge_calls_total.labels(forge=name, outcome="ok").inc()
-        self._health.well(condition, part=what)
+        if is_vital:
+            self._health.well(condition, part=what)
         return answer
 
 

@@ -67,7 +67,7 @@ class LiveRows:
         """What machines cost that ended since the last tick looked, for the metrics."""
         self.job_news: list[JobNews] = []
         self.machine_news: list[MachineNews] = []
-        """What moved since the last tick looked, for `lessons`."""
+        """What moved since the last tick looked, for `outbox` and `lessons`."""
         self.jobs: dict[JobId, Job] = {}
         self.instances: dict[InstanceId, Instance] = {}
         self.controls: dict[PoolName, PoolControl] = {}

@@ -406,6 +406,8 @@ class Rules:
     """1,000 jobs that come within seconds need at most 20 launch calls, however pools spread them."""
     evidence_half_life: timedelta = timedelta(hours=24)
     """After this time what was seen of a capacity pool counts half. Measured: specs, policy 6."""
+    telling_forges: frozenset[ForgeName] = frozenset()
+    """Where people are told at their job what happened to it."""
 
 
 class PoolControl(StrEnum):
@@ -741,6 +743,16 @@ class Tell:
     @property
     def key(self) -> str:
         return f"tell/{self.telling.key}"
+
+    @property
+    def owner_key(self) -> str:
+        """Held while nobody may be told about repos of this owner (a permission is missing)."""
+        return f"tell/{self.telling.forge}/{self.telling.repo.partition('/')[0]}"
+
+    @property
+    def forge_key(self) -> str:
+        """Held while the forge asks to be written to less."""
+        return f"tell/{self.telling.forge}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,6 +47,7 @@ from autoscaler.model import (
 from autoscaler.observe_agents import AgentObserver
 from autoscaler.observe_jobs import JobObserver
 from autoscaler.observe_losses import LossObserver
+from autoscaler.outbox import Outbox
 from autoscaler.sightings import Sightings
 from autoscaler.spi import (
     CloudInstance,
@@ -91,6 +92,7 @@ class Observer:
         *,
         experience: Experience,
         lessons: Lessons,
+        outbox: Outbox,
         runner_prefix: str,
         providers: Collection[ProviderName],
     ) -> None:
@@ -100,6 +102,7 @@ class Observer:
         self.experience = experience
         self.lessons = lessons
         self._losses = losses
+        self._outbox = outbox
         self._runner_prefix = runner_prefix
         if rows.is_new_store:
             for provider in providers:
@@ -124,7 +127,8 @@ class Observer:
                 self.refused += 1
                 log.exception("fact_refused", fact=type(fact).__name__)
         self._losses.settle(now)
-        self.lessons.take_in(rules, now)
+        self._outbox.follow(rules, now)
+        self.lessons.take_in(rules, now)  # clears the news
 
     def _consume(self, fact: Fact, rules: Rules, now: datetime) -> None:
         match fact:
@@ -429,6 +433,7 @@ class Observer:
             arrivals=self.lessons.arrivals.shown,
             foreseen=self.lessons.stages.foreseen,
             run_ends=self.lessons.stages.run_ends,
+            tellings=self._outbox.tellings(),
         )
 
     def _forge_view(self, name: ForgeName, forge: Forge, is_healthy: bool, now: datetime) -> ForgeView:

@@ -2,7 +2,8 @@
 
 Pure. Seals busy runners that could take a second job (on the word of their agent too, since a forge may say so late),
 withdraws registrations that never arrived, asks the forge about doubtful jobs, keeps the queues of scaled-to-zero pools
-from being failed as stuck, and sweeps orphans seen in complete listings often enough. Lost jobs are `plan_requeue`'s.
+from being failed as stuck, and sweeps orphans seen in complete listings often enough. Tells people what happened to
+their jobs, last of all. Lost jobs are `plan_requeue`'s.
 """
 
 from collections import Counter, defaultdict
@@ -20,6 +21,7 @@ from autoscaler.model import (
     Snapshot,
     SweepInstances,
     SweepRunner,
+    Tell,
     Withdraw,
 )
 from autoscaler.spi import ForgeName, Labels, PoolName, ProviderId, ProviderName, Scope
@@ -29,6 +31,8 @@ HOLD_AFTER = timedelta(minutes=10)
 """GitLab fails a job after an hour without any matching runner in contact (specs: gitlab 3.4)."""
 SETTLE_LIMIT = 20
 """Single-job reads of one forge per tick: the rest waits for the next tick or the next listing."""
+TELL_LIMIT = 10
+"""People are told this often per tick and forge: the rest waits, since nothing else may wait for it."""
 
 
 @dataclass(slots=True)
@@ -47,7 +51,23 @@ def plan_care(snapshot: Snapshot, rules: Rules, now: datetime) -> Care:
     _settle(snapshot, now, care)
     _hold_queues(snapshot, rules, now, care)
     _sweep(snapshot, rules, care)
+    _tell(snapshot, rules, now, care)
     return care
+
+
+def _tell(snapshot: Snapshot, rules: Rules, now: datetime, care: Care) -> None:
+    made: Counter[ForgeName] = Counter()
+    for telling in snapshot.tellings:
+        if telling.forge not in rules.telling_forges or telling.forge not in snapshot.forges:
+            continue
+        action = Tell(telling=telling, reason=f"{telling.job_name} lost its machine, and people should know why")
+        keys = (action.key, action.owner_key, action.forge_key)
+        held_until = max(snapshot.retry_after.get(key, now) for key in keys)
+        if held_until > now:
+            care.wake(held_until)
+        elif made[telling.forge] < TELL_LIMIT:
+            made[telling.forge] += 1
+            care.actions.append(action)
 
 
 def _settle(snapshot: Snapshot, now: datetime, care: Care) -> None:

@@ -37,7 +37,7 @@ def plan_requeue(snapshot: Snapshot, rules: Rules, now: datetime) -> Requeues:
     for job in snapshot.jobs.values():
         if job.state is not JobState.LOST:
             continue
-        if (refusal := _not_requeued(job, rules)) is not None:
+        if (refusal := not_requeued(job, rules)) is not None:
             made.actions.append(Abandon(job=job.id, reason=refusal))
         else:
             runs[job.forge, job.repo, job.run_id].append(job)
@@ -61,7 +61,7 @@ def plan_requeue(snapshot: Snapshot, rules: Rules, now: datetime) -> Requeues:
     return made
 
 
-def _not_requeued(job: Job, rules: Rules) -> str | None:
+def not_requeued(job: Job, rules: Rules) -> str | None:
     """Why a lost job stays lost, as the first word of its reason; None when it may be requeued."""
     pool = rules.pools.get(job.pool) if job.pool is not None else None
     if pool is None:
@@ -96,7 +96,7 @@ def replacements(snapshot: Snapshot, rules: Rules, now: datetime) -> Replacement
     made = Replacements()
     for job in sorted(_going(snapshot, now), key=lambda job: (job.queued_at, job.id)):
         pool = rules.pools.get(job.pool) if job.pool is not None else None
-        if pool is None or job.forge not in snapshot.forges or _not_requeued(job, rules) is not None:
+        if pool is None or job.forge not in snapshot.forges or not_requeued(job, rules) is not None:
             continue
         if not snapshot.forges[job.forge].traits.requeues_at_once:
             ends_at = snapshot.run_ends.get((job.forge, job.repo, job.run_id))

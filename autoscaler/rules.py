@@ -15,6 +15,7 @@ def rules_of(config: Config) -> Rules:
         provider_caps={name: _caps(caps) for name, caps in config.provider_caps.items()},
         terminate_again_after=max(timedelta(seconds=5), config.autoscaler.list_instances),
         evidence_half_life=config.autoscaler.evidence_half_life,
+        telling_forges=config.telling_forges,
     )
 
 

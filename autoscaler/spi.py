@@ -612,6 +612,9 @@ class Telling:
     forge_job_id: str
     job_name: str
     commit: str
+    """The commit that the job tests; empty where it is not known yet."""
+    url: str
+    """The job's page; empty where it is not known."""
     title: str
     text: str
 

@@ -157,6 +157,37 @@ class Run:
         return f"{self.id:040x}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckRun:
+    """A check run that an App wrote on a commit (those of jobs are the jobs themselves)."""
+
+    id: int
+    repo: str
+    head_sha: str
+    name: str
+    external_id: str
+    status: str
+    conclusion: str | None
+    details_url: str
+    title: str
+    summary: str
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitStatus:
+    """A status that somebody set on a commit."""
+
+    id: int
+    repo: str
+    sha: str
+    state: str
+    context: str
+    description: str
+    target_url: str
+    created_at: float
+
+
 @dataclass(slots=True, kw_only=True)
 class Runner:
     """A self-hosted runner registered by a JIT configuration: ephemeral, one job and gone.

@@ -14,6 +14,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
+from autoscaler.sandbox.github_checks import CheckBook
 from autoscaler.sandbox.github_model import (
     LOST_COMMUNICATION,
     QUEUED_TOO_LONG,
@@ -58,6 +59,7 @@ class GitHubWorld:
         self.urls = Urls(api_url.rstrip("/"), html_url.rstrip("/"))
         self._outbox = Outbox(self.urls, self.policy)
         self._book = RunBook(self.policy, self._outbox, self._watch)
+        self.checks = CheckBook(self.has_commit)
         self.accounts: dict[str, Account] = {}
         self.repos: dict[str, Repository] = {}
         self.runners: dict[int, Runner] = {}
@@ -136,6 +138,10 @@ class GitHubWorld:
     def runs_of(self, repo: str) -> list[Run]:
         """Newest first."""
         return self._book.by_repo.get(repo, [])[::-1]
+
+    def has_commit(self, repo: str, sha: str) -> bool:
+        """Whether a run of this repository tests this commit."""
+        return any(run.head_sha == sha for run in self._book.by_repo.get(repo, ()))
 
     def run(self, run_id: int) -> Run:
         return _found(self.runs.get(run_id))

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Collection, Sequence
 
 from autoscaler.sandbox.gitlab_handout import runner_job
+from autoscaler.sandbox.gitlab_merge_requests import MergeRequests
 from autoscaler.sandbox.gitlab_model import (
     FINISHED,
     Contact,
@@ -64,6 +65,7 @@ class GitLabWorld:
         self.base_url = base_url
         self.groups: dict[int, Group] = {}
         self.projects: dict[int, Project] = {}
+        self.merge_requests = MergeRequests()
         self._group_ids: dict[str, int] = {}
         self._project_ids: dict[str, int] = {}
         self._trace_archive_s = trace_archive_s
@@ -131,7 +133,9 @@ class GitLabWorld:
     def submit(self, run: RunSpec, now: float) -> int:
         """Start a pipeline (its project is made when it is new) and return its id."""
         self.advance(now)
-        return self._pipelines.submit(run, self.add_project(run.repo, now), DEVELOPER, now).id
+        made = self._pipelines.submit(run, self.add_project(run.repo, now), DEVELOPER, now)
+        self.merge_requests.pipeline_made(made)
+        return made.id
 
     def job(self, job_id: int) -> Job:
         """One job; GitLabRefusal 404."""

@@ -64,7 +64,7 @@ CALLS_PER_HOUR = 5000
 TRAITS = ForgeTraits(seals_runners=False, removes_finished_runners=True, needs_queue_holder=False)
 
 _R = TypeVar("_R")
-_WRITES = frozenset({"register", "deregister", "requeue", "cancel_run"})
+_WRITES = frozenset({"register", "deregister", "requeue", "tell", "cancel_run"})
 
 
 class GitHubSite:
@@ -285,7 +285,23 @@ class GitHubInProcess:
         )
 
     async def tell(self, telling: Telling) -> None:
-        raise ForgeRefusedForGood("this forge does not tell people yet")
+        def write() -> None:
+            job = self._job(telling.repo, telling.forge_job_id)
+            checks, sha = self._world.checks, telling.commit or self._world.runs[job.run_id].head_sha
+            if all(one.external_id != telling.key for one in checks.check_runs(job.repo, sha)):
+                checks.add_check_run(
+                    job.repo,
+                    sha,
+                    name=f"Runner interrupted: {telling.job_name}",
+                    conclusion="neutral",
+                    external_id=telling.key,
+                    details_url=telling.url,
+                    title=telling.title,
+                    summary=telling.text,
+                    now=self._site.now,
+                )
+
+        await self._call("tell", write)
 
     async def cancel_run(self, repo: str, run_id: str) -> None:
         def cancel() -> None:

@@ -20,7 +20,7 @@ from autoscaler.sandbox.gitlab_model import (
 from autoscaler.sandbox.gitlab_model import JobStatus as Word
 from autoscaler.sandbox.gitlab_runners import RunnerRequest, runner_status
 from autoscaler.sandbox.gitlab_webhooks import Hook, delivery_headers
-from autoscaler.sandbox.gitlab_world import GitLabWorld
+from autoscaler.sandbox.gitlab_world import BOT, GitLabWorld
 from autoscaler.sandbox.inprocess import (
     AnswerLost,
     ClearRoad,
@@ -80,7 +80,7 @@ TRAITS = ForgeTraits(
 )
 
 _R = TypeVar("_R")
-_WRITES = frozenset({"register", "deregister", "seal", "hold_queue", "requeue", "cancel_run"})
+_WRITES = frozenset({"register", "deregister", "seal", "hold_queue", "requeue", "tell", "cancel_run"})
 _OPEN = tuple(word for word in Word if word not in (Word.SUCCESS, Word.FAILED, Word.CANCELED, Word.SKIPPED))
 _LIVE = frozenset({Word.PENDING, Word.RUNNING, Word.CANCELING})
 
@@ -225,7 +225,17 @@ class GitLabInProcess:
         return await self._call("requeue", lambda: self._requeue(repo, run_id, forge_job_ids))
 
     async def tell(self, telling: Telling) -> None:
-        raise ForgeRefusedForGood("this forge does not tell people yet")
+        def write() -> None:
+            job = self._job(telling.repo, telling.forge_job_id)
+            requests = self._world.merge_requests
+            found = requests.of_commit(job.project_id, self._world.pipeline(job.pipeline_id).sha)
+            if not found:
+                raise ForgeRefusedForGood(f"pipeline {job.pipeline_id} of {telling.repo} belongs to no merge request")
+            mark = f"<!-- autoscaler:{telling.key} -->"
+            if all(mark not in note.body for note in found[0].notes):
+                requests.add_note(found[0], f"{telling.title}\n\n{telling.text}\n\n{mark}", BOT, self._site.now)
+
+        await self._call("tell", write)
 
     async def cancel_run(self, repo: str, run_id: str) -> None:
         def cancel() -> None:

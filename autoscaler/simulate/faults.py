@@ -115,6 +115,8 @@ class Faults:
     """Hears of each step of the daemon towards the world: where it may be killed."""
     scripted: dict[tuple[str, str], Fate] = field(default_factory=dict)
     """The fate of the next call of (target, call), for scenarios; used once."""
+    lasting: dict[tuple[str, str], Fate] = field(default_factory=dict)
+    """The fate of every call of (target, call) until it is taken out again, for scenarios."""
     mail_delays: Callable[[str], list[float] | None] = lambda _: None
     """A scenario's own word on when the copies of a webhook arrive, by its label; None leaves it to chance."""
     _streams: dict[str, random.Random] = field(default_factory=dict)
@@ -157,6 +159,8 @@ class Faults:
     def _fate(self, target: str, call: str) -> Fate:
         rates, roll = self.rates, self.dice(f"road/{target}").random()
         if (fate := self.scripted.pop((target, call), None)) is not None:
+            return fate
+        if (fate := self.lasting.get((target, call))) is not None:
             return fate
         if self.is_over:
             return Fate.FINE

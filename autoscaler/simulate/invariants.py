@@ -10,11 +10,14 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from autoscaler.model import EndReason, Instance, InstanceState, Job, JobId, JobState, Rules
+from autoscaler.outbox import PREFIX
 from autoscaler.sandbox.inprocess_cloud import Launched
 from autoscaler.spi import CapacityType, InstanceId, LaunchBatch
 from autoscaler.states import INSTANCE_MOVES, JOB_MOVES, is_live, is_live_job
 from autoscaler.store.memory import MemoryDisk
+from autoscaler.tellings import telling_key
 
+_AFTER_LOSS = frozenset({JobState.LOST, JobState.REQUEUED, JobState.ABANDONED})
 _MAY_END_BUSY = frozenset({EndReason.MAX_RUNTIME, EndReason.OPERATOR, EndReason.CHAOS})
 _JOB_PATHS: dict[JobState, frozenset[JobState]] = {}
 
@@ -70,12 +73,15 @@ class Watch:
         self._requeues: Counter[tuple[str, str, str, str]] = Counter()
         self._ends_explained: set[str] = set()
         self._entries_read = 0
+        self.losses: set[str] = set()
+        """What people are to be told of, by the key of the telling."""
 
     def replace_disk(self) -> None:
         """The store was lost: an empty one takes its place."""
         self.disk = MemoryDisk()
         for memory in (self._jobs, self._moves_seen, self._served, self._live, self._requeues, self._ends_explained):
             memory.clear()
+        self.losses.clear()
         self._entries_read = 0
 
     def violated(self, text: str) -> None:
@@ -113,6 +119,8 @@ class Watch:
             self.violated(f"job {job.id} went from {before.state} to {job.state}")
         if before is not None and before.state is JobState.DONE and job.state is JobState.RUNNING:
             self.violated(f"job {job.id} is done and runs again")
+        if job.state in _AFTER_LOSS and job.instance is not None:
+            self.losses.add(telling_key(job))
         if job.state is JobState.REQUEUED and (before is None or before.state is not JobState.REQUEUED):
             self._check_requeues(job)
         if job.state is JobState.ABANDONED and not job.reason:
@@ -239,6 +247,19 @@ class Watch:
         for pool, count in counts.items():
             if count > mins.get(pool, 0):
                 found.append(f"pool {pool} keeps {count} instances, min is {mins.get(pool, 0)}")
+        return found
+
+    def untold(self, told: Counter[str]) -> list[str]:
+        """Losses of which people were not told once, although nothing on record says why. `told` counts what the
+        forges show, by key."""
+        found = [f"people were told {count} times of {key}" for key, count in sorted(told.items()) if count > 1]
+        found += [f"{key} is still to be said" for key in sorted(self.disk.settings) if key.startswith(PREFIX)]
+        excused = {
+            e.subject for e in self.disk.ledger.values() if e.action == "tell" and e.outcome.startswith("not told: ")
+        }
+        for key in sorted(self.losses - told.keys()):
+            if key.rpartition("/")[0] not in excused:
+                found.append(f"people were not told of the loss {key}")
         return found
 
     def secrets_in(self, secrets: Mapping[str, str]) -> list[str]:

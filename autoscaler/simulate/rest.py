@@ -1,5 +1,7 @@
 """When a simulated day is at rest, and whether what became of its jobs is explained."""
 
+import re
+from collections import Counter
 from collections.abc import Mapping
 from datetime import timedelta
 from itertools import pairwise
@@ -11,6 +13,7 @@ from autoscaler.simulate.lives import Daemon
 from autoscaler.simulate.stage import GITHUB, GITLAB, Stage
 
 _HOLDER = "hold-"
+_MARK = re.compile(r"<!-- autoscaler:(.+) -->")
 _IDLE = (InstanceState.READY, InstanceState.IDLE)
 
 
@@ -20,7 +23,16 @@ def unrest(stage: Stage) -> list[str]:
     found += _unexplained(stage)
     found += _unasked(stage)
     found += _orphans(stage)
+    told = told_of(stage)
+    found += [line for daemon in stage.daemons for line in daemon.watch.untold(told)]
     return found
+
+
+def told_of(stage: Stage) -> Counter[str]:
+    """How often people were told of each loss, by its key."""
+    keys = [one.external_id for one in stage.github.world.checks.everything()]
+    notes = [_MARK.search(note.body) for note in stage.gitlab.world.merge_requests.everything()]
+    return Counter([*keys, *(found[1] for found in notes if found is not None)])
 
 
 def _daemon_unrest(daemon: Daemon) -> list[str]:

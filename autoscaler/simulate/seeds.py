@@ -259,6 +259,7 @@ def make_config(name: str, pools: tuple[PoolConfig, ...], *, caps: Caps | None =
         images=(ImageConfig(name="runner", references={LOCAL: {"runner": IMAGE}}),),
         pools=pools,
         source=Path("simulated.toml"),
+        telling_forges=frozenset({GITHUB, GITLAB}),
     )
 
 

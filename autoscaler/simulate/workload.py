@@ -3,7 +3,7 @@
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from autoscaler.sandbox.workload import JobSpec, RunSpec
 
@@ -35,7 +35,9 @@ def arrivals(
         at_s = dice.uniform(0, until_s)
         for _ in range(dice.choice((1, 1, 2, 5))):  # bursts
             forge, repo, labels = dice.choice(repos)
-            run = _run(dice, repo, labels)
+            # Two of three pipelines run for a merge request, if they do at all.
+            ref = f"refs/merge-requests/{len(made) + 1}/head" if len(made) % 3 and forge == "gl" else "main"
+            run = replace(_run(dice, repo, labels), ref=ref)
             start_s, patience_s = at_s + dice.uniform(0, 2), dice.uniform(0.1, 120)
             cancel_after_s = patience_s if dice.random() < CANCELLED else None
             made.append(Arrival(at_s=start_s, forge=forge, run=run, cancel_after_s=cancel_after_s))

@@ -21,6 +21,7 @@ from autoscaler.model import Demand, Instance, InstanceState, Job, JobId, Rules,
 from autoscaler.observe import Observer
 from autoscaler.observe_jobs import JobObserver
 from autoscaler.observe_losses import LossObserver
+from autoscaler.outbox import Outbox
 from autoscaler.sightings import Sightings
 from autoscaler.spi import (
     BatchToken,
@@ -92,6 +93,7 @@ class Observing:
         self.jobs.load(self.now)
         experience = Experience(self.rows, self.seen)
         losses = LossObserver(self.rows, self.seen, self.metrics, experience=experience, heard_at=self._heard)
+        self.outbox = Outbox(self.rows, self.forges)
         self.observer = Observer(
             self.rows,
             self.seen,
@@ -99,6 +101,7 @@ class Observing:
             losses,
             experience=experience,
             lessons=Lessons(self.rows, self.metrics, self.now),
+            outbox=self.outbox,
             runner_prefix="ours--",
             providers=(CLOUD, OTHER),
         )

@@ -19,10 +19,11 @@ from autoscaler.model import (
     Settle,
     SweepInstances,
     SweepRunner,
+    Tell,
     Withdraw,
     job_id,
 )
-from autoscaler.plan_care import HOLD_AFTER, SETTLE_LIMIT
+from autoscaler.plan_care import HOLD_AFTER, SETTLE_LIMIT, TELL_LIMIT
 from autoscaler.spi import (
     BatchToken,
     CloudInstance,
@@ -33,8 +34,9 @@ from autoscaler.spi import (
     RunnerId,
     RunnerRef,
     Scope,
+    Telling,
 )
-from tests.admin_world import GITHUB, LINUX, SPOT
+from tests.admin_world import GITHUB, LINUX, SPOT, rules_of
 from tests.unit.plan_world import (
     COMPLETE,
     GITLAB,
@@ -53,6 +55,7 @@ from tests.unit.plan_world import (
 
 BOTH = {GITHUB: forge(), GITLAB: forge(GITLAB)}
 EVERYWHERE = replace(POOL, forges=frozenset())
+RULES = rules_of(POOL)
 
 
 # ---------------------------------------------------------------------- runners
@@ -225,3 +228,50 @@ def test_a_gitlab_runner_is_sealed_as_soon_as_its_agent_says_that_a_job_started(
     assert not actions_of(planned(world((), [row], forges=BOTH)), Seal)
     made = planned(world((), [row], forges=BOTH, started=frozenset({row.id})))
     assert only(made, Seal).instance == row.id
+
+
+# ---------------------------------------------------------------------- people are told
+
+TELLING = replace(RULES, telling_forges=frozenset({GITHUB}))
+
+
+def telling(number: int, **changes: Any) -> Telling:
+    made = Telling(
+        key=f"github:{number}/i-{number}",
+        forge=GITHUB,
+        repo="acme/shop",
+        run_id="5",
+        forge_job_id=str(number),
+        job_name="test",
+        commit="",
+        url="",
+        title="",
+        text="",
+    )
+    return replace(made, **changes)
+
+
+def test_people_are_told_a_few_at_a_time_after_everything_else() -> None:
+    waiting = tuple(telling(number) for number in range(TELL_LIMIT + 3))
+    made = planned(world([queued(1)], tellings=waiting), rules=TELLING)
+    assert [action.telling for action in made.actions if isinstance(action, Tell)] == list(waiting[:TELL_LIMIT])
+    assert not isinstance(made.actions[0], Tell)
+    assert all(isinstance(action, Tell) for action in made.actions[-TELL_LIMIT:])
+
+
+def test_nobody_is_told_where_that_is_turned_off() -> None:
+    assert planned(world(tellings=(telling(1),))).actions == ()
+
+
+@pytest.mark.parametrize("held", ["tell/github:1/i-1", "tell/github/acme", "tell/github"])
+def test_telling_that_failed_waits_for_its_time_and_wakes_for_it(held: str) -> None:
+    until = NOW + timedelta(seconds=9)
+    made = planned(world(tellings=(telling(1),), retry_after={held: until}), rules=TELLING)
+    assert (made.actions, made.wake_at) == ((), until)
+
+
+def test_a_missing_permission_of_one_owner_holds_no_other_owner_back() -> None:
+    other = telling(2, repo="globex/api")
+    held = {"tell/github/acme": NOW + timedelta(seconds=9)}
+    made = planned(world(tellings=(telling(1), other), retry_after=held), rules=TELLING)
+    assert only(made, Tell).telling == other
