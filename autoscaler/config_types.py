@@ -120,7 +120,7 @@ class WaitConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpotConfig:
     """`max_price` is USD per hour; `spread` is the largest share of the pool's live spot instances that one capacity
-    pool may hold; `error_budget` is the share of jobs that may be interrupted before spot gives way."""
+    pool may hold; `error_budget` is the share of jobs that interruptions may hurt before spot gives way."""
 
     enabled: bool = True
     max_price: float | None = None

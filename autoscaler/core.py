@@ -307,6 +307,7 @@ class Core:
     def troubles(self) -> Sequence[Trouble]:
         unserved = unserved_trouble(Outlook(self.snapshot(), self._rules, (), self.now()).unserved, self._rules)
         own = [Trouble(target="jobs", text=unserved)] if unserved else []
+        own += [Trouble(target=f"pool/{name}", text=text) for name, text in self._lessons.budgets.troubles()]
         return [*own, *self.notices.troubles(), *self.desk.alarms.troubles(), *self._tell_calls.troubles()]
 
     def dropped_notices(self) -> Sequence[tuple[str, str, int]]:

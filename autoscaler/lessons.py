@@ -1,4 +1,5 @@
-"""What history teaches, beside what `experience` learns of capacity pools: run times, arrivals, what runs queue next.
+"""What history teaches, beside what `experience` learns of capacity pools: run times, arrivals, what runs queue next,
+how good predictions were, how much interruptions hurt.
 
 Owns when the modules that learn hear of news, and when what they learned becomes durable; each of them owns what it
 knows. News are the moves of rows, from whichever side: they are taken in once a tick, O(1) each. Nothing here grows
@@ -9,6 +10,7 @@ from datetime import datetime, timedelta
 
 from autoscaler.arrivals import ArrivalTimes
 from autoscaler.history import RunTimes
+from autoscaler.hurt_jobs import ErrorBudgets
 from autoscaler.learned_texts import KEPT_AT_ONCE
 from autoscaler.live import LiveRows
 from autoscaler.metrics import Metrics
@@ -32,26 +34,31 @@ class Lessons:
         self.stages.recall(rows.jobs, now)
         rows.job_news.clear()
         self.scores = Scores(rows.learned)
-        self._unkept = (self.run_times.unkept, self.arrivals.unkept, self.stages.unkept, self.scores.unkept)
+        self.budgets = ErrorBudgets(rows, rows.learned)
+        learning = (self.run_times, self.arrivals, self.stages, self.scores, self.budgets)
+        self._unkept = tuple(one.unkept for one in learning)
         self._due_at: datetime | None = None
 
     def take_in(self, rules: Rules, now: datetime) -> None:
         """Learn from what moved since the last tick."""
         jobs, self._rows.job_news = self._rows.job_news, []
         for before, job in jobs:
-            self._job_moved(before, job, now)
+            self._job_moved(before, job, rules, now)
         machines, self._rows.machine_news = self._rows.machine_news, []
         for was, row in machines:
             self.arrivals.machine_moved(was, row, rules, now)
+            self.budgets.machine_moved(was, row, now)
         self.stages.reckon(rules.pools, now)
+        self.budgets.reckon(rules, now)
 
-    def _job_moved(self, before: Job | None, job: Job, now: datetime) -> None:
+    def _job_moved(self, before: Job | None, job: Job, rules: Rules, now: datetime) -> None:
         if job.state is JobState.DONE and job.id not in self._rows.lost:  # else it was done only to be found lost
             self.run_times.job_ended(job, now)
         if job.prediction is not None and (before is None or before.prediction is None):
             self._metrics.job_breach_probability.observe(job.prediction.breach)
         self.stages.job_moved(job, now)
         self.scores.job_moved(before, job, now)
+        self.budgets.job_moved(before, job, rules, now)
 
     def run_finished(self, forge: ForgeName, repo: str, run_id: str) -> None:
         """Its forge says that a run is over."""

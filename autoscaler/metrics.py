@@ -96,7 +96,9 @@ class Metrics:
         self.interruption_hook_seconds = self._histogram(
             "interruption_hook_seconds", "Duration of the interruption hook", _LEADS
         )
-        self.error_budget_burn = self._gauge("error_budget_burn", "Share of the interruption budget in use")
+        self.error_budget_burn = self._gauge(
+            "error_budget_burn", "How fast interruptions use up the error budget; 1 is just as allowed", "pool"
+        )
 
     def _money(self) -> None:
         self.spills_total = self._counter("spills_total", "On-demand chosen because of a breach", "pool", "reason")
@@ -149,6 +151,10 @@ class Metrics:
         self.instances.clear()
         for (pool, state, capacity_type), count in instances.items():
             self.instances.labels(pool=pool, state=state, capacity_type=capacity_type).set(count)
+        self.error_budget_burn.clear()
+        for pool in rules.pools:
+            burn = snapshot.burns.get(pool)
+            self.error_budget_burn.labels(pool=pool).set(burn.share if burn is not None else 0.0)
         self.cooldowns.clear()
         cooling = Tally((one.provider, one.zone) for one in snapshot.cooldowns)
         cooling.update((one.provider, one.scope.zone or "*") for one in snapshot.scope_cooldowns)

@@ -119,7 +119,6 @@ class Observer:
         self._began_at = self._began_at or now
         self._rules = rules
         self.experience.keep(now, half_life=rules.evidence_half_life)
-        self.lessons.keep(now)
         for fact in facts:
             try:
                 self._consume(fact, rules, now)
@@ -129,6 +128,7 @@ class Observer:
         self._losses.settle(now)
         self._outbox.follow(rules, now)
         self.lessons.take_in(rules, now)  # clears the news
+        self.lessons.keep(now)
 
     def _consume(self, fact: Fact, rules: Rules, now: datetime) -> None:
         match fact:
@@ -434,6 +434,7 @@ class Observer:
             foreseen=self.lessons.stages.foreseen,
             run_ends=self.lessons.stages.run_ends,
             tellings=self._outbox.tellings(),
+            burns=self.lessons.budgets.burns,
         )
 
     def _forge_view(self, name: ForgeName, forge: Forge, is_healthy: bool, now: datetime) -> ForgeView:

@@ -51,7 +51,7 @@ PROMISED = {
     "direction_changes_total": ("pool",),
     "orphans_total": (),
     "cooldowns": ("provider", "zone"),
-    "error_budget_burn": (),
+    "error_budget_burn": ("pool",),
     "leader": (),
     "forge_calls_total": ("forge", "outcome"),
     "agent_calls_total": ("call", "outcome"),
