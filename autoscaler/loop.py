@@ -18,7 +18,7 @@ from autoscaler.http.agents import AgentDesk
 from autoscaler.http.view import TickView
 from autoscaler.live import LiveRows
 from autoscaler.metrics import Metrics
-from autoscaler.model import Blocked, JobState, Rules, Snapshot
+from autoscaler.model import Blocked, JobState, Plan, Rules, Snapshot
 from autoscaler.observe import Observer
 from autoscaler.observe_jobs import JobObserver
 from autoscaler.plan import plan
@@ -180,11 +180,19 @@ class Loop:
         plan_s = self._clock.monotonic() - plan_started
         self.blocked = planned.blocked
         self._wake_at = planned.wake_at
+        self._foretell(planned)
         taken = self.applier.intend(planned, now) if self.applier is not None else 0
         self._planned_change = self._rows.changed  # what changes during the commit is for the next tick
         if self.applier is not None:
             await self.applier.carry_out()
         self._note_tick(now, self._clock.monotonic() - started, plan_s, len(facts), taken)
+
+    def _foretell(self, planned: Plan) -> None:
+        """What is predicted at first sight stays with the job."""
+        for id_, prediction in planned.predictions.items():
+            job = self._rows.jobs.get(id_)
+            if job is not None and job.prediction is None:
+                self._rows.amend_job(job, prediction=prediction)
 
     async def _take_facts(self) -> list[Fact]:
         """Empty the mailbox. On StoreError the facts go back, in their order."""

@@ -595,14 +595,17 @@ class Snapshot:
 class Launch:
     """Launch `count` machines for a pool; the offerings are of one provider and one capacity type, best first.
 
-    `spill` is why it is on_demand in a pool with spot, as a metric label: attempt, refused, quota, dear, failing,
-    none_fits; "" otherwise."""
+    `spill` is why it is on_demand in a pool with spot, as a metric label: attempt, error_budget, breach, refused,
+    quota, waiting, dear, failing, none_fits; "" otherwise. `breach_spot` and `breach_on_demand` are how likely its jobs
+    were to miss the wait target on either; None where that was not asked (attempt, error_budget)."""
 
     pool: PoolName
     count: int
     offerings: tuple[Offering, ...]
     reason: str
     spill: str = ""
+    breach_spot: float | None = None
+    breach_on_demand: float | None = None
 
     @property
     def key(self) -> str:
@@ -845,11 +848,13 @@ class Blocked:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What to do now. `blocked` explains unmet demand; `wake_at` is the next instant at which time alone changes
-    the plan (a deadline, a cooldown's end), None when only events can."""
+    the plan (a deadline, a cooldown's end), None when only events can. `predictions` are for queued jobs that have
+    none yet, as of this plan."""
 
     actions: tuple[Action, ...]
     blocked: tuple[Blocked, ...] = ()
     wake_at: datetime | None = None
+    predictions: Mapping[JobId, Prediction] = field(default_factory=dict)
 
 
 __all__ = [name for name in dir() if name[0].isupper() or name in ("job_id", "launch_key", "throttle_key")]

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from operator import attrgetter
 
-from autoscaler.cooling import Closures, Outage, Place, place_of
+from autoscaler.cooling import Closure, Closures, Outage, Place, place_of
 from autoscaler.model import CapacityEvidence, Pool
 from autoscaler.risk import USUAL_LIFE_H, expected_cost_usd, risk_per_hour
 from autoscaler.spi import CapacityPool, CapacityType, Offering, PoolName, ProviderName, Shape
@@ -33,6 +33,10 @@ BATCH_OFFERINGS = 240
 """What one launch may name: clouds bound the overrides of one call to a few hundred."""
 FAR = 2.0
 """To keep the spread, offerings at up to so many times the best one's expected cost are used."""
+SAME = 1.05
+"""Machines for jobs of different lengths are asked for together where that costs each length at most this much more."""
+AS_SAFE = 1.25
+"""The risks of a batch for jobs that were lost before differ by at most this factor."""
 FEW = 4
 """So many machines may share a capacity pool whatever the spread: nothing is gained by splitting a handful."""
 
@@ -58,6 +62,12 @@ class Ranking:
 
 
 # --------------------------------------------------------------------------- allowed, fits, ranked
+
+
+def length_class(hours: float) -> float:
+    """The length, in steps of a factor of four, that jobs of so many hours are placed by: a ranking each is enough, as
+    their costs differ by risk alone."""
+    return 4.0 ** min(2, max(-3, round(math.log(max(hours, 1 / 60), 4))))
 
 
 def exclusion(pool: Pool, offering: Offering) -> str:
@@ -104,20 +114,21 @@ def ranking_of(
     evidence: Mapping[CapacityPool, CapacityEvidence],
     life_h: float | None = None,
 ) -> Ranking:
-    """Everything that a pool may use, best first.
+    """Everything that a pool may use, best first, for jobs of so many hours.
 
     Remembered until pool, offerings or evidence are other objects: with thousands of offerings it is too dear for every
     tick. Most capacity pools have no evidence, so that only the others are judged anew when evidence changes."""
-    known = _remembered.get(pool.name)
-    is_same = known is not None and known.pool is pool and known.offerings is offerings and known.life_h == life_h
+    key = pool.name, life_h
+    known = _remembered.get(key)
+    is_same = known is not None and known.pool is pool and known.offerings is offerings
     if known is not None and is_same and known.evidence is evidence:
         return known.ranking
     if known is None or not is_same:
-        known = _Known(pool=pool, offerings=offerings, life_h=life_h, plain=_rank(pool, offerings, life_h))
+        known = _Known(pool=pool, offerings=offerings, plain=_rank(pool, offerings, life_h))
     if len(_remembered) >= _REMEMBERED:
         _remembered.clear()
     known.evidence, known.ranking = evidence, _judged(known.plain, evidence, life_h)
-    _remembered[pool.name] = known
+    _remembered[key] = known
     return known.ranking
 
 
@@ -127,13 +138,12 @@ class _Known:
 
     pool: Pool
     offerings: tuple[Offering, ...]
-    life_h: float | None
     plain: Ranking
     evidence: Mapping[CapacityPool, CapacityEvidence] = field(default_factory=dict)
     ranking: Ranking = Ranking(spot=(), on_demand=())
 
 
-_remembered: dict[PoolName, _Known] = {}
+_remembered: dict[tuple[PoolName, float | None], _Known] = {}
 """By identity of what is never changed: a cache, not a state."""
 _REMEMBERED = 1000
 
@@ -200,13 +210,19 @@ def batch_again(pool: Pool, offerings: tuple[Offering, ...]) -> tuple[Offering, 
 @dataclass(slots=True, kw_only=True)
 class Openings:
     """The offerings of one capacity type that a pool may use now. `ceiling` is the price above which they are no use:
-    what the same pool would pay on demand."""
+    what the same pool would pay on demand. `is_safest`: they are ranked by risk."""
 
     pool: Pool
     ranked: tuple[Ranked, ...]
     closures: Closures
     word: CapacityType
     ceiling: float | None = None
+    is_safest: bool = False
+
+    def safest(self) -> "Openings":
+        """The same for jobs that were lost before: the lowest risk first, at equal risk the lowest cost."""
+        ranked = sorted(self.ranked, key=lambda one: (round(one.risk, 4), one.order))
+        return replace(self, ranked=tuple(ranked), is_safest=True)
 
     def walk(self, without: Collection[ProviderName] = (), full: Collection[Place] = ()) -> Iterator[Ranked]:
         """Open offerings, best first, of all providers but some and all capacity pools but some."""
@@ -228,24 +244,33 @@ class Openings:
         for one in self.walk(without, full):
             where = one.offering.capacity_pool
             if not found:
-                provider, limit = where.provider, one.cost_usd * NEAR
-            elif one.cost_usd > limit or len(found) >= BATCH_OFFERINGS:
+                first, provider = one, where.provider
+            elif self._is_beyond(one, first) or len(found) >= BATCH_OFFERINGS:
                 break
+            elif self.is_safest and one.cost_usd > first.cost_usd * NEAR:
+                continue
             if where.provider == provider and (where.machine_type in types or len(types) < BATCH_TYPES):
                 types.add(where.machine_type)
                 found.append(one)
         return found
 
-    def outage(self) -> Outage:
-        """Why nothing is open."""
-        closures, dear = [], 0
+    def _is_beyond(self, one: Ranked, first: Ranked) -> bool:
+        if self.is_safest:
+            return one.risk > first.risk * AS_SAFE + 1e-4
+        return one.cost_usd > first.cost_usd * NEAR
+
+    def closed(self) -> Iterator[tuple[Ranked, Closure]]:
+        """The offerings that would be open but for a cooldown, a quota or their provider, with what closes each."""
         for one in self.ranked:
             where = one.offering.capacity_pool
             closure = self.closures.of(one.place, where) or self.closures.provider(self.pool, where.provider)
-            if self._is_dear(one):
-                dear += 1
-            elif closure is not None:
-                closures.append(closure)
+            if closure is not None and not self._is_dear(one):
+                yield one, closure
+
+    def outage(self) -> Outage:
+        """Why nothing is open."""
+        closures = [closure for _, closure in self.closed()]
+        dear = sum(1 for one in self.ranked if self._is_dear(one))
         return Outage(word=self.word.value, total=len(self.ranked), closures=closures, dear=dear)
 
 

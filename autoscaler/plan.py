@@ -8,6 +8,7 @@ The order is the order of importance:
     supply                queued jobs -> registered, ready and coming machines -> launches (`plan_supply`)
     surplus               machines that nobody needs (within `plan_supply`, which knows who covers what)
     care                  sealing, withdrawing, settling, queue holders, orphans (`plan_care`)
+    predictions           how long the jobs that are seen for the first time will wait (`plan_predict`)
 
 A job is never bound to a machine: `plan_supply` pairs them only to count each machine once.
 """
@@ -17,6 +18,7 @@ from datetime import datetime, timedelta
 from autoscaler.model import Action, Plan, Register, Rules, Snapshot
 from autoscaler.plan_care import plan_care
 from autoscaler.plan_ends import plan_ends
+from autoscaler.plan_predict import predictions
 from autoscaler.plan_requeue import plan_requeue
 from autoscaler.plan_supply import plan_supply
 
@@ -33,7 +35,9 @@ def plan(snapshot: Snapshot, rules: Rules, now: datetime) -> Plan:
     wakes = (part.wake_at for part in (ends, requeues, supply, care))
     times = [at for at in (*wakes, *held.values()) if at is not None]
     wake_at = max(min(times), now + timedelta(milliseconds=50)) if times else None
-    return Plan(actions=actions, blocked=tuple(supply.blocked), wake_at=wake_at)
+    blocked = tuple(supply.blocked)
+    foretold = predictions(snapshot, rules, now, actions=actions, blocked=blocked, leaving=ends.leaving)
+    return Plan(actions=actions, blocked=blocked, wake_at=wake_at, predictions=foretold)
 
 
 def _held_until(action: Action, snapshot: Snapshot, now: datetime) -> datetime | None:
