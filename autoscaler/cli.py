@@ -72,6 +72,7 @@ def make_parser() -> argparse.ArgumentParser:
         control.add_argument("pool", metavar="POOL")
         _client_options(control)
         control.set_defaults(command=_client(verb))
+    _chaos_options(commands.add_parser("chaos", help="game days: see what a reclaim costs before a cloud shows it"))
     return parser
 
 
@@ -91,6 +92,31 @@ def _client_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--token", default=None, help="admin token; better in $AUTOSCALER_TOKEN")
     _json_option(parser)
+
+
+def _chaos_options(parser: argparse.ArgumentParser) -> None:
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    interrupt = verbs.add_parser("interrupt", help="have machines with jobs on them taken, and tell what it cost")
+    interrupt.add_argument("--pool", required=True, metavar="POOL")
+    interrupt.add_argument(
+        "--share", type=_share, required=True, metavar="X", help="share of the pool's machines with a runner, up to 1"
+    )
+    interrupt.add_argument("--no-notice", action="store_true", help="end them without the warning of their cloud")
+    interrupt.add_argument(
+        "--wait", type=float, default=900.0, metavar="S", help="tell what it cost by then at the latest (default 900)"
+    )
+    _client_options(interrupt)
+    interrupt.set_defaults(command=_client("chaos"))
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number above 0 and at most 1; 0.1 is a tenth")
+    return share
 
 
 def _demo_options(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""The clients of the admin API: status, why, drain, pause, resume. They ask a running daemon over HTTP.
+"""The clients of the admin API: status, why, drain, pause, resume, chaos. They ask a running daemon over HTTP.
 
 Owns talking and the words for what goes wrong; what is shown is made in `client_text`. Exit codes: 0 done, 2 what was
 asked for is wrong (address, token, job, pool), 1 anything else. The token comes from --token or $AUTOSCALER_TOKEN and
@@ -16,6 +16,7 @@ from urllib.parse import quote, urlsplit
 
 import aiohttp
 
+from autoscaler.client_chaos import follow, has_failed, report_text
 from autoscaler.client_text import Palette, control_text, status_text
 from autoscaler.client_why import why_text
 
@@ -40,6 +41,7 @@ class _NotFound(Exception):
 
 async def ask(verb: str, options: argparse.Namespace) -> int:
     """Run one client command (`url`, `token`, `json` and its own argument in `options`); returns the exit code."""
+    code = DONE
     try:
         async with _Daemon(options.url, options.token or os.environ.get("AUTOSCALER_TOKEN", "")) as daemon:
             palette = Palette.of(sys.stdout)
@@ -50,6 +52,9 @@ async def ask(verb: str, options: argparse.Namespace) -> int:
                 case "why":
                     document = await _explained(daemon, options.job)
                     shown = why_text(document, palette)
+                case "chaos":
+                    document = await _game_day(daemon, options)
+                    shown, code = report_text(document), FAILED if has_failed(document) else DONE
                 case _:
                     document = await _control(daemon, verb, options.pool)
                     shown = control_text(document)
@@ -57,7 +62,7 @@ async def ask(verb: str, options: argparse.Namespace) -> int:
         print(f"autoscaler {verb}: {error}", file=sys.stderr)
         return error.code
     print(json.dumps(document, indent=2) if options.json else shown)
-    return DONE
+    return code
 
 
 class _Daemon:
@@ -83,21 +88,21 @@ class _Daemon:
     async def get(self, path: str, **query: str) -> Document:
         return await self._call("GET", path, query)
 
-    async def post(self, path: str) -> Document:
-        return await self._call("POST", path, {})
+    async def post(self, path: str, body: Document | None = None) -> Document:
+        return await self._call("POST", path, {}, body)
 
-    async def _call(self, method: str, path: str, query: Mapping[str, str]) -> Document:
+    async def _call(self, method: str, path: str, query: Mapping[str, str], body: Document | None = None) -> Document:
         try:
             async with self._session.request(
-                method, f"{self._url}/api/v1/{path}", params=query, allow_redirects=False
+                method, f"{self._url}/api/v1/{path}", params=query, json=body, allow_redirects=False
             ) as answer:
-                body = await answer.read()
+                text = await answer.read()
                 status = answer.status
         except (aiohttp.ClientConnectionError, TimeoutError) as error:
             raise AskError(self._unreachable(error)) from error
         except (aiohttp.ClientError, ValueError) as error:
             raise AskError(f"{self._url} could not be asked: {error}", code=USAGE) from error
-        document = _parsed(body)
+        document = _parsed(text)
         if status == 200 and document is not None:
             return document
         said = str((document or {}).get("error", ""))
@@ -122,7 +127,7 @@ class _Daemon:
                     "  -> put one of autoscaler.admin_tokens into $AUTOSCALER_TOKEN (or give it with --token)",
                     code=USAGE,
                 )
-            case 403:
+            case 400 | 403 | 409:
                 return AskError(f"{self._url} refuses: {said}", code=USAGE)
             case 404:
                 return AskError(f"{self._url} is not an autoscaler's admin listener (404): check --url", code=USAGE)
@@ -152,8 +157,23 @@ async def _control(daemon: _Daemon, verb: str, pool: str) -> Document:
     try:
         return await daemon.post(f"pools/{quote(pool, safe='')}/{verb}")
     except _NotFound:
-        names = [str(one["name"]) for one in (await daemon.get("pools"))["pools"]]
-        raise AskError(f"there is no pool {pool!r}{_near(pool, names)}", code=USAGE) from None
+        raise await _no_pool(daemon, pool) from None
+
+
+async def _no_pool(daemon: _Daemon, pool: str) -> AskError:
+    names = [str(one["name"]) for one in (await daemon.get("pools"))["pools"]]
+    return AskError(f"there is no pool {pool!r}{_near(pool, names)}", code=USAGE)
+
+
+async def _game_day(daemon: _Daemon, options: argparse.Namespace) -> Document:
+    """Begin one, and follow it to its end."""
+    order = {"pool": options.pool, "share": options.share, "announced": not options.no_notice}
+    try:
+        begun = await daemon.post("chaos", order)
+    except _NotFound:
+        raise await _no_pool(daemon, options.pool) from None
+    path = f"chaos/{quote(str(begun['id']), safe='')}"
+    return await follow(begun, lambda: daemon.get(path), wait_s=options.wait, away=AskError)
 
 
 def _near(given: str, names: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ import structlog
 
 from autoscaler.apply import Applier
 from autoscaler.apply_forge import ForgeCalls
+from autoscaler.apply_game_day import GameDays
 from autoscaler.apply_launch import Launcher
 from autoscaler.apply_requeue import RequeueCalls
 from autoscaler.apply_tell import TellCalls
@@ -20,6 +21,8 @@ from autoscaler.config import Config
 from autoscaler.experience import Experience
 from autoscaler.facts import Fact, WebhookArrived
 from autoscaler.forge_line import ForgeLine
+from autoscaler.game_day import GameDay
+from autoscaler.game_day_report import GameDayReport, GameDayReporter
 from autoscaler.health import Health
 from autoscaler.http.agents import AgentDesk
 from autoscaler.http.limits import Refusals
@@ -186,6 +189,15 @@ class Core:
         self.notices = NoticeWatch(
             loop=loop, rows=rows, providers=self._providers, heard_at=self.desk.last_contact, clock=clock
         )
+        self._game_days = GameDays(
+            rows=rows,
+            sightings=sightings,
+            providers=self._providers,
+            reporter=GameDayReporter(rows, self._store, self.traits()),
+            clock=clock,
+            new_id=self._launcher.new_id,
+            broke=loop.break_off,
+        )
         for row in stored.inbox:
             loop.report(WebhookArrived(seq=row.seq, forge=row.forge, webhook=row.webhook))
         loop.replace_rules(self._rules)
@@ -215,6 +227,7 @@ class Core:
     async def aclose(self, *, grace_s: float) -> None:
         """Let running calls end, make what they changed durable."""
         self.desk.close()
+        await self._game_days.aclose()
         await self.applier.aclose(grace_s)
         self._experience.keep(self._clock.now(), half_life=self._rules.evidence_half_life, is_last=True)
         self._lessons.keep(self._clock.now(), is_last=True)
@@ -345,6 +358,21 @@ class Core:
         )
         await self.rows.flush()
         self.loop.wake()
+
+    @property
+    def allows_game_days(self) -> bool:
+        return self._config.autoscaler.chaos
+
+    async def begin_game_day(self, pool: PoolName, *, share: float, is_announced: bool, actor: str) -> GameDayReport:
+        if pool not in self._rules.pools:
+            raise KeyError(pool)
+        return await self._game_days.begin(pool, share=share, is_announced=is_announced, actor=actor)
+
+    async def game_day(self, id_: str) -> GameDayReport:
+        return await self._game_days.report(id_)
+
+    def game_days(self) -> Sequence[GameDay]:
+        return self._game_days.days()
 
 
 def _first_of(failures: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -14,7 +14,7 @@ from autoscaler.sightings import Sightings
 from autoscaler.spi import Conclusion, InstanceId
 from autoscaler.states import TIMER_ENDS, WORKING_STATES
 
-INTERRUPTED = (EndReason.VANISHED, EndReason.INTERRUPTED)
+INTERRUPTED = (EndReason.VANISHED, EndReason.INTERRUPTED, EndReason.CHAOS)
 CUT_OFF_WINDOW = timedelta(hours=3)
 """How long after its machine's end a forge may fail a job for it: GitHub's lease is minutes, GitLab's check hours."""
 CANCELLED_WINDOW = timedelta(minutes=2)

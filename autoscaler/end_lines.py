@@ -15,6 +15,7 @@ AUTOSCALER, AGENT, MACHINE = "autoscaler", "agent", "machine"
 _WHY = {
     EndReason.REFUSED: "it was never made",
     EndReason.INTERRUPTED: "its cloud took it back",
+    EndReason.CHAOS: "its cloud took it for a game day",
     EndReason.VANISHED: "it is gone, and nobody said why",
     EndReason.SELF_ENDED: "it powered itself off",
     EndReason.MAX_LIFETIME: "it got older than its pool allows",
@@ -95,7 +96,7 @@ def ended_line(
 def _who(before: Instance, ending: EndReason, said: str) -> tuple[str, str]:
     """Whose doing it was, and why they did it."""
     is_asked = before.state is InstanceState.TERMINATING
-    if ending is EndReason.INTERRUPTED:
+    if ending in (EndReason.INTERRUPTED, EndReason.CHAOS):
         return before.provider, "its cloud takes it back, and we had it ended before" if is_asked else _WHY[ending]
     if is_asked and not (said and ending in TIMER_ENDS):
         return AUTOSCALER, "we had its cloud end it"

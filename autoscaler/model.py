@@ -267,6 +267,12 @@ class Interruption:
     ended_at: datetime | None = None
     hook_s: float | None = None
     """How long the image's on-interruption hook ran, as its agent said."""
+    is_game_day: bool = False
+    """A game day had it taken: it says nothing about its cloud, and counts against no error budget."""
+
+    @property
+    def end_reason(self) -> EndReason:
+        return EndReason.CHAOS if self.is_game_day else EndReason.INTERRUPTED
 
     @property
     def taken_by(self) -> datetime:

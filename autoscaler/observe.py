@@ -318,21 +318,27 @@ class Observer:
     def _end(self, row: Instance, now: datetime, *, cause: str, ending: EndReason | None = None) -> None:
         """The machine is gone. What it was doing is settled with the forge, never guessed."""
         said = self._seen.ending.get(row.id)
-        is_taken = row.id in self._rows.interruptions and said is None
+        if said is None and ending is None:
+            self._losses.ended_without_a_word(row, now)
+        taken = self._rows.interruptions.get(row.id)
+        is_taken = taken is not None and said is None
         # Neither we nor its agent ended it. Only such an end is free where clouds ask nothing for what they take early.
         by_cloud = is_taken and ending is not EndReason.SELF_ENDED and row.state is not _S.TERMINATING
+        if taken is not None and taken.is_game_day and not taken.is_announced:
+            by_cloud = False  # its cloud ended it because it was asked to
         if said is not None:
             ending = end_reason_said(said)
         elif is_taken:
             ending = EndReason.INTERRUPTED
         elif self._is_outworn(row, now):
             ending = EndReason.MAX_LIFETIME
+        if taken is not None and ending is EndReason.INTERRUPTED:
+            ending = taken.end_reason
         ended = self._rows.move(
             row, _S.TERMINATED, now=now, cause=cause, ending=ending or EndReason.VANISHED, is_ended_by_cloud=by_cloud
         )
-        known = self._rows.interruptions.get(row.id)
         heard = self._losses.heard_at(row.id) if said is None else None
-        self._rows.note(ended_line(row, ended, now, cause=cause, said=said or "", interruption=known, heard_at=heard))
+        self._rows.note(ended_line(row, ended, now, cause=cause, said=said or "", interruption=taken, heard_at=heard))
         hours = (now - row.created_at).total_seconds() / 3600
         if row.provider_id is not None and row.price_usd_hour:
             self._rows.spend(row, hours * row.price_usd_hour, now=now)

@@ -39,6 +39,7 @@ _HOOK_OUTCOMES = {
     "timed_out": "stopped: its time was over",
     "job_ended": "stopped: its job had ended",
 }
+_TAKEN = (EndReason.INTERRUPTED, EndReason.CHAOS)
 _UP = (MachineState.PENDING, MachineState.RUNNING)
 
 _S = InstanceState
@@ -88,7 +89,7 @@ class LossObserver:
         """What a listing says of a machine beside its state."""
         if not machine.is_reclaimed and machine.reclaim_at is None:
             return
-        if row.state is _S.TERMINATING and row.ending is not EndReason.INTERRUPTED:
+        if row.state is _S.TERMINATING and row.ending not in _TAKEN:
             return
         self._merge(row, "listing", now, reclaim_at=machine.reclaim_at, is_announced=machine.state in _UP)
 
@@ -96,6 +97,13 @@ class LossObserver:
         """Its agent fell silent, and its cloud says that the machine is gone."""
         if row.state is not _S.TERMINATING:
             self._merge(row, "heartbeat", now, is_announced=False)
+
+    def ended_without_a_word(self, row: Instance, now: datetime) -> None:
+        """It is gone, and neither we nor its agent ended it: where a game day asked for that, its cloud may not say so,
+        as it ended the machine like any that its owner ends."""
+        is_ours = self._seen.is_staged(row.id, now) and row.state is not _S.TERMINATING
+        if is_ours and row.id not in self._rows.interruptions:
+            self._merge(row, "game_day", now, is_announced=False)
 
     def _noticed(
         self,
@@ -109,13 +117,14 @@ class LossObserver:
     ) -> None:
         match kind:
             case NoticeKind.REBALANCE:
-                if row.capacity_pool is not None and row.id not in self._seen.rebalanced:
+                is_news = row.id not in self._seen.rebalanced and not self._seen.is_staged(row.id, now)
+                if row.capacity_pool is not None and is_news:
                     self._seen.rebalanced.add(row.id)
                     self._experience.note_rebalance(row.capacity_pool, now)
             case NoticeKind.MAINTENANCE if reclaim_at > now + MAINTENANCE_NEAR:
                 self._seen.maintenance[row.id] = reclaim_at, source
             case NoticeKind.RECLAIM | NoticeKind.MAINTENANCE:
-                if row.state is _S.TERMINATING and row.ending is not EndReason.INTERRUPTED:
+                if row.state is _S.TERMINATING and row.ending not in _TAKEN:
                     self._drop(row.provider, "ended")
                 elif row.state in WORKING_STATES and row.job is not None and row.job not in self._rows.jobs:
                     self._drop(row.provider, "finished")
@@ -156,6 +165,7 @@ class LossObserver:
 
     def _first_word(self, row: Instance, first: Interruption, now: datetime) -> None:
         """Count it once, and say it once."""
+        first = replace(first, is_game_day=self._seen.is_staged(row.id, now))
         self._rows.record(first)
         place = row.capacity_pool
         self._metrics.interruptions_total.labels(
@@ -164,7 +174,7 @@ class LossObserver:
             machine_type=place.machine_type if place is not None else "",
             announced="yes" if first.is_announced else "no",
         ).inc()
-        if place is not None:
+        if place is not None and not first.is_game_day:
             self._experience.note_interrupted(place, now)
         if first.is_announced and first.reclaim_at is not None:
             self._metrics.notice_lead_seconds.observe(max(0.0, (first.reclaim_at - now).total_seconds()))
@@ -177,7 +187,7 @@ class LossObserver:
                 action="interruption",
                 subject=row.id,
                 pool=row.pool,
-                reason=f"{what}: {first.told_by}",
+                reason=f"{what}{' for a game day' if first.is_game_day else ''}: {first.told_by}",
                 outcome=f"it was {row.state}",
             )
         )
@@ -187,6 +197,7 @@ class LossObserver:
             pool=row.pool,
             source=first.sources[0],
             announced=first.is_announced,
+            game_day=first.is_game_day,
         )
 
     def _explain(self, ended: Instance, notice: Notice, source: str, now: datetime) -> None:
@@ -201,7 +212,7 @@ class LossObserver:
         first = _first_record(ended, source, told_at, reclaim_at=notice.reclaim_at, is_announced=is_announced)
         cutoff_at = min(ended.since, _stop_at(first, ended.since))
         self._first_word(ended, replace(first, cutoff_at=cutoff_at, ended_at=ended.since), now)
-        if ended.capacity_pool is not None:
+        if ended.capacity_pool is not None and not self._seen.is_staged(ended.id, now):
             self._experience.note_explained(ended.capacity_pool, now)
 
     # ------------------------------------------------------------------ what follows

@@ -98,9 +98,9 @@ def _due(
                 return None
             return instance.ending or EndReason.SURPLUS, "not gone yet: asked again", False
         case InstanceState.LAUNCHED | InstanceState.READY if instance.id in snapshot.interruptions:
-            return EndReason.INTERRUPTED, _taken(snapshot.interruptions[instance.id]), False
+            return *_taken(snapshot.interruptions[instance.id]), False
         case InstanceState.REGISTERING | InstanceState.IDLE if instance.id in snapshot.interruptions:
-            return EndReason.INTERRUPTED, _taken(snapshot.interruptions[instance.id]), True
+            return *_taken(snapshot.interruptions[instance.id]), True
         case InstanceState.LAUNCHED | InstanceState.READY if instance.id in snapshot.disputed:
             return EndReason.DISPUTED, "two claims with valid evidence: replaced", False
         case InstanceState.REGISTERING | InstanceState.IDLE if instance.id in snapshot.disputed:
@@ -177,11 +177,12 @@ def _taken_due(
         return None
     if job is None:
         return EndReason.JOB_DONE, "its job is done", must_deregister
-    return EndReason.INTERRUPTED, _taken(interruption), must_deregister
+    return *_taken(interruption), must_deregister
 
 
-def _taken(interruption: Interruption) -> str:
-    return f"its cloud takes it back ({interruption.told_by})"
+def _taken(interruption: Interruption) -> tuple[EndReason, str]:
+    why = " for a game day" if interruption.is_game_day else ""
+    return interruption.end_reason, f"its cloud takes it back{why} ({interruption.told_by})"
 
 
 def _is_over(job: Job) -> bool:

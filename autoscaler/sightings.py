@@ -96,6 +96,12 @@ class Sightings:
     hanging: dict[JobId, None] = field(default_factory=dict)
     """Lost jobs that their forge still ran when it was asked to run them again: it may have been asked to end them, so
     that a cancellation of theirs is ours. Kept in the store's settings too."""
+    staged: dict[InstanceId, datetime] = field(default_factory=dict)
+    """Machines that a game day was told to take, and until when their end counts as its doing; kept with game days."""
+
+    def is_staged(self, instance: InstanceId, now: datetime) -> bool:
+        until = self.staged.get(instance)
+        return until is not None and now < until
 
     def note_offerings(self, pool: PoolName, provider: ProviderName, found: Sequence[Offering]) -> None:
         """What a provider offers a pool now, in place of what it offered."""

@@ -6,6 +6,8 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from autoscaler.game_day import GameDay
+from autoscaler.game_day_report import GameDayReport
 from autoscaler.http.view import Condition, TickView, Trouble
 from autoscaler.model import (
     Blocked,
@@ -146,6 +148,7 @@ class ExampleView:
         self.reasons: tuple[Blocked, ...] = ()
         self.has_ticked = True
         self.scored: tuple[Calibration, ...] = ()
+        self.allows_game_days = False
         self.controlled: list[tuple[PoolName, PoolControl, str]] = []
         self._snapshot = snapshot
         self._rules = rules
@@ -202,6 +205,17 @@ class ExampleView:
             raise KeyError(pool)
         self.controlled.append((pool, control, actor))
         self.publish(replace(self._snapshot, controls={**self._snapshot.controls, pool: control}))
+
+    async def begin_game_day(self, pool: PoolName, *, share: float, is_announced: bool, actor: str) -> GameDayReport:
+        if pool not in self._rules.pools:
+            raise KeyError(pool)
+        raise AssertionError("this view has no clouds")
+
+    async def game_day(self, id_: str) -> GameDayReport:
+        raise KeyError(id_)
+
+    def game_days(self) -> Sequence[GameDay]:
+        return ()
 
     def publish(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot

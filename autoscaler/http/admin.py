@@ -14,6 +14,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from autoscaler.http.api import CALLER, make_api_routes
 from autoscaler.http.auth import Access, is_same_site
+from autoscaler.http.chaos import make_chaos_routes
 from autoscaler.http.health import make_health_routes
 from autoscaler.http.limits import Network
 from autoscaler.http.live import LiveState
@@ -64,6 +65,7 @@ def make_admin_app(
     app[EVENTS] = events
     app.add_routes(make_health_routes(view))
     app.add_routes(make_api_routes(view, access))
+    app.add_routes(make_chaos_routes(view, access))
     app.add_routes(pages.routes())
     app.router.add_get("/metrics", scrape)
     app.router.add_get("/events", events.handle, allow_head=False)

@@ -58,6 +58,7 @@ def interruption_document(one: Interruption) -> Document:
         "capacity_pool": capacity_pool_document(one.capacity_pool) if one.capacity_pool else None,
         "job": one.job,
         "announced": one.is_announced,
+        "game_day": one.is_game_day,
         "sources": list(one.sources),
         "noticed_at": instant(one.noticed_at),
         "reclaim_at": instant_or_none(one.reclaim_at),

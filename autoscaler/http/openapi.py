@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from autoscaler.game_day import GameDayState
+from autoscaler.game_day_report import Outcome
 from autoscaler.http.costs import GROUPS
 from autoscaler.model import Use
 from autoscaler.why_machine import EndedBy
@@ -69,6 +71,10 @@ _MACHINE_ANSWER: dict[str, Schema] = {
     "ended_by": _maybe({"enum": [by.value for by in EndedBy]}),
     "evidence": {"type": "array", "items": _record(at=_INSTANT, source=_TEXT, text=_TEXT)},
 }
+_GAME_DAY: dict[str, Schema] = {
+    "id": _TEXT, "pool": _TEXT, "share": _NUMBER, "announced": _FLAG, "actor": _TEXT, "begun_at": _INSTANT,
+    "state": {"enum": [one.value for one in GameDayState]}, "detail": _TEXT, "candidates": _COUNT, "machines": _TEXTS,
+}  # fmt: skip
 _CONTROL: Schema = {"enum": ["active", "paused", "draining"]}
 _USES = _record(**{use.value: _NUMBER for use in Use})
 _MONEY: dict[str, Schema] = {
@@ -155,8 +161,8 @@ _SCHEMAS: dict[str, Schema] = {
     ),
     "Interruption": _record(
         instance=_TEXT, provider=_TEXT, pool=_TEXT, capacity_pool=_maybe(_record(**_CAPACITY_POOL)), job=_maybe(_TEXT),
-        announced=_FLAG, sources=_TEXTS, noticed_at=_INSTANT, reclaim_at=_maybe(_INSTANT), cutoff_at=_maybe(_INSTANT),
-        ended_at=_maybe(_INSTANT), hook_s=_maybe(_NUMBER),
+        announced=_FLAG, game_day=_FLAG, sources=_TEXTS, noticed_at=_INSTANT, reclaim_at=_maybe(_INSTANT),
+        cutoff_at=_maybe(_INSTANT), ended_at=_maybe(_INSTANT), hook_s=_maybe(_NUMBER),
     ),
     "Interruptions": _record(interruptions=_list("Interruption")),
     "ScoredBin": _record(predicted=_NUMBER, observed=_NUMBER, jobs=_COUNT),
@@ -174,6 +180,26 @@ _SCHEMAS: dict[str, Schema] = {
         },
     ),
     "PoolControl": _record(pool=_TEXT, control=_CONTROL),
+    "GameDayOrder": {
+        "type": "object", "required": ["pool", "share"], "additionalProperties": False,
+        "properties": {
+            "pool": _TEXT, "share": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+            "announced": {"type": "boolean", "default": True},
+        },
+    },
+    "GameDay": _record(**_GAME_DAY),
+    "GameDays": _record(game_days=_list("GameDay")),
+    "HitJob": _record(
+        job=_TEXT, repo=_TEXT, name=_TEXT, instance=_TEXT, outcome={"enum": [one.value for one in Outcome]},
+        reason=_TEXT, lost_at=_maybe(_INSTANT), successor=_maybe(_TEXT), running_again_s=_maybe(_NUMBER),
+        lost_work_usd=_NUMBER,
+    ),
+    "GameDayReport": _record(
+        **_GAME_DAY, over=_FLAG, taken=_COUNT, spared=_COUNT, going=_COUNT,
+        jobs=_record(hit=_COUNT, **{one.value: _COUNT for one in Outcome}, lost=_COUNT, running_again=_COUNT),
+        running_again_s=_record(p50=_maybe(_NUMBER), p95=_maybe(_NUMBER), max=_maybe(_NUMBER)),
+        lost_work_usd=_NUMBER, hit=_list("HitJob"),
+    ),
 }  # fmt: skip
 
 _LIMIT: Schema = {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 1000}}
@@ -250,11 +276,25 @@ def _paths() -> dict[str, Schema]:
             "History", _query("minutes", minutes),
         ),
     }  # fmt: skip
+    chaos = {
+        "/api/v1/chaos": {"get": _operation("The last game days", "GameDays"), "post": _game_day_order()},
+        "/api/v1/chaos/{game_day}": {
+            "get": _operation("What a game day took and cost so far", "GameDayReport", path=("game_day",))
+        },
+    }
     document = {"/api/v1/openapi.json": {"get": {"summary": "This document", "responses": {"200": _ANY}}}}
     table = _operation("The same as a table: one line per sum", "Costs", _query("since"), _query("until"))
     table["responses"]["200"] = {"description": "the table", "content": {"text/csv": {"schema": _TEXT}}}
     document["/api/v1/costs.csv"] = {"get": table}
-    return {**{f"/api/v1/{path}": {"get": operation} for path, operation in reads.items()}, **control, **document}
+    gets = {f"/api/v1/{path}": {"get": operation} for path, operation in reads.items()}
+    return {**gets, **control, **chaos, **document}
+
+
+def _game_day_order() -> Schema:
+    order = _operation("Interrupt a share of a pool's machines, and see what becomes of their jobs", "GameDayReport")
+    order["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref("GameDayOrder")}}}
+    order["responses"]["409"] = order["responses"]["400"]
+    return order
 
 
 _ANY: Schema = {"description": "OpenAPI 3.1", "content": {"application/json": {"schema": {"type": "object"}}}}

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from autoscaler.game_day import GameDay
+from autoscaler.game_day_report import GameDayReport
 from autoscaler.model import Blocked, PoolControl, Rules, Snapshot
 from autoscaler.scores import Calibration
 from autoscaler.spi import PoolName, ProviderName, ProviderTraits, RateBudget
@@ -97,4 +99,22 @@ class DaemonView(Protocol):
 
     async def set_control(self, pool: PoolName, control: PoolControl, *, actor: str) -> None:
         """Pause, drain or resume a pool; written to the ledger. Raises KeyError for an unknown pool."""
+        ...
+
+    @property
+    def allows_game_days(self) -> bool:
+        """Whether the configuration does."""
+        ...
+
+    async def begin_game_day(self, pool: PoolName, *, share: float, is_announced: bool, actor: str) -> GameDayReport:
+        """Have a share of a pool's machines interrupted; durable and in the ledger before any cloud is asked. Raises
+        KeyError for an unknown pool, GameDayRunning while another one is not over."""
+        ...
+
+    async def game_day(self, id_: str) -> GameDayReport:
+        """What a game day cost so far. Raises KeyError where there was none."""
+        ...
+
+    def game_days(self) -> Sequence[GameDay]:
+        """Those on record, newest first."""
         ...

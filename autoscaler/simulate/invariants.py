@@ -18,7 +18,8 @@ from autoscaler.store.memory import MemoryDisk
 from autoscaler.tellings import telling_key
 
 _AFTER_LOSS = frozenset({JobState.LOST, JobState.REQUEUED, JobState.ABANDONED})
-_MAY_END_BUSY = frozenset({EndReason.MAX_RUNTIME, EndReason.OPERATOR, EndReason.CHAOS})
+_MAY_END_BUSY = frozenset({EndReason.MAX_RUNTIME, EndReason.OPERATOR})
+_TAKEN = frozenset({EndReason.INTERRUPTED, EndReason.CHAOS})
 _JOB_PATHS: dict[JobState, frozenset[JobState]] = {}
 
 
@@ -155,8 +156,8 @@ class Watch:
             self.violated(f"instance {row.id} is {row.state} but its history ends with {moves[-1].to_state}")
         if row.state is InstanceState.DRAINING and row.id not in self.disk.interruptions:
             self.violated(f"instance {row.id} drains and no interruption is on record")
-        if row.ending is EndReason.INTERRUPTED and row.id not in self.disk.interruptions:
-            self.violated(f"instance {row.id} ended as interrupted and no interruption is on record")
+        if row.ending in _TAKEN and row.id not in self.disk.interruptions:
+            self.violated(f"instance {row.id} ended as {row.ending} and no interruption is on record")
         if row.job is not None and self._served.setdefault(row.id, row.job) != row.job:
             self.violated(f"instance {row.id} served {self._served[row.id]} and now {row.job}")
         if is_live(row):
@@ -219,7 +220,7 @@ class Watch:
         return {job.id for job in self.disk.jobs.values() if is_live_job(job)}
 
     def _may_end_busy(self, row: Instance) -> bool:
-        if row.ending is EndReason.INTERRUPTED:
+        if row.ending in _TAKEN:
             return row.id in self.disk.interruptions
         if row.ending is not EndReason.MAX_RUNTIME:
             return row.ending in _MAY_END_BUSY

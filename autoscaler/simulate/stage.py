@@ -62,6 +62,8 @@ class Site:
     on_demand_prices: Mapping[str, float] = field(default_factory=dict)
     boot: tuple[float, float] = (2.0, 20.0)
     lease_s: float = 180.0
+    notice_s: float = 0.0
+    """The notice of what the cloud takes on its own or because a game day asks for it."""
 
 
 class Stage:
@@ -102,7 +104,9 @@ class Stage:
         supplies = local_supplies(LOCAL, site.prices, site.on_demand_prices, slots=site.slots)
         account = CloudAccount(
             Capacity.of(supplies),
-            times=CloudTimes(boot=site.boot, end=(0.5, 3.0), shown_after=(0.0, rates.shown_late_s), notice_s=0.0),
+            times=CloudTimes(
+                boot=site.boot, end=(0.5, 3.0), shown_after=(0.0, rates.shown_late_s), notice_s=site.notice_s
+            ),
             faults=CloudFaults(slow_boot=rates.slow_boot, silent=rates.silent_boot, refuse=rates.refused, seed=seed),
             images=frozenset({IMAGE}),
         )
