@@ -164,7 +164,7 @@ class StockConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequeueConfig:
     """`attempts` counts the first one; from attempt `on_demand_from` on, on_demand is used. `mixed_failures`:
-    "ride_along" reruns genuine failures of the same run too, "wait" leaves such a run to its people."""
+    "ride_along" lets genuine failures of the same GitHub run run again with several lost jobs, "wait" never does."""
 
     enabled: bool = True
     attempts: int = 3

@@ -128,7 +128,7 @@ class _Look:
         self._rows.load(stored)
         known = frozenset(self._rows.instances)
         self._jobs.load(self._clock.now())
-        self._jobs.rematch(self._rules)
+        self._jobs.rematch(self._rules, self._clock.now())
         experience = Experience(self._rows, self._seen)
         observer = Observer(
             self._rows,

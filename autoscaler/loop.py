@@ -102,7 +102,7 @@ class Loop:
     def replace_rules(self, rules: Rules) -> None:
         """New configuration: queued jobs find their pools anew, and the next tick plans by it."""
         self.rules = rules
-        self._jobs.rematch(rules)
+        self._jobs.rematch(rules, self._clock.now())
         self.replan()
 
     async def run(self) -> None:

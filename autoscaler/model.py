@@ -589,6 +589,8 @@ class Snapshot:
     foreseen: tuple[Foreseen, ...] = ()
     run_ends: Mapping[tuple[ForgeName, str, str], datetime] = field(default_factory=dict)
     """When runs (forge, repo, run id) that hold lost jobs are expected to end; absent while unknown."""
+    unserved_since: Mapping[JobId, datetime] = field(default_factory=dict)
+    """Since when queued jobs have had no pool, as far as this process knows."""
     burns: Mapping[PoolName, Burn] = field(default_factory=dict)
     tellings: tuple[Telling, ...] = ()
     """What people are still to be told."""

@@ -441,6 +441,7 @@ class Observer:
             run_ends=self.lessons.stages.run_ends,
             tellings=self._outbox.tellings(),
             burns=self.lessons.budgets.burns,
+            unserved_since=self._jobs.unserved_since,
         )
 
     def _forge_view(self, name: ForgeName, forge: Forge, is_healthy: bool, now: datetime) -> ForgeView:

@@ -61,6 +61,8 @@ class JobObserver:
         self._looked_at: datetime | None = None
         self._touched: dict[JobId, datetime] = {}
         self._ran_to_end: dict[JobId, datetime] = {}
+        self.unserved_since: dict[JobId, datetime] = {}
+        """When queued jobs were first without a pool, in this process."""
         self.unlabelled: dict[ForgeName, dict[str, str]] = defaultdict(dict)
         """Queued jobs whose labels a webhook did not carry, by forge: forge job id -> repo."""
         self.unlabelled_came: dict[ForgeName, asyncio.Event] = defaultdict(asyncio.Event)
@@ -71,10 +73,17 @@ class JobObserver:
         self._recoveries.load()
         for job in self._rows.jobs.values():
             self.active_repos[job.forge][job.repo] = now
+            self._note_served(job, now)
             if job.state is JobState.RUNNING and job.instance is not None and self._machine_of(job) is None:
                 self._doubt(job.id, now, "its machine ended while the daemon was away")
 
-    def rematch(self, rules: Rules) -> None:
+    def _note_served(self, job: Job, now: datetime) -> None:
+        if job.pool is not None:
+            self.unserved_since.pop(job.id, None)
+        else:
+            self.unserved_since.setdefault(job.id, now)
+
+    def rematch(self, rules: Rules, now: datetime) -> None:
         """The configuration changed: jobs find their scopes and pools anew."""
         for job in list(self._rows.jobs.values()):
             forge = self._forges.get(job.forge)
@@ -85,13 +94,13 @@ class JobObserver:
                 forge=job.forge, repo=job.repo, labels=job.labels, run_id=job.run_id, pools=rules.pools.values()
             )
             if (match.pool, match.reason, scope) != (job.pool, job.unserved, job.scope):
-                self._rows.amend_job(job, pool=match.pool, unserved=match.reason, scope=scope)
+                self._note_served(self._rows.amend_job(job, pool=match.pool, unserved=match.reason, scope=scope), now)
 
     def doubtful(self, now: datetime) -> dict[JobId, str]:
         """Jobs to ask their forge about now, and why."""
         self._looked_at = now
         due = {id_: reason for id_, (at, reason) in self._doubts.items() if at <= now and id_ in self._rows.jobs}
-        for memory in (self._doubts, self._touched, self._ran_to_end):
+        for memory in (self._doubts, self._touched, self._ran_to_end, self.unserved_since):
             for gone in [id_ for id_ in memory if id_ not in self._rows.jobs]:
                 del memory[gone]
         return due
@@ -306,6 +315,7 @@ class JobObserver:
             self._metrics.intake_divergence.inc()
         job = self._rows.add_job(job)
         self._touched[id_] = now
+        self._note_served(job, now)
         if seen.status is JobStatus.RUNNING:
             self._started(job, seen, rules, now)
 

@@ -5,6 +5,7 @@ The order is the order of importance:
 
     deadlines and ends    what must go (`plan_ends`)
     lost jobs             queued again, or given up (`plan_requeue`)
+    unservable runs       cancelled where that is configured (`plan_unservable`)
     supply                queued jobs -> registered, ready and coming machines -> launches (`plan_supply`)
     surplus               machines that nobody needs (within `plan_supply`, which knows who covers what)
     care                  sealing, withdrawing, settling, queue holders, orphans (`plan_care`)
@@ -21,6 +22,7 @@ from autoscaler.plan_ends import plan_ends
 from autoscaler.plan_predict import predictions
 from autoscaler.plan_requeue import plan_requeue
 from autoscaler.plan_supply import plan_supply
+from autoscaler.plan_unservable import plan_unservable
 
 
 def plan(snapshot: Snapshot, rules: Rules, now: datetime) -> Plan:
@@ -29,11 +31,12 @@ def plan(snapshot: Snapshot, rules: Rules, now: datetime) -> Plan:
     supply = plan_supply(snapshot, rules, now, leaving=ends.leaving)
     care = plan_care(snapshot, rules, now)
     requeues = plan_requeue(snapshot, rules, now)
-    planned: tuple[Action, ...] = (*ends.actions, *requeues.actions, *supply.actions, *care.actions)
+    cancels, cancel_at = plan_unservable(snapshot, rules, now)
+    planned: tuple[Action, ...] = (*ends.actions, *requeues.actions, *cancels, *supply.actions, *care.actions)
     held = {action: _held_until(action, snapshot, now) for action in planned}
     actions = tuple(action for action in planned if held[action] is None)
     wakes = (part.wake_at for part in (ends, requeues, supply, care))
-    times = [at for at in (*wakes, *held.values()) if at is not None]
+    times = [at for at in (*wakes, cancel_at, *held.values()) if at is not None]
     wake_at = max(min(times), now + timedelta(milliseconds=50)) if times else None
     blocked = tuple(supply.blocked)
     foretold = predictions(snapshot, rules, now, actions=actions, blocked=blocked, leaving=ends.leaving)

@@ -55,7 +55,7 @@ async def test_a_job_that_no_pool_serves_is_kept_with_the_reason(world: Observin
 
 async def test_a_changed_configuration_finds_a_pool_for_an_unserved_job(world: Observing) -> None:
     await world.webhook(seen_job(labels=("gpu", "linux")))
-    world.jobs.rematch(rules_of(pool(GPU, "gpu", "linux")))
+    world.jobs.rematch(rules_of(pool(GPU, "gpu", "linux")), world.now)
     job = world.job()
     assert job is not None
     assert (job.pool, job.unserved) == (GPU, "")
