@@ -1,14 +1,22 @@
-"""Part of plan: which machines a pool should launch: for the jobs that no machine covers, and for `min`.
+"""Part of plan: which machines a pool should launch, in the order in which they are to be served.
 
-Pure. What is wanted is cut to what the forges can register by then and to what the pool's last machines leave;
-`plan_place` finds the rest a place.
+    jobs            queued, and no machine covers them
+    replacements    for lost jobs that will be queued again by the time that the machine is up (`plan_requeue`)
+    races           beside a machine that is late: whichever comes first takes the job, the other one is surplus
+    foreseen        for jobs that a live run will likely queue by then
+    min             so many stand free of a job
+
+Pure. What is wanted is cut to what the forges can register by then and to what the pool's last machines leave; then
+pools of equal priority take turns (`plan_shares`), and `plan_place` finds each machine a place.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from autoscaler.model import Blocked, BlockedBy, Job, Pool
+from autoscaler.model import Blocked, BlockedBy, Foreseen, Job, Pool
 from autoscaler.plan_place import Placing
+from autoscaler.plan_shares import Turn, most_launches, portions, told
 from autoscaler.plan_tick import Fleet, Purpose, Tick, Want
 from autoscaler.plan_words import seconds
 from autoscaler.spi import BatchToken
@@ -20,26 +28,65 @@ GATHERED_OVER = timedelta(seconds=10)
 once, and a thousand jobs that come over some seconds need a dozen calls instead of one per tick."""
 
 
-def launch(tick: Tick, pool: Pool, unserved: Sequence[Job], standing: int, fleet: Fleet) -> None:
-    """Launch for the jobs that no machine covers, and until `min` machines stand free of a job."""
-    jobs = _within_budget(tick, pool, unserved)
-    wants = [_want(tick, job) for job in jobs]
-    wants += [Want(purpose=Purpose.MIN)] * (pool.min - standing - len(jobs))
-    if wants:
-        wants = _within_hold(tick, pool, wants, standing, fleet)
-    if wants:
-        Placing(tick, pool, fleet, wants).place()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """What of a pool's needs no machine covers."""
+
+    jobs: Sequence[Job]
+    raced: Sequence[Job]
+    """Jobs whose machine is late."""
+    ahead: Sequence[Job | Foreseen]
+    """Jobs that will be queued by the time that a machine launched now is up: lost ones, then foreseen ones."""
 
 
-def _want(tick: Tick, job: Job) -> Want:
+def wanted(tick: Tick, pool: Pool, needs: Needs, *, standing: int, fleet: Fleet) -> list[Want]:
+    """The machines to launch for these needs, and until `min` machines stand free of a job, most urgent first."""
+    wants = [_for_job(tick, job) for job in _within_budget(tick, pool, needs.jobs, fleet)]
+    wants += [_for_lost(tick, job) for job in needs.ahead if isinstance(job, Job)]
+    wants += [Want(purpose=Purpose.RACE, hours=tick.snapshot.hours.get(job.work)) for job in needs.raced]
+    wants += [Want(purpose=Purpose.FORESEEN, hours=one.hours) for one in needs.ahead if isinstance(one, Foreseen)]
+    wants += [Want(purpose=Purpose.MIN)] * (pool.min - standing - len(wants))
+    return _within_hold(tick, pool, wants, standing, fleet) if wants else wants
+
+
+def place_in_turn(tick: Tick, turns: Sequence[Turn]) -> None:
+    """Find a place for what pools of equal priority want: for each as much as its turns give it, then for the rest of
+    all of them, as some may have left what they could have had."""
+    blocked = tick.supply.blocked
+    told_before = len(blocked)
+    given = portions(tick, turns)
+    for turn, count in zip(turns, given, strict=True):
+        if turn.wants[:count]:
+            Placing(tick, turn.pool, turn.fleet, turn.wants[:count]).place()
+    for turn, count in zip(turns, given, strict=True):
+        if turn.wants[count:]:
+            Placing(tick, turn.pool, turn.fleet, turn.wants[count:]).place()
+    fresh = blocked[told_before:]
+    del blocked[told_before:]
+    for turn in turns:
+        blocked += told(turn, [one for one in fresh if one.pool == turn.pool.name])
+
+
+def _for_job(tick: Tick, job: Job) -> Want:
     return Want(purpose=Purpose.JOB, job=job, hours=tick.snapshot.hours.get(job.work), attempt=job.attempt)
 
 
-def _within_budget(tick: Tick, pool: Pool, unserved: Sequence[Job]) -> list[Job]:
-    """The jobs whose forges can register a runner by the time that a machine is up."""
-    mint_soon, within, beyond = tick.limits.mint_soon, [], []
+def _for_lost(tick: Tick, job: Job) -> Want:
+    hours = tick.snapshot.hours.get(job.work)
+    return Want(purpose=Purpose.REPLACEMENT, job=job, hours=hours, attempt=job.attempt + 1)
+
+
+def _within_budget(tick: Tick, pool: Pool, unserved: Sequence[Job], fleet: Fleet) -> list[Job]:
+    """The jobs whose forges can register a runner by the time that a machine is up. What the caps leave no machine for
+    draws on no budget, as other pools would miss it."""
+    mint_soon, within, beyond = tick.limits.mint_soon, list[Job](), list[Job]()
+    drawing: float = len(unserved)
+    if drawing > min(mint_soon.values(), default=0.0):
+        drawing = most_launches(tick, pool, fleet)
     for job in unserved:
-        if mint_soon.get(job.forge, 0.0) >= 1:
+        if len(within) >= drawing:
+            within.append(job)
+        elif mint_soon.get(job.forge, 0.0) >= 1:
             mint_soon[job.forge] -= 1
             within.append(job)
         else:

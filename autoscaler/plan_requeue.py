@@ -102,7 +102,7 @@ def replacements(snapshot: Snapshot, rules: Rules, now: datetime) -> Replacement
             ends_at = snapshot.run_ends.get((job.forge, job.repo, job.run_id))
             if ends_at is None:
                 continue
-            due_at = ends_at - _expected_boot(pool, snapshot)
+            due_at = ends_at - expected_boot(pool, snapshot)
             if due_at > now:
                 made.wake_at = due_at if made.wake_at is None else min(made.wake_at, due_at)
                 continue
@@ -126,7 +126,7 @@ def _job_of(known: Interruption, snapshot: Snapshot) -> Job | None:
     return snapshot.jobs.get(id_) if id_ is not None else None
 
 
-def _expected_boot(pool: Pool, snapshot: Snapshot) -> timedelta:
+def expected_boot(pool: Pool, snapshot: Snapshot) -> timedelta:
     """The median of how long its machines took until they could take a job, whichever provider they are of."""
     known = [snapshot.arrivals[pool.name, name] for name in pool.providers if (pool.name, name) in snapshot.arrivals]
     took = sorted(seconds for arrivals in known for seconds in arrivals.seconds)

@@ -1,13 +1,17 @@
 """Part of plan: machines for queued jobs, and machines that nobody needs.
 
-Pure. Per pool, oldest job first, each queued job is covered by at most one machine and each machine covers at most
-one job: a registered runner that may take it, then a ready machine (which gets a registration for exactly this
-demand), then a machine that is still coming, then a new launch, as far as the caps and the forge's registration
-budget go (`plan_launch`). Jobs left over are explained in `blocked`.
+Pure. Per pool, oldest job first or in turn where not all can be served (`plan_shares`), each queued job is covered by
+at most one machine and each machine covers at most one job: a registered runner that may take it, then a ready machine
+(which gets a registration for exactly this demand), then a machine that is still coming, then a new launch, as far as
+the caps and the forge's registration budget go (`plan_launch`). Jobs left over are explained in `blocked`. Machines
+left over cover lost jobs that will be queued again and jobs that are foreseen; then they are surplus.
 """
 
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import groupby
 
 from autoscaler.cooling import Closures
 from autoscaler.model import (
@@ -15,6 +19,7 @@ from autoscaler.model import (
     BlockedBy,
     Demand,
     EndReason,
+    Foreseen,
     Instance,
     InstanceState,
     Job,
@@ -28,27 +33,22 @@ from autoscaler.model import (
     Snapshot,
     Terminate,
 )
-from autoscaler.plan_launch import launch
+from autoscaler.plan_cover import Key, ahead_of, counted, cover, cover_coming, late_after
+from autoscaler.plan_launch import Needs, place_in_turn, wanted
 from autoscaler.plan_limits import Limits, limits_of
+from autoscaler.plan_requeue import expected_boot, replacements
+from autoscaler.plan_shares import Turn, in_turn, is_short
 from autoscaler.plan_tick import Fleet, Supply, Tick
 from autoscaler.plan_words import seconds
-from autoscaler.spi import ForgeName, InstanceId, Labels, PoolName, Scope
+from autoscaler.spi import InstanceId, PoolName, ProviderName
 
 UNTOLD = timedelta(minutes=2)
 """A runner may be seen busy before its job is seen running: so long it stands for one queued job of its labels."""
 
-_Key = tuple[ForgeName, Scope, Labels]
-
 
 def plan_supply(snapshot: Snapshot, rules: Rules, now: datetime, *, leaving: set[InstanceId]) -> Supply:
-    """Registrations, launches and surplus for every pool; pools of higher priority draw on the caps first."""
-    queued: dict[PoolName, list[Job]] = defaultdict(list)
-    for job in snapshot.jobs.values():
-        if job.state is JobState.QUEUED and job.pool is not None and job.forge in snapshot.forges:
-            queued[job.pool].append(job)
-    fleets: dict[PoolName, Fleet] = defaultdict(Fleet)
-    for instance in snapshot.instances.values():
-        _count(fleets[instance.pool], instance, leaving, now)
+    """Registrations, launches and surplus for every pool. Pools of higher priority draw on the caps first; among those
+    of equal priority the one with the fewest machines registers its jobs first, and launches are shared."""
     supply = Supply()
     tick = Tick(
         snapshot=snapshot,
@@ -58,9 +58,14 @@ def plan_supply(snapshot: Snapshot, rules: Rules, now: datetime, *, leaving: set
         supply=supply,
         closures=Closures(snapshot, now),
     )
-    for pool in sorted(rules.pools.values(), key=lambda pool: (-pool.priority, pool.name)):
-        jobs = sorted(queued.get(pool.name, ()), key=lambda job: (job.queued_at, job.id))
-        _supply_pool(pool, jobs, fleets[pool.name], tick)
+    demand = _demand_of(tick)
+    fleets: dict[PoolName, Fleet] = defaultdict(Fleet)
+    times = late_after(snapshot.arrivals)
+    for instance in snapshot.instances.values():
+        _count(fleets[instance.pool], instance, leaving, times, tick)
+    pools = sorted(rules.pools.values(), key=lambda pool: (-pool.priority, fleets[pool.name].live, pool.name))
+    for _, equals in groupby(pools, key=lambda pool: pool.priority):
+        place_in_turn(tick, [_supply_pool(pool, demand[pool.name], fleets[pool.name], tick) for pool in equals])
     for name, fleet in fleets.items():
         everything = {f"{forge}/jobs" for forge in snapshot.forges}
         if name not in rules.pools and snapshot.complete.issuperset(everything):
@@ -68,7 +73,47 @@ def plan_supply(snapshot: Snapshot, rules: Rules, now: datetime, *, leaving: set
     return supply
 
 
-def _count(fleet: Fleet, instance: Instance, leaving: set[InstanceId], now: datetime) -> None:
+@dataclass(slots=True)
+class _Demand:
+    """What a pool's machines are for: `queued` jobs, and those that will be by the time that a machine is up."""
+
+    queued: list[Job] = field(default_factory=list)
+    lost: list[Job] = field(default_factory=list)
+    foreseen: list[Foreseen] = field(default_factory=list)
+
+
+def _demand_of(tick: Tick) -> dict[PoolName, _Demand]:
+    snapshot, found = tick.snapshot, defaultdict[PoolName, _Demand](_Demand)
+    for job in snapshot.jobs.values():
+        if job.state is JobState.QUEUED and job.pool is not None and job.forge in snapshot.forges:
+            found[job.pool].queued.append(job)
+    replaced = replacements(snapshot, tick.rules, tick.now)
+    tick.supply.wake(replaced.wake_at)
+    for name, wants in replaced.wants.items():
+        found[name].lost += [want.job for want in wants if want.job is not None]
+    for one in snapshot.foreseen:
+        pool = tick.rules.pools.get(one.pool)
+        if pool is None or one.forge not in snapshot.forges:
+            continue
+        starts_at, ends_at = one.due_at - expected_boot(pool, snapshot), one.due_at + pool.idle_timeout
+        if starts_at <= tick.now < ends_at:
+            found[pool.name].foreseen.append(one)
+            tick.supply.wake(ends_at)
+        elif tick.now < starts_at:
+            tick.supply.wake(starts_at)
+    for demand in found.values():
+        demand.queued.sort(key=lambda job: (job.queued_at, job.id))
+        demand.foreseen.sort(key=lambda one: (one.due_at, one.repo, one.run_id, one.labels))
+    return found
+
+
+def _count(
+    fleet: Fleet,
+    instance: Instance,
+    leaving: set[InstanceId],
+    times: Mapping[tuple[PoolName, ProviderName], tuple[timedelta, timedelta]],
+    tick: Tick,
+) -> None:
     fleet.rows.append(instance)
     fleet.live += 1
     if instance.id in leaving:
@@ -76,58 +121,81 @@ def _count(fleet: Fleet, instance: Instance, leaving: set[InstanceId], now: date
     match instance.state:
         case InstanceState.REGISTERING | InstanceState.IDLE:
             fleet.registered.append(instance)
-        case InstanceState.BUSY if instance.job is None and now < instance.since + UNTOLD:
+        case InstanceState.BUSY if instance.job is None and tick.now < instance.since + UNTOLD:
             fleet.untold.append(instance)
         case InstanceState.READY:
             fleet.ready.append(instance)
         case InstanceState.REQUESTED | InstanceState.LAUNCHED if not instance.adopted:
             fleet.coming += 1
+            if (known := times.get((instance.pool, instance.provider))) is not None:
+                late_at, overdue_at = (instance.created_at + after for after in known)
+                fleet.late += tick.now >= late_at
+                fleet.overdue += tick.now >= overdue_at
+                if tick.now < overdue_at:
+                    tick.supply.wake(overdue_at if tick.now >= late_at else late_at)
         case _:
             pass
 
 
-def _supply_pool(pool: Pool, jobs: list[Job], fleet: Fleet, tick: Tick) -> None:
-    snapshot, rules, now, limits, supply = tick.snapshot, tick.rules, tick.now, tick.limits, tick.supply
-    takers = _takers(fleet.registered, jobs, snapshot, rules, now, supply)
-    uncovered, spare_runners = _cover(_cover(jobs, fleet.untold)[0], takers)
-    control = snapshot.controls.get(pool.name, PoolControl.ACTIVE)
+def _supply_pool(pool: Pool, demand: _Demand, fleet: Fleet, tick: Tick) -> Turn:
+    """Registers the pool's ready machines, ends what nobody needs. Returns what it wants launched."""
+    jobs, turn = demand.queued, Turn(pool=pool, fleet=fleet, jobs=demand.queued)
+    takers = _takers(fleet.registered, jobs, tick)
+    uncovered, spare_runners = cover(cover(jobs, fleet.untold)[0], takers)
+    if is_short(tick, pool, fleet, uncovered):
+        turn.is_short, left = True, {job.id for job in uncovered}
+        uncovered = in_turn(uncovered, fleet, [job for job in jobs if job.id not in left])
     ready = sorted(fleet.ready, key=lambda instance: (instance.since, instance.id))
-    waiting, spare_ready = _register(pool, uncovered, ready, limits, snapshot, now, supply)
-    unserved = _cover_coming(waiting, fleet.coming, limits)
+    waiting, spare_ready = _register(pool, uncovered, ready, tick)
+    unserved = cover_coming(waiting, counted(fleet), tick.limits)
+    raced = unserved[: len(unserved) - max(0, len(waiting) - fleet.coming)]
     spare_coming = max(0, fleet.coming - len(waiting))
+    ahead = ahead_of(demand.lost, demand.foreseen)
+    needs = Needs(
+        jobs=unserved[len(raced) :],
+        raced=raced,
+        ahead=cover(ahead, spare_runners)[0][len(spare_ready) + spare_coming :],
+    )
     standing = len(takers) + len(ready) + fleet.coming
+    control = tick.snapshot.controls.get(pool.name, PoolControl.ACTIVE)
     if control is PoolControl.ACTIVE:
-        launch(tick, pool, unserved, standing, fleet)
-    elif unserved:
-        word = "paused" if control is PoolControl.PAUSED else "draining"
-        tick.block(
-            Blocked(
-                pool=pool.name,
-                jobs=len(unserved),
-                reason=f"pool {pool.name} is {word} by an operator",
-                by=BlockedBy.OPERATOR,
-                ids=tuple(job.id for job in unserved),
-            )
-        )
+        turn.wants = wanted(tick, pool, needs, standing=standing, fleet=fleet)
+    elif needs.jobs:
+        _explain_control(pool, needs.jobs, control, tick)
+    covering = standing - len(spare_runners) - len(spare_ready) - spare_coming
+    _end_surplus(pool, control, spare_runners, spare_ready, max(pool.min - covering, len(ahead)) - spare_coming, tick)
+    return turn
+
+
+def _explain_control(pool: Pool, jobs: Sequence[Job], control: PoolControl, tick: Tick) -> None:
+    word = "paused" if control is PoolControl.PAUSED else "draining"
+    reason = f"pool {pool.name} is {word} by an operator"
+    ids = tuple(job.id for job in jobs)
+    tick.block(Blocked(pool=pool.name, jobs=len(ids), reason=reason, by=BlockedBy.OPERATOR, ids=ids))
+
+
+def _end_surplus(
+    pool: Pool, control: PoolControl, runners: list[Instance], ready: list[Instance], kept: int, tick: Tick
+) -> None:
+    """Of machines that no queued job needs, `kept` stay, ready ones first: for `min`, and for jobs that will come."""
+    snapshot = tick.snapshot
     listings = {f"{forge}/jobs" for forge in snapshot.forges if forge in (pool.forges or snapshot.forges)}
-    listings.update(row.provider for row in (*spare_runners, *spare_ready))
+    listings.update(row.provider for row in (*runners, *ready))
     if not snapshot.complete.issuperset(listings):
         return  # a forge that cannot be read may hold jobs that need these machines
-    keep = 0 if control is PoolControl.DRAINING else pool.min
-    patience = timedelta(0) if control is PoolControl.DRAINING else pool.idle_timeout
-    covering = standing - len(spare_runners) - len(spare_ready) - spare_coming
-    kept_ready = max(0, keep - covering - spare_coming)
-    kept_runners = max(0, kept_ready - len(spare_ready))
-    word = "pool is draining" if control is PoolControl.DRAINING else f"idle for {pool.idle_timeout}"
-    _release_surplus(spare_runners[kept_runners:], spare_ready[kept_ready:], now, patience, word, supply)
+    is_draining = control is PoolControl.DRAINING
+    patience = timedelta(0) if is_draining else pool.idle_timeout
+    kept_ready = 0 if is_draining else max(0, kept)
+    kept_runners = max(0, kept_ready - len(ready))
+    word = "pool is draining" if is_draining else f"idle for {pool.idle_timeout}"
+    _release_surplus(runners[kept_runners:], ready[kept_ready:], tick.now, patience, word, tick.supply)
 
 
-def _takers(
-    runners: list[Instance], jobs: list[Job], snapshot: Snapshot, rules: Rules, now: datetime, supply: Supply
-) -> list[Instance]:
+def _takers(runners: list[Instance], jobs: list[Job], tick: Tick) -> list[Instance]:
     """Runners that may still take a job. One that is online and leaves a job that it could take for take_timeout is
     not what it seems (frozen, removed by the forge, sealed, in a group that does not see the repo): it is released."""
-    oldest: dict[_Key, datetime] = {}
+    snapshot, rules, now, supply = tick.snapshot, tick.rules, tick.now, tick.supply
+    oldest: dict[Key, datetime] = {}
     for job in jobs:
         oldest.setdefault((job.forge, job.scope, job.labels), job.queued_at)
     takers = []
@@ -152,85 +220,13 @@ def _takers(
     return takers
 
 
-def _cover(jobs: list[Job], runners: list[Instance]) -> tuple[list[Job], list[Instance]]:
-    """Jobs that no registered runner may take, and runners that no queued job needs. Exact label sets first."""
-    if not runners:
-        return jobs, []
-    exact: dict[_Key, list[Instance]] = defaultdict(list)
-    unknown: list[Instance] = []
-    for runner in sorted(runners, key=lambda runner: (runner.since, runner.id)):
-        demand = runner.demand
-        if demand is None:
-            unknown.append(runner)
-        else:
-            exact[demand.forge, demand.scope, demand.labels].append(runner)
-    uncovered: list[Job] = []
-    for job in jobs:
-        same = exact.get((job.forge, job.scope, job.labels))
-        if same:
-            same.pop()
-        else:
-            uncovered.append(job)
-    spare = [runner for runners_left in exact.values() for runner in runners_left]
-    if spare and uncovered:
-        uncovered, spare = _cover_wider(uncovered, spare)
-    return uncovered, sorted([*spare, *unknown], key=lambda runner: (runner.since, runner.id))
-
-
-def _cover_coming(jobs: list[Job], coming: int, limits: Limits) -> list[Job]:
-    """Jobs that no machine on its way covers. Those that can be registered soon have the first claim: otherwise a job
-    of a forge without budget would hold the machine that was launched for another forge's job, time and again."""
-    promised: set[JobId] = set()
-    for job in jobs:
-        if len(promised) < coming and limits.mint_soon.get(job.forge, 0.0) >= 1:
-            limits.mint_soon[job.forge] -= 1
-            promised.add(job.id)
-    return [job for job in jobs if job.id not in promised][coming - len(promised) :]
-
-
-def _cover_wider(jobs: list[Job], runners: list[Instance]) -> tuple[list[Job], list[Instance]]:
-    """A runner with more labels than the job asks for may take it too. Runners are looked up by the job's rarest label:
-    thousands that are bound to runs of their own cost nothing."""
-    left = {runner.id: runner for runner in runners}
-    having: dict[tuple[ForgeName, Scope, str], dict[InstanceId, Labels]] = defaultdict(dict)
-    for runner in runners:
-        if (demand := runner.demand) is not None:
-            for label in ("", *demand.labels):
-                having[demand.forge, demand.scope, label][runner.id] = demand.labels
-    uncovered: list[Job] = []
-    tried: set[_Key] = set()
-    for job in jobs:
-        key = (job.forge, job.scope, job.labels)
-        found = None
-        if key not in tried:
-            wanted = set(job.labels)
-            fewest = min((having[job.forge, job.scope, label] for label in ("", *job.labels)), key=len)
-            found = next(((id_, labels) for id_, labels in fewest.items() if wanted.issubset(labels)), None)
-        if found is None:
-            tried.add(key)
-            uncovered.append(job)
-            continue
-        id_, labels = found
-        del left[id_]
-        for label in ("", *labels):
-            del having[job.forge, job.scope, label][id_]
-    return uncovered, list(left.values())
-
-
-def _register(
-    pool: Pool,
-    jobs: list[Job],
-    ready: list[Instance],
-    limits: Limits,
-    snapshot: Snapshot,
-    now: datetime,
-    supply: Supply,
-) -> tuple[list[Job], list[Instance]]:
-    """Give ready machines to the oldest uncovered jobs. Returns the jobs and the ready machines left over.
+def _register(pool: Pool, jobs: list[Job], ready: list[Instance], tick: Tick) -> tuple[list[Job], list[Instance]]:
+    """Give ready machines to the first uncovered jobs. Returns the jobs and the ready machines left over.
 
     A job whose forge is out of budget or failing comes after those that can be registered now; it keeps its claim on
     a ready machine that is left, and gets it as soon as it can.
     """
+    limits, snapshot, now, supply = tick.limits, tick.snapshot, tick.now, tick.supply
     left = list(reversed(ready))
     held: list[Job] = []
     for job in jobs:
@@ -242,14 +238,13 @@ def _register(
         limits.mint_soon[job.forge] -= 1
         reason = f"{job.name} of {job.repo} waits since {job.queued_at:%H:%M:%S}"
         supply.actions.append(Register(instance=left.pop().id, demand=demand, reason=reason))
-    _explain_held(pool, held[: len(left)], limits, snapshot, now, supply)
+    _explain_held(pool, held[: len(left)], tick)
     return held[len(left) :], list(reversed(left))[len(held) :]
 
 
-def _explain_held(
-    pool: Pool, jobs: list[Job], limits: Limits, snapshot: Snapshot, now: datetime, supply: Supply
-) -> None:
+def _explain_held(pool: Pool, jobs: list[Job], tick: Tick) -> None:
     """Jobs that have a ready machine and cannot have it registered yet, by what holds them."""
+    limits, snapshot, now, supply = tick.limits, tick.snapshot, tick.now, tick.supply
     held: dict[tuple[str, datetime], list[JobId]] = defaultdict(list)
     for job in jobs:
         limits.mint_soon[job.forge] -= 1

@@ -24,13 +24,16 @@ class Supply:
 
 @dataclass(slots=True)
 class Fleet:
-    """One pool's machines: all live ones, and those that can still serve a job, by how far they are."""
+    """One pool's machines: all live ones, and those that can still serve a job, by how far they are. Of those that
+    are `coming`, `late` ones take longer than nearly all before them; `overdue` ones likely never come."""
 
     rows: list[Instance] = field(default_factory=list)
     registered: list[Instance] = field(default_factory=list)
     untold: list[Instance] = field(default_factory=list)
     ready: list[Instance] = field(default_factory=list)
     coming: int = 0
+    late: int = 0
+    overdue: int = 0
     live: int = 0
 
 
