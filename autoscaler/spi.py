@@ -710,6 +710,11 @@ class Forge(Protocol):
         Raises ForgeRefusedForGood where nobody can be told (no merge request, job gone)."""
         ...
 
+    async def telling_problem(self, scope: Scope) -> str:
+        """Why people of this scope cannot be told, with its remedy, for `check`; empty where they can, as far as the
+        forge tells without anything being written."""
+        ...
+
     async def cancel_run(self, repo: str, run_id: str) -> None:
         """End a run that no machine can ever serve. One that ended is success."""
         ...

@@ -7,7 +7,7 @@
     github_rest      HTTP, pages, ETags           github_runners     register, list, remove
     github_budgets   rate limits                  github_requeue     run lost jobs again
     github_errors    what refusals mean           github_reruns      how, by what a run came to
-                                                  github_deliveries  failed webhooks
+    github_tell      tell people about them       github_deliveries  failed webhooks
 """
 
 import re
@@ -17,7 +17,6 @@ from datetime import datetime
 from autoscaler.spi import (
     ForgeJob,
     ForgeName,
-    ForgeRefusedForGood,
     ForgeRunner,
     ForgeSettings,
     ForgeTraits,
@@ -44,6 +43,7 @@ from runners.github_requeue import Requeuer
 from runners.github_rest import Rest
 from runners.github_runners import Runners
 from runners.github_settings import TokenCredentials, api_url_of, credentials_of, options_of, scopes_of
+from runners.github_tell import Teller
 from runners.github_webhooks import WebhookReader
 
 # Names go into paths as they are, so what could change a path is not a repo.
@@ -87,6 +87,9 @@ class GitHubForge:
             default_group=options.runner_group,
         )
         self._requeuer = Requeuer(self._rest, clock)
+        self._teller = Teller(
+            self._rest, auth=self._auth, budgets=self._budgets, web_url=settings.url or "https://github.com"
+        )
         self._deliveries = Deliveries(
             forge=self.name, rest=self._rest, auth=self._auth, clock=clock, scopes=self._scopes, options=options
         )
@@ -132,7 +135,10 @@ class GitHubForge:
         return await self._requeuer.requeue(repo, run_id, forge_job_ids, with_failures=with_failures)
 
     async def tell(self, telling: Telling) -> None:
-        raise ForgeRefusedForGood("this adapter does not tell people yet")
+        await self._teller.tell(telling)
+
+    async def telling_problem(self, scope: Scope) -> str:
+        return await self._teller.problem(scope.partition("/")[0])
 
     async def cancel_run(self, repo: str, run_id: str) -> None:
         await self._requeuer.cancel_run(repo, run_id)

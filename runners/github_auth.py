@@ -6,7 +6,7 @@ because its sessions are not safe to share. No token leaves this module except a
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Protocol, TypeVar
@@ -65,6 +65,10 @@ class Auth(Protocol):
         """Drop the account's token after a 401; whether a new one can be had."""
         ...
 
+    def permissions_of(self, account: str) -> Mapping[str, str] | None:
+        """What an App was granted, as its newest token of this account says; None where nobody says."""
+        ...
+
     def budget_of(self, account: str) -> str:
         """Whose primary rate limit a call for this account draws on."""
         ...
@@ -88,6 +92,9 @@ class TokenAuth:
 
     def forget(self, account: str) -> bool:
         return False
+
+    def permissions_of(self, account: str) -> Mapping[str, str] | None:
+        return None
 
     def budget_of(self, account: str) -> str:
         return "token"
@@ -116,6 +123,7 @@ class AppAuthenticator:
         self._installations: dict[str, int] = {}
         self._only_installation = credentials.installation_id
         self._held: dict[str, _Held] = {}
+        self._permissions: dict[str, Mapping[str, str]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._app = AppAuth(credentials.app_id, credentials.private_key.reveal(), jwt_expiry=_JWT_LIFETIME_S)
         try:
@@ -146,6 +154,9 @@ class AppAuthenticator:
         self._installations.pop(account.lower(), None)
         return self._held.pop(account.lower(), None) is not None
 
+    def permissions_of(self, account: str) -> Mapping[str, str] | None:
+        return self._permissions.get(account.lower())
+
     def budget_of(self, account: str) -> str:
         return account.lower()
 
@@ -166,11 +177,11 @@ class AppAuthenticator:
         return _Held(Secret(jwt), self._clock.now() + _JWT_USED_FOR)
 
     async def _mint(self, account: str) -> _Held:
-        def blocking() -> tuple[str, datetime]:
+        def blocking() -> tuple[str, datetime, Mapping[str, str]]:
             answer = self._integration.get_access_token(self._installation_of(account))
-            return answer.token, answer.expires_at
+            return answer.token, answer.expires_at, dict(answer.permissions or {})
 
-        token, expires_at = await self._ask(blocking)
+        token, expires_at, self._permissions[account] = await self._ask(blocking)
         if expires_at.tzinfo is None:
             expires_at = expires_at.replace(tzinfo=UTC)
         return _Held(Secret(token), expires_at - _RENEW_BEFORE)

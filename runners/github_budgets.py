@@ -10,6 +10,8 @@ from runners.github_errors import Answer, Purpose, is_rate_limit, rate_limited
 
 CORE = "core"
 REGISTRATION = "registration"
+CONTENT = "content"
+"""What people see appear. GitHub limits it on its own: 80 a minute and 500 an hour (specs B9)."""
 
 # The secondary limit gives 900 points a minute to an endpoint and a POST costs 5 of them.
 MINTS_PER_MINUTE = 180
@@ -17,6 +19,13 @@ MINTS_PER_MINUTE = 180
 # The least hourly limit of an installation; believed only until the first answer says better.
 _ASSUMED_LIMIT = 5000.0
 _HOUR_S = 3600.0
+
+# Less than GitHub's limits of content: reruns and cancels count too, and go first.
+CONTENT_PER_MINUTE = 40
+CONTENT_PER_HOUR = 300
+
+# What people are told waits while less than this share of the primary limit is left.
+CONTENT_RESERVE = 0.2
 
 # Listings stop at this share of the primary limit, so that registering, deregistering and requeueing go on.
 READ_RESERVE = 0.1
@@ -37,6 +46,7 @@ class Budgets:
         self._core: dict[str, TokenBucket] = {}
         # A second more than GitHub's window: how long a call travels differs from call to call.
         self._mints = WindowLimit(limit=MINTS_PER_MINUTE, window_s=61)
+        self._content: dict[str, tuple[WindowLimit, WindowLimit]] = {}
         self._listings: dict[str, WindowLimit] = {}
         self._limits_in_a_row: dict[str, int] = {}
 
@@ -59,6 +69,24 @@ class Budgets:
                 purpose, retry_after_s=self._mints.wait_s(now), family=REGISTRATION, why="180 registrations a minute"
             )
 
+    def admit_content(self, account: str, purpose: Purpose) -> None:
+        """Take what one thing that people see costs, or raise RateLimited: it is paced, and everything else comes
+        first."""
+        now, bucket = self._clock.monotonic(), self._bucket(account)
+        wait_s = bucket.wait_s(1 + CONTENT_RESERVE * bucket.capacity, now)
+        windows = self._content_of(account)
+        wait_s = max(wait_s, *(window.wait_s(now) for window in windows))
+        if wait_s > 0:
+            raise rate_limited(purpose, retry_after_s=wait_s, family=CONTENT, why="others need the budget")
+        for window in windows:
+            window.take(now)
+
+    def _content_of(self, account: str) -> tuple[WindowLimit, WindowLimit]:
+        if account not in self._content:
+            minute = WindowLimit(limit=CONTENT_PER_MINUTE, window_s=60)
+            self._content[account] = minute, WindowLimit(limit=CONTENT_PER_HOUR, window_s=3600)
+        return self._content[account]
+
     def learn(self, account: str, answer: Answer, purpose: Purpose, *, family: str = CORE) -> RateLimited | None:
         """Take over what an answer's headers say; the error where the answer is itself a rate limit."""
         now = self._clock.monotonic()
@@ -76,7 +104,12 @@ class Budgets:
             self._limits_in_a_row[account] = count + 1
             pause_s, why = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(count, 10)), "secondary limit"
         pause_s = max(1.0, pause_s)
-        self._bucket(account).block(pause_s, now)
+        if family == CONTENT and why != "primary limit":
+            # What people see is limited on its own: runners and lost jobs do not wait for it.
+            for window in self._content_of(account):
+                window.block(pause_s, now)
+        else:
+            self._bucket(account).block(pause_s, now)
         if family == REGISTRATION:
             self._mints.block(pause_s, now)
         return rate_limited(purpose, retry_after_s=pause_s, family=family, why=why)

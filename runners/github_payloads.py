@@ -7,7 +7,7 @@ payloads may lack is optional here; unknown fields are skipped by the parser wit
 from datetime import UTC, datetime
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, RootModel
 
 from autoscaler.spi import Conclusion, ForgeJob, ForgeName, JobStatus, RunnerId, label_set
 
@@ -145,6 +145,22 @@ class RunnerGroupPayload(_Payload):
 
 class RunnerGroupsPagePayload(_Payload):
     runner_groups: list[RunnerGroupPayload]
+
+
+class CheckRunPayload(_Payload):
+    external_id: str | None = None
+
+
+class CheckRunsPagePayload(_Payload):
+    check_runs: list[CheckRunPayload]
+
+
+class StatusPayload(_Payload):
+    target_url: str | None = None
+
+
+class StatusesPayload(RootModel[list[StatusPayload]]):
+    """The statuses of a commit: a bare list."""
 
 
 class HookConfigPayload(_Payload):

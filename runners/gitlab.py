@@ -1,7 +1,8 @@
 """The GitLab forge: webhooks as wake-up, REST for tags and truth, one paused-while-busy runner per machine.
 
 Reading order: gitlab_settings (what is configured), gitlab_scopes, gitlab_webhooks and gitlab_jobs (what waits),
-gitlab_runners (who serves it), gitlab_requeue (what is lost), gitlab_rest, gitlab_budget, gitlab_errors (how we talk).
+gitlab_runners (who serves it), gitlab_requeue (what is lost), gitlab_tell (who is told),
+gitlab_rest, gitlab_budget, gitlab_errors (how we talk).
 Facts: specs "GitLab". Imports of python-gitlab stay in gitlab_rest.
 """
 
@@ -12,7 +13,6 @@ from autoscaler.spi import (
     Forge,
     ForgeJob,
     ForgeName,
-    ForgeRefusedForGood,
     ForgeRunner,
     ForgeSettings,
     ForgeTraits,
@@ -34,6 +34,7 @@ from runners.gitlab_rest import Rest
 from runners.gitlab_runners import RunnerDesk
 from runners.gitlab_scopes import ScopeMap
 from runners.gitlab_settings import read_access, read_scopes, read_webhook_keys
+from runners.gitlab_tell import Teller
 from runners.gitlab_webhooks import WebhookReader
 
 _TRAITS = ForgeTraits(
@@ -69,6 +70,7 @@ class GitLabForge:
         self._jobs = JobReader(self._rest, self._scopes, surroundings.clock)
         self._runners = RunnerDesk(self._rest, self._scopes, self._jobs, url=access.url, surroundings=surroundings)
         self._requeuer = Requeuer(self._rest)
+        self._teller = Teller(self._rest, surroundings.clock)
 
     @property
     def name(self) -> ForgeName:
@@ -114,7 +116,11 @@ class GitLabForge:
         return await self._requeuer.requeue(repo, run_id, forge_job_ids)
 
     async def tell(self, telling: Telling) -> None:
-        raise ForgeRefusedForGood("this adapter does not tell people yet")
+        await self._teller.tell(telling)
+
+    async def telling_problem(self, scope: Scope) -> str:
+        """GitLab tells a token's scope, which everything else needs too, but not what its user may do where."""
+        return ""
 
     async def cancel_run(self, repo: str, run_id: str) -> None:
         await self._requeuer.cancel_run(repo, run_id)

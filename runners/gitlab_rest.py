@@ -12,9 +12,9 @@
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 from urllib.parse import parse_qs, urlsplit
 
 import gitlab
@@ -89,13 +89,16 @@ class Rest:
         page: dict[str, Any] = {**(query or {}), "per_page": PAGE}
         for _ in range(_MAX_PAGES):
             answer = await self._call("get", path, operation, query=page)
-            if not isinstance(answer.value, list) or not all(isinstance(row, dict) for row in answer.value):
-                raise ForgeUnavailable(f"{self.name}: could not {operation.doing} ({path}): the answer is not a list")
-            rows.extend(answer.value)
+            rows.extend(self._rows(answer, operation, path))
             if answer.next_query is None:
                 return rows
             page = dict(parse_qs(answer.next_query))
         raise ForgeUnavailable(f"{self.name}: could not {operation.doing} ({path}): more than {_MAX_PAGES} pages")
+
+    async def page(self, path: str, operation: Operation, query: Query | None = None) -> Sequence[Row]:
+        """The first page of a list, for who needs no more."""
+        answer = await self._call("get", path, operation, query={**(query or {}), "per_page": PAGE})
+        return self._rows(answer, operation, path)
 
     async def post(self, path: str, operation: Operation, body: Row | None = None, query: Query | None = None) -> Row:
         """Create or act. Raises ForgeError; ForgeOutcomeUnknown where it may have taken effect."""
@@ -147,6 +150,11 @@ class Rest:
         if operation.is_write and not _never_sent(error):
             return ForgeOutcomeUnknown(what)
         return ForgeUnavailable(what)
+
+    def _rows(self, answer: _Answer, operation: Operation, path: str) -> Sequence[Row]:
+        if not isinstance(answer.value, list) or not all(isinstance(row, dict) for row in answer.value):
+            raise ForgeUnavailable(f"{self.name}: could not {operation.doing} ({path}): the answer is not a list")
+        return cast(Sequence[Row], answer.value)
 
     def _object(self, answer: _Answer, operation: Operation, path: str) -> Row:
         if isinstance(answer.value, dict):

@@ -23,7 +23,8 @@ from autoscaler.sandbox.github_http import CALLER, GHES_PREFIX, failure, with_et
 from autoscaler.sandbox.github_limits import Limits, RateLimiter, Refusal
 from autoscaler.sandbox.github_model import GitHubError
 from autoscaler.sandbox.github_rest_actions import ActionsApi
-from autoscaler.sandbox.github_rest_app import AppApi
+from autoscaler.sandbox.github_rest_app import PERMISSIONS, AppApi
+from autoscaler.sandbox.github_rest_checks import ChecksApi
 from autoscaler.sandbox.github_world import GitHubWorld
 from autoscaler.sandbox.workload import RunSpec
 
@@ -66,6 +67,8 @@ class GitHubFace:
         self._clock = clock
         self._middlewares = middlewares
         self._dice = self.faults.dice("answers")
+        self.permissions = dict(PERMISSIONS)
+        """What the App was granted everywhere; tests take some of it away."""
         self.authenticator = Authenticator(app, tokens, clock)
         self.limiter = RateLimiter(limits or Limits(), clock)
         self.deliveries = Deliveries(
@@ -91,7 +94,9 @@ class GitHubFace:
             authenticator=self.authenticator,
             sent=self.deliveries,
             limiter=self.limiter,
+            permissions=self.permissions,
         )
+        self._checks = ChecksApi(world, app=app, clock=clock, permissions=self.permissions)
         self._moved = asyncio.Event()
         self._runner: web.AppRunner | None = None
         self._pump: asyncio.Task[None] | None = None
@@ -104,6 +109,7 @@ class GitHubFace:
         for prefix in ("", GHES_PREFIX):
             application.add_routes(self._actions.routes(prefix))
             application.add_routes(self._app_api.routes(prefix))
+            application.add_routes(self._checks.routes(prefix))
         application.add_routes(self._broker.routes())
         application.router.add_get("/_logs/{job_id}/{seal}", self._actions.serve_log)
         application.on_startup.append(self._begin)

@@ -1,7 +1,7 @@
 """REST handlers of the sandbox's GitHub API: the App, installations, repositories, hooks and their deliveries."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from aiohttp import web
 
@@ -19,9 +19,10 @@ from autoscaler.sandbox.github_world import GitHubWorld
 PERMISSIONS = {
     "actions": "write",
     "administration": "write",
-    "checks": "read",
+    "checks": "write",
     "metadata": "read",
     "organization_self_hosted_runners": "write",
+    "statuses": "write",
 }
 
 
@@ -38,6 +39,7 @@ class AppApi:
         authenticator: Authenticator,
         sent: Deliveries,
         limiter: RateLimiter,
+        permissions: Mapping[str, str],
     ) -> None:
         self._world = world
         self._app = app
@@ -46,6 +48,7 @@ class AppApi:
         self._authenticator = authenticator
         self._sent = sent
         self._limiter = limiter
+        self._permissions = permissions
 
     def routes(self, prefix: str) -> list[web.RouteDef]:
         app, installations = prefix + "/app", prefix + "/app/installations"
@@ -99,7 +102,7 @@ class AppApi:
             "html_url": f"{where.html}/apps/{app.slug}",
             "created_at": created,
             "updated_at": created,
-            "permissions": PERMISSIONS,
+            "permissions": dict(self._permissions),
             "events": list(EVENTS),
             "installations_count": len(self._world.accounts),
         }
@@ -122,25 +125,25 @@ class AppApi:
     async def list_installations(self, request: web.Request) -> web.Response:
         app = self._as_app(request)
         rows = list(self._world.accounts.values())
-        return page(request, rows, lambda row: _installation(row, app, urls(request)))
+        return page(request, rows, lambda row: _installation(row, app, self._permissions, urls(request)))
 
     async def get_installation(self, request: web.Request) -> web.Response:
         app = self._as_app(request)
-        return answer(200, _installation(self._installed(request), app, urls(request)))
+        return answer(200, _installation(self._installed(request), app, self._permissions, urls(request)))
 
     async def get_account_installation(self, request: web.Request) -> web.Response:
         app, info = self._as_app(request), request.match_info
         account = self._world.accounts.get(info.get("org", info.get("owner", "")))
         if account is None or ("repo" in info and f"{info['owner']}/{info['repo']}" not in self._world.repos):
             raise GitHubError(404, "Not Found")
-        return answer(200, _installation(account, app, urls(request)))
+        return answer(200, _installation(account, app, self._permissions, urls(request)))
 
     async def create_token(self, request: web.Request) -> web.Response:
         self._as_app(request)
         await json_body(request)
         account = self._installed(request)
         token, expires_at = self._authenticator.mint(account.login, account.installation_id)
-        body = {"token": token, "expires_at": payloads.iso(expires_at), "permissions": PERMISSIONS}
+        body = {"token": token, "expires_at": payloads.iso(expires_at), "permissions": dict(self._permissions)}
         return answer(201, {**body, "repository_selection": "all"})
 
     async def list_installed_repos(self, request: web.Request) -> web.Response:
@@ -274,7 +277,7 @@ def _config(hook: Hook) -> Json:
     return {"url": hook.url, "content_type": "json", "insecure_ssl": "0", "secret": "********"}
 
 
-def _installation(account: Account, app: AppIdentity, where: payloads.Urls) -> Json:
+def _installation(account: Account, app: AppIdentity, permissions: Mapping[str, str], where: payloads.Urls) -> Json:
     number, created = account.installation_id, payloads.iso(account.created_at)
     return {
         "id": number,
@@ -288,7 +291,7 @@ def _installation(account: Account, app: AppIdentity, where: payloads.Urls) -> J
         "client_id": app.client_id,
         "target_id": account.id,
         "target_type": "Organization",
-        "permissions": PERMISSIONS,
+        "permissions": dict(permissions),
         "events": list(EVENTS),
         "created_at": created,
         "updated_at": created,

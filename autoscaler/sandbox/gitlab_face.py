@@ -18,6 +18,7 @@ from autoscaler.sandbox.gitlab_access import AccessTokens, GitLabLimits, Windows
 from autoscaler.sandbox.gitlab_model import GitLabRefusal, Project
 from autoscaler.sandbox.gitlab_protocol import ProtocolRoutes
 from autoscaler.sandbox.gitlab_rest import RestRoutes
+from autoscaler.sandbox.gitlab_rest_merge_requests import MergeRequestRoutes
 from autoscaler.sandbox.gitlab_rest_runners import RunnerRoutes
 from autoscaler.sandbox.gitlab_site import Site, refusal
 from autoscaler.sandbox.gitlab_webhooks import Webhooks
@@ -78,7 +79,8 @@ class GitLabFace:
     def app(self) -> web.Application:
         """The application, for a server of one's own; `start` makes one itself."""
         app = web.Application(middlewares=[self._answer], client_max_size=MAX_BODY)
-        for routes in (ProtocolRoutes(self._site), RunnerRoutes(self._site), RestRoutes(self._site)):
+        api = (RunnerRoutes(self._site), RestRoutes(self._site), MergeRequestRoutes(self._site))
+        for routes in (ProtocolRoutes(self._site), *api):
             routes.add_to(app.router)
         app.on_startup.append(self._begin)
         app.on_cleanup.append(self._end)

@@ -303,6 +303,9 @@ class GitHubInProcess:
 
         await self._call("tell", write)
 
+    async def telling_problem(self, scope: Scope) -> str:
+        return ""
+
     async def cancel_run(self, repo: str, run_id: str) -> None:
         def cancel() -> None:
             if (run := self._run(repo, run_id)) is None:

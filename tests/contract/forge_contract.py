@@ -1,6 +1,7 @@
 """What every `spi.Forge` must do, whatever it talks to. Subclass `ForgeContract` and give it a `driver` fixture."""
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -11,6 +12,7 @@ from autoscaler.spi import (
     Conclusion,
     ForgeError,
     ForgeOutcomeUnknown,
+    ForgeRefusedForGood,
     ForgeUnavailable,
     JobNotFound,
     JobStatus,
@@ -18,7 +20,7 @@ from autoscaler.spi import (
     NotYet,
     RunnerBusy,
 )
-from tests.contract.forge_driver import LABELS, ForgeDriver, failed_run, parsed, register, until
+from tests.contract.forge_driver import LABELS, ForgeDriver, doomed, failed_run, parsed, register, until
 
 __all__ = ["LABELS", "ForgeContract", "ForgeDriver", "register"]
 
@@ -310,6 +312,55 @@ class ForgeContract:
     async def test_requeue_of_an_unknown_job_is_not_found(self, driver: ForgeDriver) -> None:
         with pytest.raises(JobNotFound):
             await driver.forge.requeue(driver.repo, "99999999", ["88888888"])
+
+    # ------------------------------------------------------------------ people are told
+
+    async def test_people_are_told_once_however_often_it_is_said(self, driver: ForgeDriver) -> None:
+        telling = await doomed(driver)
+
+        for _ in range(3):
+            await driver.forge.tell(telling)
+
+        (shown,) = await driver.told()
+        assert telling.job_name in shown or telling.text in shown
+        assert telling.title in shown
+
+    async def test_each_loss_is_told_by_itself(self, driver: ForgeDriver) -> None:
+        telling = await doomed(driver)
+
+        await driver.forge.tell(telling)
+        await driver.forge.tell(replace(telling, key=f"{telling.key}-again"))
+
+        assert len(await driver.told()) == 2
+
+    async def test_telling_needs_no_commit_to_be_known(self, driver: ForgeDriver) -> None:
+        telling = await doomed(driver)
+        assert telling.commit
+
+        await driver.forge.tell(replace(telling, commit=""))
+        await driver.forge.tell(telling)
+
+        assert len(await driver.told()) == 1
+
+    async def test_telling_that_did_not_get_through_can_be_repeated(self, driver: ForgeDriver) -> None:
+        telling = await doomed(driver)
+        await driver.break_forge()
+        with pytest.raises((ForgeUnavailable, ForgeOutcomeUnknown)):
+            await driver.forge.tell(telling)
+        await driver.mend_forge()
+
+        await driver.forge.tell(telling)
+
+        assert len(await driver.told()) == 1
+
+    async def test_nobody_is_told_of_a_job_that_is_gone(self, driver: ForgeDriver) -> None:
+        telling = replace(await doomed(driver), run_id="99999999", forge_job_id="99999999", commit="")
+
+        with pytest.raises((JobNotFound, ForgeRefusedForGood)):
+            await driver.forge.tell(telling)
+
+    async def test_nothing_is_known_that_keeps_people_from_being_told(self, driver: ForgeDriver) -> None:
+        assert await driver.forge.telling_problem(driver.scope) == ""
 
     # ------------------------------------------------------------------ trouble
 

@@ -7,7 +7,7 @@ job, ends jobs, and breaks the forge. It never looks into the adapter.
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
-from autoscaler.spi import Forge, ForgeJob, Labels, Registration, Scope, Webhook
+from autoscaler.spi import Forge, ForgeJob, Labels, Registration, Scope, Telling, Webhook
 
 LABELS: Labels = ("linux", "x64")
 
@@ -42,7 +42,9 @@ class ForgeDriver(Protocol):
         """Lower-case names of the headers that authenticate a webhook."""
         ...
 
-    async def submit(self, repo: str, *, jobs: Sequence[str] = ("build",), labels: Labels = LABELS) -> str:
+    async def submit(
+        self, repo: str, *, jobs: Sequence[str] = ("build",), labels: Labels = LABELS, ref: str = "main"
+    ) -> str:
         """Start a run whose jobs are all queued at once; its id."""
         ...
 
@@ -56,6 +58,10 @@ class ForgeDriver(Protocol):
 
     async def run_again(self, job_id: str) -> None:
         """A person has the forge run one job of a finished run again."""
+        ...
+
+    async def told(self) -> Sequence[str]:
+        """What stands where people look at the jobs of their runs, oldest first."""
         ...
 
     async def add_foreign_runner(self, name: str) -> None:
@@ -93,6 +99,25 @@ async def failed_run(driver: ForgeDriver, names: tuple[str, ...]) -> tuple[str, 
         if not driver.forge.traits.removes_finished_runners:
             await driver.forge.deregister(registration.ref)
     return run_id, failed
+
+
+async def doomed(driver: ForgeDriver) -> Telling:
+    """What people are to be told about a running job whose machine is lost."""
+    await driver.submit(driver.repo, ref="refs/merge-requests/7/head")
+    job_id = await driver.take(await register(driver, "doomed"))
+    job = await driver.forge.get_job(driver.repo, job_id)
+    return Telling(
+        key=f"{job.forge}:{job_id}/i-0abc",
+        forge=job.forge,
+        repo=job.repo,
+        run_id=job.run_id,
+        forge_job_id=job_id,
+        job_name=job.name,
+        commit=job.commit,
+        url=job.url,
+        title="Infrastructure, not your test",
+        text="The machine that ran `build` was **taken back** by its cloud.",
+    )
 
 
 async def until(

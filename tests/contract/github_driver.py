@@ -109,9 +109,11 @@ class GitHubDriver:
             Surroundings(deployment="test", runner_prefix=self.prefix, clock=self.clock, gates=self._calls),
         )
 
-    async def submit(self, repo: str, *, jobs: Sequence[str] = ("build",), labels: Labels = LABELS) -> str:
+    async def submit(
+        self, repo: str, *, jobs: Sequence[str] = ("build",), labels: Labels = LABELS, ref: str = "main"
+    ) -> str:
         specs = tuple(JobSpec(key=name, name=name, labels=labels) for name in jobs)
-        return str(self.face.submit(RunSpec(repo=repo, workflow="CI", jobs=specs)))
+        return str(self.face.submit(RunSpec(repo=repo, workflow="CI", jobs=specs, ref=ref)))
 
     async def take(self, registration: Registration) -> str:
         runner_id = int(registration.ref.runner_id)
@@ -126,6 +128,15 @@ class GitHubDriver:
 
     async def run_again(self, job_id: str) -> None:
         self.face.world.rerun_job(int(job_id), now())
+
+    async def told(self) -> Sequence[str]:
+        checks, repos = self.face.world.checks, self.face.world.repos
+        shas = [(repo, run.head_sha) for repo in repos for run in self.face.world.runs_of(repo)]
+        statuses = [one for repo, sha in shas for one in checks.statuses(repo, sha)]
+        return [
+            *(f"{one.name}\n{one.title}\n{one.summary}" for one in checks.everything()),
+            *(f"{one.context}\n{one.description}" for one in sorted(statuses, key=lambda one: one.id)),
+        ]
 
     async def add_foreign_runner(self, name: str) -> None:
         self.face.world.generate_jitconfig(self.scope, name, 1, ["linux"], now())

@@ -174,9 +174,11 @@ class GitLabDriver:
         secret = SIGNING_SECRET if credential_header == "webhook-signature" else WEBHOOK_TOKEN
         self.forge = site.forge(webhook_secrets=(Secret(secret),))
 
-    async def submit(self, repo: str, *, jobs: Sequence[str] = ("build",), labels: Labels = LABELS) -> str:
+    async def submit(
+        self, repo: str, *, jobs: Sequence[str] = ("build",), labels: Labels = LABELS, ref: str = "main"
+    ) -> str:
         specs = tuple(JobSpec(key=name, name=name, labels=labels) for name in jobs)
-        return str(self._site.face.submit(RunSpec(repo=repo, workflow="CI", jobs=specs)))
+        return str(self._site.face.submit(RunSpec(repo=repo, workflow="CI", jobs=specs, ref=ref)))
 
     async def take(self, registration: Registration) -> str:
         offer = self._site.take(registration)
@@ -189,6 +191,9 @@ class GitLabDriver:
 
     async def run_again(self, job_id: str) -> None:
         self._site.world.retry_job(int(job_id), time.time())
+
+    async def told(self) -> Sequence[str]:
+        return [note.body for note in self._site.world.merge_requests.everything()]
 
     async def add_foreign_runner(self, name: str) -> None:
         self._site.add_runner(name)

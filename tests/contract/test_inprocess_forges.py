@@ -63,9 +63,11 @@ class GitHubDriver(_Driver):
             self.site, name=ForgeName("gh"), scopes=[self.scope], runner_prefix=self.prefix, road=self.road
         )
 
-    async def submit(self, repo: str, *, jobs: Sequence[str] = ("build",), labels: Labels = LABELS) -> str:
+    async def submit(
+        self, repo: str, *, jobs: Sequence[str] = ("build",), labels: Labels = LABELS, ref: str = "main"
+    ) -> str:
         specs = tuple(JobSpec(key=name, name=name, labels=labels) for name in jobs)
-        return str(self.site.submit(RunSpec(repo=repo, workflow="CI", jobs=specs)))
+        return str(self.site.submit(RunSpec(repo=repo, workflow="CI", jobs=specs, ref=ref)))
 
     async def take(self, registration: Registration) -> str:
         runner_id = self.site.runner_of(registration.secret.reveal())
@@ -82,6 +84,9 @@ class GitHubDriver(_Driver):
     async def run_again(self, job_id: str) -> None:
         self.site.world.rerun_job(int(job_id), now())
         self.site.settle()
+
+    async def told(self) -> Sequence[str]:
+        return [f"{one.name}\n{one.title}\n{one.summary}" for one in self.site.world.checks.everything()]
 
     async def add_foreign_runner(self, name: str) -> None:
         self.site.world.generate_jitconfig(self.scope, name, 1, ["linux"], now())
@@ -104,9 +109,11 @@ class GitLabDriver(_Driver):
         )
         self._offers: dict[str, Offer] = {}
 
-    async def submit(self, repo: str, *, jobs: Sequence[str] = ("build",), labels: Labels = LABELS) -> str:
+    async def submit(
+        self, repo: str, *, jobs: Sequence[str] = ("build",), labels: Labels = LABELS, ref: str = "main"
+    ) -> str:
         specs = tuple(JobSpec(key=name, name=name, labels=labels) for name in jobs)
-        return str(self.site.submit(RunSpec(repo=repo, workflow="CI", jobs=specs)))
+        return str(self.site.submit(RunSpec(repo=repo, workflow="CI", jobs=specs, ref=ref)))
 
     async def take(self, registration: Registration) -> str:
         offer = self.site.world.request_job(registration.secret.reveal(), "s_0123456789ab", now())
@@ -126,6 +133,9 @@ class GitLabDriver(_Driver):
     async def run_again(self, job_id: str) -> None:
         self.site.world.retry_job(int(job_id), now())
         self.site.settle()
+
+    async def told(self) -> Sequence[str]:
+        return [note.body for note in self.site.world.merge_requests.everything()]
 
     async def add_foreign_runner(self, name: str) -> None:
         group = self.site.world.find_group("acme").id
