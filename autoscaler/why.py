@@ -42,12 +42,13 @@ class Spill:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """`sentence` says where the job stands; `start` when a waiting one will start; `advice` what somebody has to change
-    before it can; `spill` why its machine costs more."""
+    before it can; `spill` why its machine costs more; `expected` is the machine that it will most likely get."""
 
     sentence: str
     start: Estimate
     advice: str = ""
     spill: Spill | None = None
+    expected: InstanceId | None = None
 
 
 def answer(
@@ -61,15 +62,16 @@ def answer(
     """Where a job stands and, while it waits, what for. `machine_moves` are of the machine that it has or will most
     likely get, `taken` the record of that machine's loss, `latest` the newest attempt at the same work, as far as they
     are known: many answers for a list do without."""
-    machine = outlook.expected.get(job.id) if job.state is JobState.QUEUED else None
-    if machine is None and job.instance is not None:
-        machine = outlook.snapshot.instances.get(job.instance)
+    expected = outlook.expected.get(job.id) if job.state is JobState.QUEUED else None
+    own = outlook.snapshot.instances.get(job.instance) if job.instance is not None else None
+    machine = expected or own
     spill = spill_of(machine, machine_moves, outlook) if machine is not None else None
     return Answer(
         sentence=_sentence(job, outlook, spill, taken, latest),
         start=estimate(job, outlook),
         advice=advice_of(job, outlook) if job.state is JobState.QUEUED and job.pool is None else "",
         spill=spill,
+        expected=expected.id if expected is not None else None,
     )
 
 

@@ -17,9 +17,9 @@ _LEDGER_WORDS = {
     "abandon": "Given up",
     "tell": "People were told",
     "interruption": "Its cloud takes the machine",
-    "requeue_landed": "The new attempt's machine",
-    "interruption_hook": "The image's on-interruption hook",
-    "runner_stolen": "Its runner took another job",
+    "interruption_hook": "",
+    "requeue_landed": "",
+    "runner_stolen": "",
     "cancel_run": "Its run was cancelled",
 }
 _TOLD_BY_MOVES = frozenset(("terminate", "launch", "ended"))
@@ -102,7 +102,7 @@ def _of_machine(job: Job, story: Story) -> list[TimelineEntry]:
     ]
     taken = story.interruptions.get(name)
     if taken is not None:
-        lines += [line(at, "loss", text) for at, text in _loss(taken)]
+        lines.append(line(taken.noticed_at, "loss", _loss(taken)))
     told = _TOLD_BY_MOVES | ({"interruption"} if taken is not None else frozenset())
     lines += [
         line(entry.at, "decision", ledger_text(entry))
@@ -112,18 +112,12 @@ def _of_machine(job: Job, story: Story) -> list[TimelineEntry]:
     return lines
 
 
-def _loss(taken: Interruption) -> list[tuple[datetime, str]]:
-    """Infrastructure, not the job: who took the machine, who told of it, what was still done."""
+def _loss(taken: Interruption) -> str:
+    """Infrastructure, not the job: who took the machine, and who told of it."""
+    if not taken.is_announced:
+        return f"{taken.provider} took machine {taken.instance} back without a notice ({taken.told_by})"
     when = f" at {clock(taken.reclaim_at)}" if taken.reclaim_at is not None else ""
-    how = (
-        f"announced that it takes machine {taken.instance} back{when}"
-        if taken.is_announced
-        else (f"took machine {taken.instance} back without a notice")
-    )
-    lines = [(taken.noticed_at, f"{taken.provider} {how} ({taken.told_by})")]
-    if taken.hook_s is not None and taken.cutoff_at is not None:
-        lines.append((taken.cutoff_at, f"The image's on-interruption hook had run for {taken.hook_s:.1f} s"))
-    return lines
+    return f"{taken.provider} announced that it takes machine {taken.instance} back{when} ({taken.told_by})"
 
 
 def _of_decision(entry: LedgerEntry, job: Job) -> TimelineEntry:
@@ -134,5 +128,6 @@ def ledger_text(entry: LedgerEntry) -> str:
     """A line of the ledger in words; who did it where that was not the autoscaler."""
     verb = _LEDGER_WORDS.get(entry.action, entry.action.replace("_", " ").capitalize())
     outcome = "" if entry.outcome in _PLAIN else entry.outcome
-    who = f" (by {entry.actor})" if entry.actor not in ("autoscaler", "plan") else ""
-    return ": ".join(part for part in (verb, entry.reason.rstrip("."), outcome) if part) + who
+    who = f" (by {entry.actor})" if entry.actor not in ("autoscaler", "plan", "agent") else ""
+    words = ": ".join(part for part in (verb, entry.reason.rstrip("."), outcome) if part) + who
+    return words[:1].upper() + words[1:]

@@ -35,6 +35,7 @@ from autoscaler.http.stories import (
     outlook_of,
 )
 from autoscaler.http.view import DaemonView
+from autoscaler.http.waits import waits_document
 from autoscaler.model import Instance, Job, JobId, JobState, PoolControl
 from autoscaler.spi import PoolName
 
@@ -65,6 +66,7 @@ def make_api_routes(view: DaemonView, access: Access) -> Sequence[web.RouteDef]:
         web.get("/api/v1/offerings", api.offerings),
         web.get("/api/v1/interruptions", api.interruptions),
         web.get("/api/v1/predictions", api.predictions),
+        web.get("/api/v1/waits", api.waits),
         web.get("/api/v1/ledger", api.ledger),
         web.get("/api/v1/costs", api.costs),
         web.get("/api/v1/costs.csv", api.costs_csv),
@@ -191,6 +193,9 @@ class _Api:
 
     async def predictions(self, _: web.Request) -> web.Response:
         return web.json_response(predictions_document(self._view))
+
+    async def waits(self, _: web.Request) -> web.Response:
+        return web.json_response(await waits_document(self._view))
 
     async def ledger(self, request: web.Request) -> web.Response:
         limit = _limit(request)

@@ -36,6 +36,9 @@ _ACTIONS = {
     "launch": "Launch:",
     "control": "Pool",
     "interruption": "Taken back:",
+    "tell": "People were told of",
+    "cancel_run": "Cancelled the run of",
+    "error_budget": "Error budget of",
     "interruption_hook": "Hook before the reclaim of",
 }
 

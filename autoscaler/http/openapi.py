@@ -5,7 +5,7 @@ from typing import Any
 from autoscaler.game_day import GameDayState
 from autoscaler.game_day_report import Outcome
 from autoscaler.http.costs import GROUPS
-from autoscaler.model import Use
+from autoscaler.model import BlockedBy, Use
 from autoscaler.why_machine import EndedBy
 
 Schema = dict[str, Any]
@@ -41,6 +41,7 @@ def _ref(name: str) -> Schema:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
+_PREDICTION: dict[str, Schema] = {"wait_s": _NUMBER, "breach": _NUMBER, "target_s": _NUMBER}
 _JOB: dict[str, Schema] = {
     "id": _TEXT, "forge": _TEXT, "repo": _TEXT, "run_id": _TEXT, "workflow": _TEXT, "name": _TEXT, "labels": _TEXTS,
     "state": {"enum": ["queued", "running", "lost", "requeued", "done", "abandoned"]}, "pool": _maybe(_TEXT),
@@ -49,7 +50,7 @@ _JOB: dict[str, Schema] = {
     "instance": _maybe(_TEXT), "url": _TEXT, "attempt": {"type": "integer", "minimum": 1}, "reason": _TEXT,
     "retry_at": _maybe(_INSTANT), "successor": _maybe(_TEXT), "predecessor": _maybe(_TEXT),
     "lost_at": _maybe(_INSTANT),
-    "prediction": _maybe(_record(wait_s=_NUMBER, breach=_NUMBER, target_s=_NUMBER)),
+    "prediction": _maybe(_record(**_PREDICTION)),
 }  # fmt: skip
 _CAPACITY_POOL: dict[str, Schema] = {
     "provider": _TEXT, "region": _TEXT, "zone": _TEXT, "machine_type": _TEXT,
@@ -64,7 +65,7 @@ _INSTANCE: dict[str, Schema] = {
 _ANSWER: dict[str, Schema] = {
     "why": _TEXT, "estimated_start": _maybe(_INSTANT), "estimated_start_p95": _maybe(_INSTANT),
     "estimated_start_note": _TEXT, "advice": _TEXT,
-    "spilled": _maybe(_record(since=_INSTANT, reason=_TEXT, instance=_TEXT)),
+    "spilled": _maybe(_record(since=_INSTANT, reason=_TEXT, instance=_TEXT)), "expected_instance": _maybe(_TEXT),
 }  # fmt: skip
 _MACHINE_ANSWER: dict[str, Schema] = {
     "why": _TEXT,
@@ -168,6 +169,24 @@ _SCHEMAS: dict[str, Schema] = {
     "ScoredBin": _record(predicted=_NUMBER, observed=_NUMBER, jobs=_COUNT),
     "Calibration": _record(pool=_maybe(_TEXT), jobs=_COUNT, brier=_maybe(_NUMBER), bins=_list("ScoredBin")),
     "Predictions": _record(now=_INSTANT, days=_COUNT, predictions=_list("Calibration")),
+    "PoolWaits": _record(
+        name=_TEXT, target_s=_NUMBER, quantile=_NUMBER, waiting=_COUNT, late=_COUNT, oldest_wait_s=_NUMBER,
+        scored_jobs=_COUNT, late_share=_maybe(_NUMBER),
+        prediction=_maybe(_record(**_PREDICTION, job=_TEXT, at=_INSTANT)),
+        spill=_maybe(_record(machines=_COUNT, since=_INSTANT, reason=_TEXT, newest=_TEXT)),
+        spilled_today_usd=_NUMBER,
+        against={
+            "type": "array",
+            "items": _record(
+                by={"enum": [by.value for by in BlockedBy]}, jobs=_COUNT, reason=_TEXT, again_at=_maybe(_INSTANT)
+            ),
+        },
+        budget=_record(
+            allowed=_NUMBER, burn=_maybe(_NUMBER), spot_share=_NUMBER, reason=_TEXT,
+            announced={"type": "array", "items": _record(at=_INSTANT, text=_TEXT)},
+        ),
+    ),
+    "Waits": _record(now=_INSTANT, pools=_list("PoolWaits")),
     "Ledger": _record(ledger=_list("LedgerEntry"), before=_maybe(_COUNT)),
     "HistoryPoint": _record(wait_s=_NUMBER, queued=_COUNT, running=_COUNT, instances=_COUNT),
     "History": _record(
@@ -266,6 +285,11 @@ def _paths() -> dict[str, Schema]:
         "predictions": _operation(
             "How good predicted breaches were over the last days, of all pools together and of each, by tenths",
             "Predictions",
+        ),
+        "waits": _operation(
+            "Per pool its wait target and the share of jobs beyond it, the newest prediction, what was bought on "
+            "demand and why, what stands in the way, the error budget",
+            "Waits",
         ),
         "ledger": _operation(
             "What was done and why, newest first; pass `before` of the last page for the next one",

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from autoscaler.http.auth import COOKIE, SESSION_LIFETIME, Access, Verdict
 
-_SCRIPTS = ("words.js", "plot.js", "detail.js", "costs.js", "offerings.js", "app.js", "login.js")
+_SCRIPTS = ("words.js", "plot.js", "detail.js", "costs.js", "offerings.js", "waits.js", "app.js", "login.js")
 _TYPES = {"style.css": "text/css", **dict.fromkeys(_SCRIPTS, "text/javascript")}
 _ICON = (
     b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16">'

@@ -73,7 +73,13 @@ def estimate_fields(start: Estimate) -> Document:
 def _answer_fields(told: Answer) -> Document:
     spill = told.spill
     spilled = {"since": instant(spill.since), "reason": spill.reason, "instance": spill.machine} if spill else None
-    return {"why": told.sentence, **estimate_fields(told.start), "advice": told.advice, "spilled": spilled}
+    return {
+        "why": told.sentence,
+        **estimate_fields(told.start),
+        "advice": told.advice,
+        "spilled": spilled,
+        "expected_instance": told.expected,
+    }
 
 
 def _attempt_document(job: Job) -> Document:

@@ -106,6 +106,7 @@ READS = [
     ("/api/v1/offerings", "/api/v1/offerings"),
     ("/api/v1/interruptions", "/api/v1/interruptions?limit=3"),
     ("/api/v1/predictions", "/api/v1/predictions"),
+    ("/api/v1/waits", "/api/v1/waits"),
     ("/api/v1/ledger", "/api/v1/ledger?limit=2"),
     ("/api/v1/costs", "/api/v1/costs"),
     ("/api/v1/history", "/api/v1/history"),

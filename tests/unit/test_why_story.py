@@ -110,7 +110,6 @@ async def test_why_of_any_attempt_tells_the_whole_story_in_order() -> None:
         (1, "Machine i-0001 took the job: a job"),
         (1, "aws announced that it takes machine i-0001 back at 11:58:30 UTC (told by agent)"),
         (1, "Ended: lost with its machine"),
-        (1, "The image's on-interruption hook had run for 4.5 s"),
         (1, "People were told: a check run on its commit"),
         (1, "Queued again: 1 jobs of the run lost their machines: requeued"),
         (2, "Queued again, attempt 2 at github"),

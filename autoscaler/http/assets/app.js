@@ -82,6 +82,12 @@ function age_(node) {
   bar.parentNode.title = `${span(age)} of a target of ${short(target)} (the mark)`;
 }
 
+// Why it waits and about when it starts.
+function waitingWords(job) {
+  if (!job.estimated_start) return job.why;
+  return `${job.why} ${startWords(job)}`;
+}
+
 function unservedWords(job) {
   if (!job.nearest) return `No pool serves ${job.repo}.`;
   const lacks = job.missing.length ? `lacks ${job.missing.join(", ")}` : "";
@@ -175,7 +181,7 @@ function show(next) {
   });
   showTotals(next);
   showPools(next);
-  rows($("waiting"), next.waiting, (j) => j.id, makeJobRow, (node, j) => fillJobRow(node, j, { since: j.queued_at, target: j.target_s, said: j.why }), "Nobody waits.");
+  rows($("waiting"), next.waiting, (j) => j.id, makeJobRow, (node, j) => fillJobRow(node, j, { since: j.queued_at, target: j.target_s, said: waitingWords(j) }), "Nobody waits.");
   more("waiting-more", next.waiting.length, next.waiting_total);
   $("unserved-block").hidden = !next.unserved_total;
   rows($("unserved"), few("unserved", next.unserved), (j) => j.id, makeJobRow, (node, j) => fillJobRow(node, j, { since: j.queued_at, said: unservedWords(j), missing: true }));
@@ -290,4 +296,5 @@ Plot.read();
 Detail.start();
 Costs.start();
 Offerings.start();
+Waits.start();
 ask("/api/v1/status").then((status) => { $("logout").hidden = status.access !== "token"; }, () => {});

@@ -3,10 +3,6 @@
 
 const Detail = (() => {
   const REFRESH_MS = 2000;
-  const MOVES = {
-    requested: "Asked for", launched: "Launched", ready: "Ready", registering: "Gets a runner's registration", idle: "Its runner is online",
-    busy: "Took its job", draining: "Being reclaimed", stopping: "Being stopped", stopped: "Stopped", starting: "Being started", terminating: "Being ended", terminated: "Ended",
-  };
   let shown = "";
   let opener = "";
   let readAt = 0;
@@ -34,7 +30,7 @@ const Detail = (() => {
     item.className = line.kind;
     time.dateTime = line.at;
     put(time, clock(line.at));
-    put(text, line.text);
+    put(text, line.tag ? `${line.tag} · ${line.text}` : line.text);
     const step = before ? (Date.parse(line.at) - Date.parse(before.at)) / 1000 : 0;
     put(took, step >= 1 ? `+${short(step)}` : "");
   }
@@ -48,9 +44,40 @@ const Detail = (() => {
     }, (item, line) => fillLine(item, line, line.before), "Nothing is known of it.");
   }
 
-  function fill({ title, verdict, facts, heading, lines }) {
+  function line(id, text) {
+    put($(id), text || "");
+    $(id).hidden = !text;
+  }
+
+  // Links to the other attempts at the same work.
+  function chain(attempts) {
+    rows($("detail-chain"), attempts, (one) => one.id, () => {
+      const item = el("li");
+      item.append(el("span"));
+      return item;
+    }, (item, one) => {
+      const words = `Attempt ${one.attempt}: ${one.state === "requeued" ? "lost, queued again" : one.conclusion || one.state}`;
+      if (item.textContent !== words) item.replaceChildren(one.here ? el("b", "", words) : linkTo(jobLink(one.id), words));
+    });
+    $("detail-chain").hidden = !attempts.length;
+  }
+
+  function evidence(found) {
+    rows($("detail-evidence"), found, (one) => `${one.at}|${one.source}|${one.text}`, (one) => {
+      const item = el("li");
+      item.append(el("time", "", clock(one.at)), el("b", "", one.source), el("span", "", one.text));
+      return item;
+    }, () => {});
+    $("detail-evidence").hidden = $("detail-evidence-heading").hidden = !found.length;
+  }
+
+  function fill({ title, verdict, facts, heading, lines, starts, advice, attempts, proof }) {
     put($("detail-title"), title);
     put($("detail-verdict"), verdict);
+    line("detail-starts", starts);
+    line("detail-advice", advice);
+    chain(attempts || []);
+    evidence(proof || []);
     const list = details(facts), old = $("detail-facts").firstChild;
     if (!old || old.innerHTML !== list.innerHTML) $("detail-facts").replaceChildren(list);
     $("detail-heading").hidden = !lines;
@@ -69,14 +96,26 @@ const Detail = (() => {
 
   const took = (from, to) => from && to ? span((Date.parse(to) - Date.parse(from)) / 1000) : "";
 
+  // When a waiting job starts and how sure that is, or why nobody knows.
+  function starts(row) {
+    const note = row.estimated_start_note;
+    if (!row.estimated_start) return note ? `When it starts is not known: ${note}.` : "";
+    const late = row.estimated_start_p95 ? `; 95 of 100 start by ${clock(row.estimated_start_p95)}` : "";
+    return `${startWords(row).replace(/\.$/, "")}, at ${clock(row.estimated_start)}${late}${note ? ` (${note})` : ""}.`;
+  }
+
   async function job(id) {
     const row = await ask(`/api/v1/jobs/${encodeURIComponent(id)}`);
     return {
-      title: row.name, verdict: row.why, heading: "Timeline", lines: row.timeline,
+      title: row.name, verdict: row.why, heading: "Timeline", starts: starts(row), advice: row.advice,
+      attempts: row.chain.length > 1 ? row.chain.map((one) => ({ ...one, here: one.id === row.id })) : [],
+      lines: row.timeline.map((line) => ({ ...line, tag: row.chain.length > 1 ? `#${line.attempt}` : "" })),
       facts: [
         ["State", row.conclusion ? `${row.state}: ${row.conclusion}` : row.state], ["Repository", row.repo], ["Workflow", row.workflow], ["Pool", row.pool || "none"],
-        ["Labels", row.labels.join(", ")], ["Machine", row.instance ? linkTo(machineLink(row.instance), row.instance) : ""],
+        ["Labels", row.labels.join(", ")], ["Will likely get", row.expected_instance ? linkTo(machineLink(row.expected_instance), row.expected_instance) : ""], ["Machine", row.instance ? linkTo(machineLink(row.instance), row.instance) : ""],
         ["Waited", took(row.queued_at, row.started_at)], ["Ran", took(row.started_at, row.finished_at)],
+        ["On demand since", row.spilled ? `${clock(row.spilled.since)} ${row.spilled.reason}` : ""],
+        ["Predicted", row.prediction ? `to wait ${short(row.prediction.wait_s)}, ${Math.round(100 * row.prediction.breach)} % likely beyond ${short(row.prediction.target_s)}` : ""],
         ["Attempt", row.attempt > 1 ? row.attempt : ""], ["Queued again as", row.successor ? linkTo(jobLink(row.successor), row.successor) : ""],
         ["Job", row.id], ["", forgeLink(row)],
       ],
@@ -85,20 +124,9 @@ const Detail = (() => {
 
   async function machine(id) {
     const row = await ask(`/api/v1/instances/${encodeURIComponent(id)}`), place = row.capacity_pool;
-    const moved = new Set(row.history.map((move) => move.to));
-    const lines = [
-      ...row.history.map((move) => ({ at: move.at, kind: "machine", text: `${MOVES[move.to] || capital(move.to)}: ${move.cause}` })),
-      ...row.ledger.filter((entry) => entry.action !== "terminate" || !moved.has("terminating"))
-        .map((entry) => ({ at: entry.at, kind: "decision", text: [capital(spaced(entry.action)), entry.reason, entry.outcome].filter(Boolean).join(": ") })),
-    ];
     const served = row.served;
-    if (served && served.finished_at) lines.push({ at: served.finished_at, kind: "job", text: `${served.name} ended: ${served.conclusion || served.state}` });
-    lines.sort((a, b) => Date.parse(a.at) - Date.parse(b.at));
-    const ended = row.state === "terminated";
-    const why = row.ending ? ` (${spaced(row.ending)})` : "";
     return {
-      title: row.id, heading: "History", lines,
-      verdict: ended ? `It ended ${short(seconds(row.since))} ago${why}, after ${took(row.created_at, row.since)}.` : `It has been ${row.state} for ${short(seconds(row.since))}${why}.`,
+      title: row.id, heading: "History", lines: row.timeline, verdict: row.why, proof: row.evidence,
       facts: [
         ["Pool", row.pool], ["Machine", place ? `${place.machine_type} in ${place.zone}, ${place.capacity_type.replace("_", "-")}` : row.provider],
         ["Job", row.job ? [linkTo(jobLink(row.job), served ? served.name : row.job), served ? ` of ${served.repo}${served.conclusion ? `: ${served.conclusion}` : ""}` : ""] : ""],

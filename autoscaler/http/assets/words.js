@@ -29,6 +29,12 @@ const plural = (n, one, many) => `${n.toLocaleString("en")} ${n === 1 ? one : ma
 const spaced = (word) => word.replaceAll("_", " ");
 const capital = (word) => word.charAt(0).toUpperCase() + word.slice(1);
 
+// "Starts in about 40 s", as of now; an estimate that has passed is no news.
+function startWords(job) {
+  const left = (Date.parse(job.estimated_start) - now()) / 1000;
+  return left > 1 ? `Starts in about ${short(left)}.` : "Starts any moment.";
+}
+
 function usd(amount) {
   if (!amount) return "";
   return amount >= 0.1 ? `$${amount.toFixed(2)}` : `$${amount.toPrecision(2).replace(/e-.*/, "")}`;
