@@ -103,9 +103,7 @@ def _sentence(job: Job, outlook: Outlook, spill: Spill | None, taken: Interrupti
             return _why_lost(job, outlook, taken)
         case JobState.REQUEUED:
             again = latest.id if latest is not None and latest.id != job.id else job.successor
-            told = (
-                f"{_loss(job, taken)}, and it was queued again{f' as {again}' if again else ''}{because(job.reason)}."
-            )
+            told = f"{_loss(job, taken)}, and it was queued again{f' as {again}' if again else ''}."
             return f"{told} {_sentence(latest, outlook, None, None, None)}" if latest is not None else told
         case JobState.DONE:
             return f"It is done: {job.conclusion or 'conclusion unknown'}{because(job.reason)}."

@@ -10,7 +10,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from autoscaler.end_lines import AGENT, AUTOSCALER, MACHINE
-from autoscaler.model import EndReason, Instance, InstanceMove, InstanceState, Interruption, Job, LedgerEntry
+from autoscaler.model import EndReason, Instance, InstanceMove, InstanceState, Interruption, Job, JobState, LedgerEntry
 from autoscaler.states import is_live
 from autoscaler.why_story import TimelineEntry, ledger_text
 from autoscaler.why_words import MOVE_WORDS, ago, because, clock, where
@@ -79,6 +79,7 @@ _STATES = {
 }
 
 
+_LOST = (JobState.LOST, JobState.REQUEUED)
 _OF_ENDS = ("ended", "terminate", "release", "interruption", "sweep")
 
 
@@ -231,7 +232,7 @@ def machine_timeline(story: MachineStory) -> tuple[TimelineEntry, ...]:
         lines.append(TimelineEntry(at=taken.noticed_at, kind="loss", text=f"{row.provider} {how} ({taken.told_by})"))
     job = story.job
     if job is not None and job.finished_at is not None:
-        told = f"{job.name} ended: {job.conclusion or job.state}"
+        told = f"{job.name} {'was lost with it' if job.state in _LOST else f'ended: {job.conclusion or job.state}'}"
         lines.append(TimelineEntry(at=job.finished_at, kind="job", text=told, attempt=job.attempt))
     return tuple(sorted(lines, key=lambda line: line.at))
 

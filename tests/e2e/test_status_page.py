@@ -115,7 +115,7 @@ async def test_a_running_job_leads_to_its_machine_and_its_history(site: Site, si
     dialog = page.get_by_role("dialog")
     await dialog.get_by_role("link", name="i-000a").click()
     await expect(dialog.get_by_role("heading", name="i-000a")).to_be_visible()
-    await expect(dialog.locator(".timeline")).to_contain_text("Ready: its agent said hello")
+    await expect(dialog.locator(".timeline")).to_contain_text("Is ready: its agent said hello")
     await expect(dialog.locator("#detail-facts")).to_contain_text("Cost so far$0.00")
     await expect(dialog.locator("#detail-facts")).to_contain_text("build (10) of acme/shop")
 
@@ -123,7 +123,9 @@ async def test_a_running_job_leads_to_its_machine_and_its_history(site: Site, si
 async def test_a_square_opens_the_machine(site: Site) -> None:
     page = await site.signed_in()
     await page.get_by_role("link", name="i-0000: busy").click()
-    await expect(page.get_by_role("dialog").locator(".verdict")).to_contain_text("It has been busy for")
+    await expect(page.get_by_role("dialog").locator(".verdict")).to_contain_text(
+        "It runs a job: build (0) of acme/shop"
+    )
 
 
 async def test_many_unserved_jobs_open_and_close(site: Site) -> None:

@@ -10,7 +10,7 @@ import pytest_asyncio
 from playwright.async_api import Browser, Page, expect
 
 from tests.e2e.status_site import SIZES, Site, chromium, served
-from tests.e2e.why_site import WhySite
+from tests.e2e.why_site import Cause, WhySite
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -37,29 +37,36 @@ async def follow(page: Page, address: str) -> None:
     await page.evaluate("(to) => { location.hash = to; }", address)
 
 
-@pytest.mark.parametrize("size", SIZES)
-async def test_the_page_says_why_for_each_cause_when_it_starts_and_what_to_do(
-    site: Site, why: WhySite, size: str, tmp_path: Path
-) -> None:
-    page = await site.signed_in(size)
+async def says_why(page: Page, name: str, cause: Cause) -> None:
     dialog = page.get_by_role("dialog")
+    await follow(page, f"#job={quote(cause.job.id, safe='')}")
+    await expect(dialog.get_by_role("heading", name=cause.job.name)).to_be_visible()
+    for words in cause.says:
+        await expect(dialog.locator(".verdict"), name).to_contain_text(words)
+    if cause.starts:
+        await expect(page.locator("#detail-starts"), name).to_contain_text(cause.starts)
+    if cause.advice:
+        await expect(page.locator("#detail-advice"), name).to_contain_text(cause.advice)
+    else:
+        await expect(page.locator("#detail-advice"), name).to_be_hidden()
+
+
+async def test_the_page_says_why_for_each_cause_when_it_starts_and_what_to_do(site: Site, why: WhySite) -> None:
+    page = await site.signed_in()
+    row = page.locator("#waiting .row", has_text="waits for spilled")
+    await expect(row).to_contain_text("Starts in about")
     for name, cause in why.causes.items():
-        await follow(page, f"#job={quote(cause.job.id, safe='')}")
-        await expect(dialog.get_by_role("heading", name=cause.job.name)).to_be_visible()
-        for words in cause.says:
-            await expect(dialog.locator(".verdict"), name).to_contain_text(words)
-        if cause.starts:
-            await expect(page.locator("#detail-starts"), name).to_contain_text(cause.starts)
-        if cause.advice:
-            await expect(page.locator("#detail-advice"), name).to_contain_text(cause.advice)
-        else:
-            await expect(page.locator("#detail-advice"), name).to_be_hidden()
-        await page.screenshot(path=tmp_path / f"{size}-{name}.png")
-    assert await page.evaluate("document.documentElement.scrollWidth") == SIZES[size][0]
+        await says_why(page, name, cause)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", SIZES)
+async def test_a_phone_shows_the_longest_answers_without_scrolling_sideways(site: Site, why: WhySite) -> None:
+    page = await site.signed_in("phone")
+    for name in ("label", "boots", "spilled"):
+        await says_why(page, name, why.causes[name])
+        assert await page.evaluate("document.documentElement.scrollWidth") == SIZES["phone"][0]
+
+
+@pytest.mark.parametrize(("size", "scheme"), [("desktop", "light"), ("phone", "dark")])
 async def test_targets_predictions_and_error_budgets_are_shown_without_scrolling_sideways(
     site: Site, size: str, scheme: str, tmp_path: Path
 ) -> None:
@@ -107,9 +114,3 @@ async def test_a_machines_page_names_who_ended_it_and_the_evidence(site: Site) -
     await expect(page.locator("#detail-evidence li")).to_have_count(2)
     await expect(page.locator("#detail-evidence li").first).to_contain_text("agent")
     assert await page.evaluate("document.documentElement.scrollWidth") == SIZES["phone"][0]
-
-
-async def test_the_list_of_waiting_jobs_says_when_each_starts(site: Site) -> None:
-    page = await site.signed_in()
-    row = page.locator("#waiting .row", has_text="waits for spilled")
-    await expect(row).to_contain_text("Starts in about")
