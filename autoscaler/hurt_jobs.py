@@ -50,6 +50,7 @@ class ErrorBudgets:
         self._rows = rows
         self._accounts: dict[PoolName, Account] = {}
         self._taken: defaultdict[PoolName, deque[datetime]] = defaultdict(lambda: deque(maxlen=TAKEN_KEPT))
+        self._unbooked: dict[PoolName, tuple[int, int]] = {}
         self._looked_at: datetime | None = None
         self.burns: Mapping[PoolName, Burn] = {}
         """What plan sees; another object when, and only when, something changed."""
@@ -57,18 +58,18 @@ class ErrorBudgets:
 
     # ------------------------------------------------------------------ news
 
-    def job_moved(self, before: Job | None, job: Job, rules: Rules, now: datetime) -> None:
+    def job_moved(self, before: Job, job: Job, rules: Rules) -> None:
         pool = rules.pools.get(job.pool) if job.pool is not None else None
-        if pool is None or before is None or before.state is job.state:
+        if pool is None or before.state is job.state:
             return
         if job.state is _J.LOST:
-            self._book(pool, now, jobs=1, hurt=1 if self._is_spot_loss(job) else 0)
+            self._count(pool, jobs=1, hurt=1 if self._is_spot_loss(job) else 0)
         elif job.state is _J.DONE and before.state is _J.LOST:
-            self._book(pool, now, hurt=-1 if self._is_spot_loss(before) else 0)
+            self._count(pool, hurt=-1 if self._is_spot_loss(before) else 0)
         elif job.state is _J.DONE and job.started_at is not None and job.id not in self._rows.lost:
-            self._book(pool, now, jobs=1)
+            self._count(pool, jobs=1)
         elif job.state is _J.RUNNING and before.state is _J.QUEUED and self._was_kept_waiting(job, pool):
-            self._book(pool, now, hurt=1)
+            self._count(pool, hurt=1)
 
     def machine_moved(self, was: Instance, row: Instance, now: datetime) -> None:
         """A spot machine that was taken before it had a job keeps somebody waiting who counted on it."""
@@ -91,17 +92,20 @@ class ErrorBudgets:
         machine = machine or self._rows.ended_runners.get(job.runner_name)
         return machine is None or (_is_spot(machine) and machine.ending is not EndReason.CHAOS)
 
-    def _book(self, pool: Pool, now: datetime, *, jobs: int = 0, hurt: int = 0) -> None:
-        before = self._accounts.get(pool.name) or Account(at=now)
-        self._accounts[pool.name] = booked(before, now, jobs=jobs, hurt=hurt)
-        self.unkept.add((pool.name,), now)
-        if hurt > 0:
-            self._looked_at = None
+    def _count(self, pool: Pool, *, jobs: int = 0, hurt: int = 0) -> None:
+        known = self._unbooked.get(pool.name, (0, 0))
+        self._unbooked[pool.name] = known[0] + jobs, known[1] + hurt
 
     # ------------------------------------------------------------------ what follows
 
     def reckon(self, rules: Rules, now: datetime) -> None:
-        """Take the steps that are due, and show plan how the budgets stand."""
+        """Book what was counted in this tick, take the steps that are due, show plan how the budgets stand."""
+        for name, (jobs, hurt) in self._unbooked.items():
+            self._accounts[name] = booked(self._accounts.get(name) or Account(at=now), now, jobs=jobs, hurt=hurt)
+            self.unkept.add((name,), now)
+            if hurt > 0:
+                self._looked_at = None
+        self._unbooked = {}
         if self._looked_at is not None and now < self._looked_at + LOOK_EVERY:
             return
         self._looked_at = now

@@ -6,6 +6,7 @@ knows. News are the moves of rows, from whichever side: they are taken in once a
 with history.
 """
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from autoscaler.arrivals import ArrivalTimes
@@ -16,7 +17,7 @@ from autoscaler.live import LiveRows
 from autoscaler.metrics import Metrics
 from autoscaler.model import Job, JobState, Rules
 from autoscaler.scores import Scores
-from autoscaler.spi import ForgeName
+from autoscaler.spi import RunEvent
 from autoscaler.stages import Stages
 
 KEEP_EVERY = timedelta(minutes=1)
@@ -40,7 +41,7 @@ class Lessons:
         self._due_at: datetime | None = None
 
     def take_in(self, rules: Rules, now: datetime) -> None:
-        """Learn from what moved since the last tick."""
+        """Learn from what moved since the last tick, and keep it."""
         jobs, self._rows.job_news = self._rows.job_news, []
         for before, job in jobs:
             self._job_moved(before, job, rules, now)
@@ -50,19 +51,25 @@ class Lessons:
             self.budgets.machine_moved(was, row, now)
         self.stages.reckon(rules.pools, now)
         self.budgets.reckon(rules, now)
+        self.keep(now)
 
     def _job_moved(self, before: Job | None, job: Job, rules: Rules, now: datetime) -> None:
         if job.state is JobState.DONE and job.id not in self._rows.lost:  # else it was done only to be found lost
             self.run_times.job_ended(job, now)
-        if job.prediction is not None and (before is None or before.prediction is None):
-            self._metrics.job_breach_probability.observe(job.prediction.breach)
         self.stages.job_moved(job, now)
-        self.scores.job_moved(before, job, now)
-        self.budgets.job_moved(before, job, rules, now)
+        if before is None:
+            return  # it begins to wait: nothing has happened to it yet
+        self.budgets.job_moved(before, job, rules)
+        if job.prediction is not None:
+            if before.prediction is None:
+                self._metrics.job_breach_probability.observe(job.prediction.breach)
+            self.scores.job_moved(before, job, now)
 
-    def run_finished(self, forge: ForgeName, repo: str, run_id: str) -> None:
-        """Its forge says that a run is over."""
-        self.stages.run_finished(forge, repo, run_id)
+    def runs_told(self, runs: Sequence[RunEvent]) -> None:
+        """What a webhook says of runs, before the jobs that it may tell of are taken in."""
+        for run in runs:
+            if run.is_finished:
+                self.stages.run_finished(run.forge, run.repo, run.run_id)
 
     def keep(self, now: datetime, *, is_last: bool = False) -> None:
         """Write what changed, each key at most once a minute, a bounded number with one tick."""

@@ -128,15 +128,12 @@ class Observer:
         self._losses.settle(now)
         self._outbox.follow(rules, now)
         self.lessons.take_in(rules, now)  # clears the news
-        self.lessons.keep(now)
 
     def _consume(self, fact: Fact, rules: Rules, now: datetime) -> None:
         match fact:
             case WebhookArrived():
                 self._jobs.webhook(fact, rules, now)
-                for run in fact.webhook.runs:
-                    if run.is_finished:
-                        self.lessons.run_finished(run.forge, run.repo, run.run_id)
+                self.lessons.runs_told(fact.webhook.runs)
             case JobsListed():
                 if fact.is_full:
                     self._note_completeness(f"{fact.forge}/jobs", fact.listing.is_complete)

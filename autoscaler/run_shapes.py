@@ -34,6 +34,10 @@ class Kind:
     pool: PoolName
     labels: Labels
 
+    def __hash__(self) -> int:
+        """They are looked up with each move; most differ in their stem, and a text remembers its hash."""
+        return hash(self.stem)
+
     def labels_in(self, run_id: str) -> Labels:
         """Their labels in one run: a binding label names it."""
         return tuple(sorted(f"run-{run_id}" if label == _BOUND else label for label in self.labels))

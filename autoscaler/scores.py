@@ -66,9 +66,9 @@ class Scores:
         self._again: set[JobId] = set()
         take_rows(learned, "scores", self._read)
 
-    def job_moved(self, before: Job | None, job: Job, now: datetime) -> None:
+    def job_moved(self, before: Job, job: Job, now: datetime) -> None:
         """Score a job that leaves its queue for the first time. One that its forge put back has had its score."""
-        if job.prediction is None or job.pool is None or before is None or before.state is job.state:
+        if job.prediction is None or job.pool is None or before.state is job.state:
             return
         if job.state is _J.QUEUED:
             self._again.add(job.id)

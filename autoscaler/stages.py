@@ -17,7 +17,8 @@ from autoscaler.learned_texts import Unkept, is_nameable, take_rows
 from autoscaler.model import Arrivals, Foreseen, Job, JobId, JobState, Pool, Work
 from autoscaler.run_shapes import RUNS_KEPT, Expectation, Kind, Shape, expectations, kind_of, shape_of, shapes_from
 from autoscaler.run_shapes import shapes_text as text_of
-from autoscaler.spi import Conclusion, ForgeName, PoolName, ProviderName, Scope
+from autoscaler.spi import Conclusion, ForgeName, Labels, PoolName, ProviderName, Scope
+from autoscaler.states import is_live_job
 from autoscaler.store import Learned
 
 QUIET = timedelta(minutes=1)
@@ -29,6 +30,7 @@ MANY = 200
 MANY_EVERY = timedelta(seconds=1)
 """Runs of many jobs are reckoned anew no oftener: each of thousands that ends would mean a look at all others."""
 WORKFLOWS_KEPT = 5000
+KINDS_REMEMBERED = 10_000
 USUAL_ARRIVAL_S = 60.0
 
 RunKey = tuple[ForgeName, str, str]
@@ -47,10 +49,13 @@ class _Alike:
     failed: int = 0
 
     def put(self, job: Job) -> None:
-        self.take(job.id)
-        if job.state in (_J.QUEUED, _J.RUNNING):
+        if job.id in self.live or job.id in self.ended:
+            self.take(job.id)
+        if job.state is _J.QUEUED:
             self.live[job.id] = job
-            self.queued += job.state is _J.QUEUED
+            self.queued += 1
+        elif job.state is _J.RUNNING:
+            self.live[job.id] = job
         else:
             self.ended[job.id] = job
             self.lost += job.state is _J.LOST
@@ -116,6 +121,7 @@ class Stages:
         self._shapes: OrderedDict[_Workflow, list[Shape]] = OrderedDict()
         self._expected: dict[_Workflow, tuple[Expectation, ...]] = {}
         self._runs: dict[RunKey, _Run] = {}
+        self._kinds: dict[tuple[str, PoolName, Labels], Kind] = {}
         self._quiet: OrderedDict[RunKey, datetime] = OrderedDict()
         self._moved: dict[RunKey, None] = {}
         self._by_run: dict[RunKey, tuple[Foreseen, ...]] = {}
@@ -143,12 +149,15 @@ class Stages:
         key = _run_of(job)
         run = self._runs.get(key)
         if run is None:
-            if job.state not in (_J.QUEUED, _J.RUNNING, _J.LOST):
+            if not is_live_job(job):
                 return  # it ends so late that its run was over
             run = self._runs[key] = _Run(workflow=(job.forge, job.repo, job.workflow), scope=job.scope, is_whole=True)
         if job.state is _J.LOST or job.state is _J.ABANDONED or job.attempt > 1 or job.run_attempt > 1:
             run.is_whole = False
-        alike = run.kinds.setdefault(kind_of(job, job.pool), _Alike())
+        kind = self._kind_of(job, job.pool)
+        alike = run.kinds.get(kind)
+        if alike is None:
+            alike = run.kinds[kind] = _Alike()
         before = alike.open, alike.size
         if job.state is _J.REQUEUED:
             alike.take(job.id)  # its successor stands in its place
@@ -158,10 +167,23 @@ class Stages:
         run.size += alike.size - before[1]
         self._moved[key] = None
         if run.open:
-            self._quiet.pop(key, None)
+            if key in self._quiet:
+                del self._quiet[key]
         else:
             self._quiet[key] = now
             self._quiet.move_to_end(key)
+
+    def _kind_of(self, job: Job, pool: PoolName) -> Kind:
+        """The same object for all jobs that are alike in all that makes a kind, but for labels that name their run."""
+        alike = job.name, pool, job.labels
+        known = self._kinds.get(alike)
+        if known is None:
+            known = kind_of(job, pool)
+            if known.labels == tuple(sorted(job.labels)):
+                if len(self._kinds) > KINDS_REMEMBERED:
+                    self._kinds.clear()
+                self._kinds[alike] = known
+        return known
 
     def run_finished(self, forge: ForgeName, repo: str, run_id: str) -> None:
         """Its forge says so; webhooks of its last jobs may still come."""
@@ -192,7 +214,7 @@ class Stages:
             _put(ends, key, self._end_of(run, now) if run is not None else None)
         self._moved = again
         if changed:
-            self.foreseen = tuple(one for key in sorted(self._by_run) for one in self._by_run[key])
+            self.foreseen = tuple(one for found in self._by_run.values() for one in found)
         if ends != self.run_ends:
             self.run_ends = ends
 
