@@ -88,6 +88,9 @@ class ErrorBudgets:
         return False
 
     def _is_spot_loss(self, job: Job) -> bool:
+        known = self._rows.interruption_of(job.instance) if job.instance is not None else None
+        if known is not None and known.is_game_day:
+            return False
         machine = self._rows.instances.get(job.instance) if job.instance is not None else None
         machine = machine or self._rows.ended_runners.get(job.runner_name)
         return machine is None or (_is_spot(machine) and machine.ending is not EndReason.CHAOS)

@@ -21,6 +21,7 @@ from autoscaler.error_budget import (
     faded,
     stepped,
 )
+from autoscaler.facts import AgentReported
 from autoscaler.model import EndReason, Instance, InstanceState, JobState
 from autoscaler.spi import CapacityType, Conclusion
 from tests.admin_world import LINUX, SPOT, instance, pool, rules_of
@@ -208,6 +209,21 @@ async def test_a_job_lost_with_a_spot_machine_is_hurt_and_others_are_not(world: 
 
 async def test_a_job_that_a_game_day_took_is_not_hurt(world: Observing) -> None:
     await lose(world, 1, ending=EndReason.CHAOS)
+    assert hurt_of(world) == (1, 0)
+
+
+async def test_a_job_on_a_machine_that_a_game_day_has_taken_is_not_hurt_before_the_machine_is_gone(
+    world: Observing,
+) -> None:
+    row = await world.have_runner(1)
+    await world.webhook(seen_job(1))
+    await world.webhook(started(1, on=1))
+    world.seen.staged = {row.id: world.now + timedelta(minutes=5)}
+    await world.see(AgentReported(instance=row.id, kind="runner_stopping", cause="reclaimed", ran_job=False))
+    world.wait(20)
+    await world.webhook(completed(1, Conclusion.FAILURE, finished_at=world.now))
+    assert world.rows.interruptions[row.id].is_game_day
+    assert world.rows.instances[row.id].ending is None
     assert hurt_of(world) == (1, 0)
 
 
