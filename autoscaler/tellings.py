@@ -17,7 +17,7 @@ _SOURCES = {
     "operation": "the cloud's record of the operation",
     "listing": "the cloud's list of machines",
     "heartbeat": "our agent fell silent, and the cloud confirmed that the machine is gone",
-    "chaos": "a game day of whoever runs the CI machines",
+    "game_day": "a game day of whoever runs the CI machines",
 }
 
 

@@ -74,7 +74,15 @@ async def run_demo(options: DemoOptions) -> int:
     if report["was_stopped"]:
         left = report["processes_left"]
         screen.say("stopped: " + (f"{left} processes could not be ended" if left else "nothing is left running"))
-    failures = ("unfinished", "instances_left", "registrations_left", "processes_left", "served_twice")
+    failures = (
+        "unfinished",
+        "instances_left",
+        "registrations_left",
+        "processes_left",
+        "served_twice",
+        "losses_missed",
+        "spills_unnamed",
+    )
     is_well = not report["was_stopped"] and not any(report[key] for key in failures)
     return 0 if is_well and report["jobs"]["lost_forever"] == 0 else 1
 
@@ -347,13 +355,15 @@ class Demo:
         self, site: _Site, jobs: Sequence[JobRecord], *, started_at: float, ended_at: float, instances_left: int
     ) -> DemoRecords:
         rules = rules_of(site.config)
-        stored_jobs, instances, moves, recorded_usd = await stored(site.store)
+        found = await stored(site.store)
         processes_left = len(await asyncio.to_thread(processes_of, site.folder))
         return DemoRecords(
             jobs=jobs,
-            stored_jobs=stored_jobs,
-            instances=instances,
-            moves=moves,
+            stored_jobs=found.jobs,
+            instances=found.instances,
+            moves=found.moves,
+            interruptions=found.interruptions,
+            ledger=found.ledger,
             pools={
                 name: PoolFacts(
                     name=name,
@@ -365,7 +375,7 @@ class Demo:
             },
             pool_of={(job.forge, job.repo, job.labels): _pool_of(job, site.config) for job in jobs},
             traits=site.machines.traits,
-            recorded_usd=recorded_usd,
+            recorded_usd=found.recorded_usd,
             cap_instances=rules.caps.instances,
             decisions=decisions_of(site.daemon.log),
             started_at=started_at,

@@ -190,7 +190,13 @@ class DemoForges:
             duration_s=spec.duration_s,
             submitted_at=world.pipeline(outcome.pipeline_id).created_at,
             attempts=tuple(
-                Attempt(queued_at=job.pending_at, started_at=job.started_at, finished_at=job.finished_at)
+                Attempt(
+                    queued_at=job.pending_at,
+                    started_at=job.started_at,
+                    finished_at=job.finished_at,
+                    runner=job.runner_description or "",
+                    conclusion=str(job.status) if job.status in _GITLAB_ENDED else None,
+                )
                 for job in rows
             ),
             conclusion=str(outcome.status) if outcome.status in _GITLAB_ENDED else None,
@@ -207,6 +213,8 @@ def _attempts(rows: Sequence[GitHubJob]) -> tuple[Attempt, ...]:
             queued_at=None if job.started_at is None and job.completed_at == job.created_at else job.created_at,
             started_at=job.started_at,
             finished_at=job.completed_at,
+            runner=job.runner_name or "",
+            conclusion=job.conclusion,
         )
         for job in rows
     )

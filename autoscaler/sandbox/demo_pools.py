@@ -4,7 +4,7 @@ set of a replayed trace. Prices are as on AWS."""
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from autoscaler.sandbox.demo_workload import Submission
+from autoscaler.sandbox.demo_workload import ONCE, Submission
 from autoscaler.spi import label_set
 
 MAX_INSTANCES = 24
@@ -42,7 +42,7 @@ STANDARD_POOLS = (
         name="linux-small",
         forge="github",
         repos=("acme/*",),
-        labels=("self-hosted", "linux", "x64"),
+        labels=("self-hosted", "linux", "x64", ONCE),
         machine_type=SMALL,
         max=12,
     ),
@@ -50,12 +50,12 @@ STANDARD_POOLS = (
         name="linux-large",
         forge="github",
         repos=("acme/shop",),
-        labels=("self-hosted", "linux", "x64", "large"),
+        labels=("self-hosted", "linux", "x64", "large", ONCE),
         machine_type=LARGE,
         max=4,
     ),
     DemoPool(
-        name="data", forge="gitlab", repos=("tools/*",), labels=("data", "linux"), machine_type=DATA, max=8
+        name="data", forge="gitlab", repos=("tools/*",), labels=("data", "linux", ONCE), machine_type=DATA, max=8
     ),
 )  # fmt: skip
 

@@ -147,6 +147,16 @@ def _machines_text(by_state: Mapping[str, int]) -> str:
     return f"{sum(by_state.values())} machines" + (f" ({', '.join(parts)})" if parts else "")
 
 
+def _recovery_lines(recovery: Mapping[str, Document]) -> list[str]:
+    """How soon lost work ran again, from when its forge let it."""
+    return [
+        f"  back         {forge}, {kind}: p50 {times['p50']:.1f} s, p95 {times['p95']:.1f} s ({times['count']} jobs)"
+        for forge, kinds in recovery.items()
+        for kind, times in kinds.items()
+        if times["count"]
+    ]
+
+
 def summary_text(report: Document) -> str:
     """The report for people."""
     jobs, wait, cost, launched = report["jobs"], report["wait_s"], report["cost_usd"], report["launches"]
@@ -167,8 +177,10 @@ def summary_text(report: Document) -> str:
         lines.append(f"  unserved     {job['name']} of {job['repo']}: {job['reason']}{fate}")
     ratio = "" if report["cost_ratio"] is None else f", {report['cost_ratio']:.2f} of on-demand for the jobs alone"
     lines += [
-        f"  losses       {jobs['interrupted']} machines lost under a job, {jobs['requeued']} requeued, "
+        f"  losses       {jobs['interrupted']} machines lost under a job: {jobs['requeued']} requeued, "
+        f"{jobs['opted_out']} opted out, {jobs['abandoned']} abandoned, {jobs['late_success']} late successes; "
         f"{jobs['lost_forever']} lost forever, {report['served_twice']} served twice",
+        *_recovery_lines(report["recovery_s"]),
         f"  queue wait   p50 {wait['p50']:.1f} s, p95 {wait['p95']:.1f} s (target {wait['target']:.0f} s, "
         f"{wait['share_over_target']:.0%} over it)",
         f"  machines     {launched['spot'] + launched['on_demand']} launched, {report['instances_peak']} at a time, "

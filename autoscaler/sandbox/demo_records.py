@@ -6,17 +6,20 @@ Owns no judgement: the forges' own records and the daemon's store are read into 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from autoscaler.model import Instance, InstanceMove, Job
+from autoscaler.model import Instance, InstanceMove, Interruption, Job, LedgerEntry
 from autoscaler.spi import InstanceId, Labels, PoolName, ProviderTraits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One time that a forge queued a job, in epoch seconds. `queued_at` is None for one skipped or held back."""
+    """One time that a forge queued a job, in epoch seconds. `queued_at` is None for one skipped or held back, `runner`
+    who took it, `conclusion` how it ended by its forge's own word."""
 
     queued_at: float | None
     started_at: float | None
     finished_at: float | None
+    runner: str = ""
+    conclusion: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,13 +96,16 @@ class Decisions:
 class DemoRecords:
     """Everything that the report is counted from. `pool_of` is by (forge, repo, labels), None where none serves.
 
-    `stored_jobs` and `instances` are the daemon's rows, `moves` the history of each machine, oldest first.
+    `stored_jobs` and `instances` are the daemon's rows, `moves` the history of each machine, oldest first,
+    `interruptions` what was known of machines that were taken, `ledger` what was done, oldest first.
     """
 
     jobs: Sequence[JobRecord]
     stored_jobs: Sequence[Job]
     instances: Sequence[Instance]
     moves: Mapping[InstanceId, Sequence[InstanceMove]]
+    interruptions: Mapping[InstanceId, Interruption]
+    ledger: Sequence[LedgerEntry]
     pools: Mapping[str, PoolFacts]
     pool_of: Mapping[tuple[str, str, Labels], PoolName | None]
     traits: ProviderTraits

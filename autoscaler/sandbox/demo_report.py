@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from autoscaler.model import InstanceState, Job, JobState
+from autoscaler.model import InstanceState, JobState
 from autoscaler.sandbox.demo_costs import (
     billed_spans,
     caps_exceeded_s,
@@ -25,10 +25,19 @@ from autoscaler.sandbox.demo_costs import (
     peak,
     shares,
 )
+from autoscaler.sandbox.demo_decisions import prediction_document, spill_document
+from autoscaler.sandbox.demo_figures import quantile
+from autoscaler.sandbox.demo_losses import (
+    hurt_machines,
+    loss_counts,
+    losses_missed,
+    recovery_document,
+    replacement_document,
+    told,
+)
 from autoscaler.sandbox.demo_records import DemoRecords, JobRecord
 from autoscaler.spi import Conclusion
 
-COUNTS = ("submitted", "done", "abandoned", "interrupted", "requeued", "opted_out", "late_success", "lost_forever")
 Document = dict[str, Any]
 
 
@@ -66,14 +75,18 @@ def build_report(records: DemoRecords, *, was_stopped: bool = False) -> Document
         "launches": launches(records.instances, records.moves),
         "instances_peak": peak(lives(records)),
         "instances_left": records.instances_left,
-        "spills": 0,
+        **spill_document(records),
         "caps_exceeded": caps_exceeded_s(records),
         "makespan_ratio": makespan_ratio(records.jobs),
-        "prediction": {"brier": None, "reliability": []},
+        "prediction": prediction_document(records),
+        "recovery_s": recovery_document(records),
+        "replacement_s": replacement_document(records),
+        "interruptions": hurt_machines(records.interruptions),
+        **told(records),
         "decisions": {
             "plans": records.decisions.plans,
-            "plan_ms_p50": _quantile(sorted(records.decisions.plan_ms), 50),
-            "plan_ms_p99": _quantile(sorted(records.decisions.plan_ms), 99),
+            "plan_ms_p50": quantile(sorted(records.decisions.plan_ms), 50),
+            "plan_ms_p99": quantile(sorted(records.decisions.plan_ms), 99),
         },
         "simulated_s": round(records.ended_at - records.started_at, 3),
         "wall_s": round(records.ended_at - records.started_at, 3),
@@ -83,6 +96,7 @@ def build_report(records: DemoRecords, *, was_stopped: bool = False) -> Document
         "faults": dict(records.faults),
         "crashes": records.crashes,
         "served_twice": served_twice(records),
+        "losses_missed": losses_missed(records),
         "unfinished": sum(1 for job in records.jobs if job.conclusion is None),
         "unserved": _unserved(records),
         "registrations_left": records.registrations_left,
@@ -113,38 +127,20 @@ def _counts(records: DemoRecords, was_stopped: bool, *, forge: str = "", pool: s
     rows = [row for row in records.stored_jobs if belongs(row.forge, row.pool or "-")]
     given_up = {row.forge_job_id for row in rows if row.state is JobState.ABANDONED}
     found = Counter(_outcome(job, given_up) for job in jobs)
-    losses = Counter(_loss(row) for row in rows)
     return {
         "submitted": len(jobs),
         "done": found["done"],
-        "abandoned": found["abandoned"],
-        "interrupted": sum(losses[kind] for kind in ("requeued", "opted_out", "abandoned", "late_success")),
-        "requeued": losses["requeued"],
-        "opted_out": losses["opted_out"],
-        "late_success": losses["late_success"],
+        **loss_counts(rows),
         "lost_forever": 0 if was_stopped else found["lost_forever"],
     }
 
 
 def _outcome(job: JobRecord, given_up: set[str]) -> str:
     if job.forge_job_ids and job.forge_job_ids[-1] in given_up:
-        return "abandoned"
+        return "given_up"
     if job.conclusion is not None:
         return "done"
     return "lost_forever" if job.is_running else "waiting"
-
-
-def _loss(row: Job) -> str:
-    """How a loss of this row ended; "" for a row that was never lost."""
-    match row.state:
-        case JobState.REQUEUED:
-            return "requeued"
-        case JobState.ABANDONED if row.started_at is not None:
-            return "opted_out" if row.reason.startswith("opted_out") else "abandoned"
-        case JobState.DONE if row.reason.startswith("late_success"):
-            return "late_success"
-        case _:
-            return ""
 
 
 def served_twice(records: DemoRecords) -> int:
@@ -185,12 +181,7 @@ def _share_over(records: DemoRecords, targets: dict[str, float], measure: Callab
 
 
 def _quantiles(values: Sequence[float]) -> dict[str, float]:
-    return {f"p{share}": _quantile(values, share) for share in (50, 95, 99)}
-
-
-def _quantile(values: Sequence[float], percent: int) -> float:
-    """Nearest rank of sorted values; 0 of none."""
-    return round(values[math.ceil(percent / 100 * len(values)) - 1], 3) if values else 0.0
+    return {f"p{share}": quantile(values, share) for share in (50, 95, 99)}
 
 
 def makespan_ratio(jobs: Iterable[JobRecord]) -> float:

@@ -1,9 +1,10 @@
 """The daemon's store as the demo sees it: empty before, all of it afterwards."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from autoscaler.model import Instance, InstanceMove, Job
+from autoscaler.model import Instance, InstanceMove, Interruption, Job, LedgerEntry
 from autoscaler.money import NANO
 from autoscaler.sandbox.demo_options import DemoError
 from autoscaler.spi import InstanceId
@@ -26,17 +27,32 @@ async def check_store_is_new(url: str) -> None:
         await store.aclose()
 
 
-async def stored(
-    url: str,
-) -> tuple[Sequence[Job], Sequence[Instance], dict[InstanceId, Sequence[InstanceMove]], float]:
-    """Jobs, machines with their moves, and what was recorded as spent, in USD."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """Everything in a store. `recorded_usd` is what was counted as spent."""
+
+    jobs: Sequence[Job]
+    instances: Sequence[Instance]
+    moves: Mapping[InstanceId, Sequence[InstanceMove]]
+    interruptions: Mapping[InstanceId, Interruption]
+    ledger: Sequence[LedgerEntry]
+    recorded_usd: float
+
+
+async def stored(url: str) -> Stored:
+    """All rows, the ledger's oldest first."""
     store: Store = open_store(url)
     await store.open()
     try:
         instances = await store.recent_instances(limit=EVERYTHING)
-        moves = {row.id: await store.instance_moves(row.id) for row in instances}
         costs = await store.costs(datetime.fromtimestamp(0, UTC), datetime.now(UTC))
-        recorded_usd = sum(one.usd_nano for one in costs) / NANO
-        return await store.recent_jobs(limit=EVERYTHING), instances, moves, recorded_usd
+        return Stored(
+            jobs=await store.recent_jobs(limit=EVERYTHING),
+            instances=instances,
+            moves={row.id: await store.instance_moves(row.id) for row in instances},
+            interruptions={one.instance: one for one in await store.recent_interruptions(limit=EVERYTHING)},
+            ledger=[entry for _, entry in reversed(await store.ledger(limit=EVERYTHING))],
+            recorded_usd=sum(one.usd_nano for one in costs) / NANO,
+        )
     finally:
         await store.aclose()

@@ -17,9 +17,13 @@ from autoscaler.sandbox.workload import JobSpec, RunSpec
 SMALL = ("self-hosted", "linux", "x64")
 LARGE = ("self-hosted", "linux", "x64", "large")
 DATA = ("data", "linux")
+ONCE = "no-requeue"
+"""The label of jobs with effects outside, which must never run twice by themselves: those that deploy or publish."""
 GITHUB_REPOS = ("acme/shop", "acme/api")
 GITLAB_REPOS = ("tools/etl",)
 SHORTEST_S, LONGEST_S = 1.0, 15.0
+DEPLOYS_S = 5.0
+"""How long a deployment takes at least."""
 UNSERVED_AT = 0.25
 """When, as a share of the duration, the job comes that no pool serves."""
 
@@ -62,12 +66,13 @@ def _submission(dice: random.Random, kind: str, at_s: float, number: int) -> Sub
         case _:
             first = _job(dice, "extract", DATA)
             rest = tuple(_job(dice, f"load-{part}", DATA, needs=("extract",)) for part in range(dice.choice((1, 2))))
-            forge, run = "gitlab", RunSpec(repo="tools/etl", workflow="etl", jobs=(first, *rest))
+            publish = _job(dice, "publish", (*DATA, ONCE), needs=tuple(job.key for job in rest), least_s=DEPLOYS_S)
+            forge, run = "gitlab", RunSpec(repo="tools/etl", workflow="etl", jobs=(first, *rest, publish))
     return Submission(at_s=at_s, forge=forge, run_id=f"{kind}-{number}", run=run)
 
 
 def _shop(dice: random.Random, number: int) -> RunSpec:
-    """build -> a matrix of tests -> package on a large machine; now and then a test fails for real."""
+    """build -> a matrix of tests -> package on a large machine -> deploy, once; now and then a test fails for real."""
     build = _job(dice, "build", SMALL)
     fails = dice.random() < 0.1
     tests = tuple(
@@ -75,12 +80,19 @@ def _shop(dice: random.Random, number: int) -> RunSpec:
         for part in range(dice.choice((2, 3)))
     )
     package = _job(dice, "package", LARGE, needs=tuple(test.key for test in tests))
-    return RunSpec(repo="acme/shop", workflow="ci", jobs=(build, *tests, package), ref=f"feature-{number}")
+    deploy = _job(dice, "deploy", (*SMALL, ONCE), needs=(package.key,), least_s=DEPLOYS_S)
+    return RunSpec(repo="acme/shop", workflow="ci", jobs=(build, *tests, package, deploy), ref=f"feature-{number}")
 
 
 def _job(
-    dice: random.Random, key: str, labels: tuple[str, ...], *, needs: tuple[str, ...] = (), fails: bool = False
+    dice: random.Random,
+    key: str,
+    labels: tuple[str, ...],
+    *,
+    needs: tuple[str, ...] = (),
+    fails: bool = False,
+    least_s: float = SHORTEST_S,
 ) -> JobSpec:
-    seconds = round(min(LONGEST_S, SHORTEST_S + dice.expovariate(1 / 3.0)), 1)
+    seconds = round(min(LONGEST_S, least_s + dice.expovariate(1 / 3.0)), 1)
     script = (f"echo {key} starts", f"sleep {seconds}", "false" if fails else f"echo {key} is done")
     return JobSpec(key=key, name=key, labels=labels, script=script, needs=needs, duration_s=seconds, fails=fails)

@@ -16,7 +16,7 @@ from tests.postgres import postgres_dsn, postgres_server
 __all__ = ["postgres_dsn", "postgres_server"]
 
 QUICK_SEED = "163"
-"""Ten jobs in chains of some 17 s."""
+"""Eleven jobs in chains of some 17 s."""
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -4,7 +4,17 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from autoscaler.model import EndReason, Instance, InstanceMove, InstanceState, Job, JobId, JobState, SeenBy
+from autoscaler.model import (
+    EndReason,
+    Instance,
+    InstanceMove,
+    InstanceState,
+    Interruption,
+    Job,
+    JobId,
+    JobState,
+    SeenBy,
+)
 from autoscaler.sandbox.demo_records import Attempt, Decisions, DemoRecords, JobRecord, PoolFacts
 from autoscaler.spi import (
     BatchToken,
@@ -68,7 +78,10 @@ def a_row(forge_job_id: str, state: JobState, **fields: Any) -> Job:
         "started_at": at(1),
         "conclusion": Conclusion.SUCCESS if state is JobState.DONE else None,
     }
-    return Job(id=JobId(f"github:{forge_job_id}"), forge_job_id=forge_job_id, state=state, **{**settings, **fields})
+    told = {**settings, **fields}
+    if state in (JobState.LOST, JobState.REQUEUED, JobState.ABANDONED) and told["started_at"] is not None:
+        told.setdefault("lost_at", at(5))
+    return Job(id=JobId(f"{told['forge']}:{forge_job_id}"), forge_job_id=forge_job_id, state=state, **told)
 
 
 def a_machine(name: str, *states: tuple[float, InstanceState], **fields: Any) -> tuple[Instance, list[InstanceMove]]:
@@ -104,6 +117,7 @@ def a_demo(
     jobs: Sequence[JobRecord] = (),
     rows: Sequence[Job] = (),
     machines: Sequence[tuple[Instance, list[InstanceMove]]] = (),
+    interruptions: Sequence[Interruption] = (),
     **fields: Any,
 ) -> DemoRecords:
     settings: dict[str, Any] = {
@@ -113,6 +127,7 @@ def a_demo(
         },
         "cap_instances": 24,
         "traits": ProviderTraits(),
+        "ledger": (),
         "recorded_usd": 0.0,
         "decisions": Decisions(plans=3, plan_ms=(1.0, 2.0, 9.0)),
         "started_at": T0,
@@ -133,6 +148,7 @@ def a_demo(
         stored_jobs=rows,
         instances=[row for row, _ in machines],
         moves={row.id: moves for row, moves in machines},
+        interruptions={one.instance: one for one in interruptions},
         pool_of=pool_of,
         **{**settings, **fields},
     )

@@ -9,7 +9,7 @@ from autoscaler.model import EndReason, InstanceState, JobState
 from autoscaler.sandbox.demo_progress import summary_text
 from autoscaler.sandbox.demo_report import build_report
 from autoscaler.spi import CapacityType, Conclusion, ProviderTraits
-from tests.unit.demo_builders import DATA, LABELS, SMALL, a_demo, a_job, a_machine, a_row
+from tests.unit.demo_builders import DATA, LABELS, SMALL, a_demo, a_job, a_machine, a_row, at
 
 S = InstanceState
 KEYS = {
@@ -118,12 +118,12 @@ def test_losses_are_what_the_rows_say_became_of_them() -> None:
         a_row("lost-1", JobState.DONE),
         a_row("opted-0", JobState.ABANDONED, reason="opted_out: label no-retry"),
         a_row("thrice-0", JobState.ABANDONED, reason="attempts: 3 of 3 made"),
-        a_row("late-0", JobState.DONE, reason="late_success: after all"),
+        a_row("late-0", JobState.DONE, reason="late_success: after all", lost_at=at(5)),
         a_row("unservable", JobState.ABANDONED, started_at=None, reason="unservable: no pool"),
     ]
     report = build_report(a_demo(jobs, rows))
     assert report["jobs"] == {
-        "submitted": 5, "done": 3, "abandoned": 2, "interrupted": 4, "requeued": 1, "opted_out": 1, "late_success": 1,
+        "submitted": 5, "done": 3, "abandoned": 1, "interrupted": 4, "requeued": 1, "opted_out": 1, "late_success": 1,
         "lost_forever": 0,
     }  # fmt: skip
     assert report["by_forge"]["gitlab"]["interrupted"] == 0
