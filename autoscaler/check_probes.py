@@ -32,6 +32,7 @@ from autoscaler.spi import (
     Provider,
     ProviderError,
     ProviderSettings,
+    Scope,
     Unauthorized,
     Verdict,
 )
@@ -168,7 +169,11 @@ async def probe_online(config: Config, forges: Sequence[Forge], providers: Seque
     asked: list[Awaitable[Finding]] = []
     looked: list[Awaitable[list[Finding]]] = []
     for index, forge_settings in enumerate(config.forges):
-        asked += [_ask_forge(f"forge[{index}]", forge) for forge in forges if forge.name == forge_settings.name]
+        for forge in forges:
+            if forge.name == forge_settings.name:
+                asked.append(_ask_forge(f"forge[{index}]", forge))
+                if forge.name in config.telling_forges:
+                    looked.append(_look_for_telling(f"forge[{index}].tell", forge, forge_settings.scopes))
     for index, provider_settings in enumerate(config.providers):
         for provider in providers:
             if provider.name == provider_settings.name:
@@ -202,6 +207,21 @@ async def _ask_forge(key: str, forge: Forge) -> Finding:
     except (ForgeError, TimeoutError) as error:
         return _refused(key, error, has_bad_credentials=isinstance(error, (ForgeUnauthorized, ForgeRefused)))
     return Finding(verdict=Verdict.OK, key=key, message=f"{forge.name} answers; runners of ours: {len(runners)}")
+
+
+async def _look_for_telling(key: str, forge: Forge, scopes: Sequence[Scope]) -> list[Finding]:
+    """Why people cannot be told there what happened to their jobs. What else is wrong `_ask_forge` says."""
+    problems: list[str] = []
+    try:
+        async with asyncio.timeout(_LIMIT_S):
+            problems = [problem for scope in scopes if (problem := await forge.telling_problem(scope))]
+    except (ForgeError, TimeoutError):
+        return []
+    remedy = "Grant what it names, or set tell = false: jobs are run again either way"
+    return [
+        Finding(verdict=Verdict.WARNING, key=key, message=f"people cannot be told: {problem}", remedy=remedy)
+        for problem in dict.fromkeys(problems)
+    ]
 
 
 async def _ask_provider(key: str, provider: Provider) -> Finding:

@@ -58,7 +58,7 @@ class Teller:
         if granted is None or granted.get("checks") == "write":
             return ""
         has = f"has checks: {granted['checks']}" if "checks" in granted else "has no access to checks"
-        return f"the App {has} at {account}: grant {CHECKS} in its settings and accept it there, or set tell = false"
+        return f"the App {has} at {account}: grant {CHECKS} in the App's settings, and accept it at {account}"
 
     async def _commit_of(self, telling: Telling) -> str:
         path = f"/repos/{telling.repo}/actions/jobs/{telling.forge_job_id}"

@@ -67,7 +67,9 @@ def _submission(dice: random.Random, kind: str, at_s: float, number: int) -> Sub
             first = _job(dice, "extract", DATA)
             rest = tuple(_job(dice, f"load-{part}", DATA, needs=("extract",)) for part in range(dice.choice((1, 2))))
             publish = _job(dice, "publish", (*DATA, ONCE), needs=tuple(job.key for job in rest), least_s=DEPLOYS_S)
-            forge, run = "gitlab", RunSpec(repo="tools/etl", workflow="etl", jobs=(first, *rest, publish))
+            # Every other pipeline is a merge request's: people are told there what happened to its jobs.
+            ref = f"refs/merge-requests/{number + 1}/head" if number % 2 else "main"
+            forge, run = "gitlab", RunSpec(repo="tools/etl", workflow="etl", jobs=(first, *rest, publish), ref=ref)
     return Submission(at_s=at_s, forge=forge, run_id=f"{kind}-{number}", run=run)
 
 

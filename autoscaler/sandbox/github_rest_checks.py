@@ -4,6 +4,7 @@ Only an installation of the App writes check runs, and only with the permission;
 of jobs are listed with the others, as GitHub lists them.
 """
 
+import zlib
 from collections.abc import Callable, Mapping
 
 from aiohttp import web
@@ -15,6 +16,7 @@ from autoscaler.sandbox.github_model import CheckRun, CommitStatus, GitHubError,
 from autoscaler.sandbox.github_rest_actions import visible_repo
 from autoscaler.sandbox.github_world import GitHubWorld
 
+ACTIONS_APP = 15368
 NOT_PERMITTED = "Resource not accessible by integration"
 
 
@@ -129,7 +131,7 @@ class ChecksApi:
         at = payloads.iso(made.created_at)
         output = {"title": made.title or None, "summary": made.summary or None, "text": None}
         return {
-            **_frame(made.repo, made.id, where),
+            **_frame(made.repo, made.id, self._app.app_id if self._app is not None else 0, made.head_sha, where),
             "head_sha": made.head_sha,
             "external_id": made.external_id,
             "details_url": made.details_url,
@@ -148,21 +150,23 @@ class ChecksApi:
         output = {"title": None, "summary": None, "text": None}
         taken = ("head_sha", "status", "conclusion", "started_at", "completed_at", "name", "html_url")
         return {
-            **_frame(job.repo, job.id, where),
+            **_frame(job.repo, job.id, ACTIONS_APP, row["head_sha"], where),
             **{key: row[key] for key in taken},
             "external_id": "",
             "details_url": row["html_url"],
-            "app": {"id": 15368, "slug": "github-actions"},
+            "app": {"id": ACTIONS_APP, "slug": "github-actions"},
             "output": {**output, **_annotations(job.repo, job.id, len(job.annotations), where)},
         }
 
 
-def _frame(repo: str, number: int, where: payloads.Urls) -> Json:
+def _frame(repo: str, number: int, app_id: int, sha: str, where: payloads.Urls) -> Json:
+    """An App's check runs on one commit are one suite."""
+    suite = zlib.crc32(f"{repo}/{app_id}/{sha}".encode())
     return {
         "id": number,
         "node_id": payloads.node_id("CR", number),
         "url": f"{where.api}/repos/{repo}/check-runs/{number}",
-        "check_suite": None,
+        "check_suite": {"id": suite},
         "pull_requests": [],
     }
 

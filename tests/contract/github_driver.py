@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from autoscaler.calls import Calls
 from autoscaler.clock import SystemClock
@@ -163,7 +164,9 @@ def app_identity() -> tuple[AppIdentity, str]:
 
 
 @asynccontextmanager
-async def sandbox(*, limits: Limits | None = None, prefix: str = "") -> AsyncIterator[GitHubDriver]:
+async def sandbox(
+    *, limits: Limits | None = None, prefix: str = "", middlewares: Sequence[Middleware] = ()
+) -> AsyncIterator[GitHubDriver]:
     identity, key = app_identity()
     receiver, calls = HookReceiver(), Calls()
     await receiver.start()
@@ -175,6 +178,7 @@ async def sandbox(*, limits: Limits | None = None, prefix: str = "") -> AsyncIte
         tokens=[TOKEN],
         faults=Faults(),
         limits=limits,
+        middlewares=middlewares,
     )
     driver = GitHubDriver(face, receiver, calls, await face.start() + prefix, key)
     try:

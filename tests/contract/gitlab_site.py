@@ -65,7 +65,7 @@ class Site:
     seen: Counter[str] = field(default_factory=Counter)
     """Requests by method and path."""
     lost_answers: set[str] = field(default_factory=set)
-    """Ends of paths whose requests take effect and are then answered 502."""
+    """Ends of requests ("/retry", "POST /api/v4/...") that take effect and are then answered 502."""
     forges: list[GitLabForge] = field(default_factory=list)
 
     def forge(self, *scopes: str, clock: Clock | None = None, **changes: Any) -> GitLabForge:
@@ -138,9 +138,10 @@ async def gitlab_site(
     async def count(
         request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        seen[f"{request.method} {request.path}"] += 1
+        asked = f"{request.method} {request.path}"
+        seen[asked] += 1
         answer = await handler(request)
-        is_lost = any(request.path.endswith(end) for end in lost_answers)
+        is_lost = any(asked.endswith(end) for end in lost_answers)
         return web.Response(status=502, text="Bad Gateway") if is_lost else answer
 
     app.middlewares.insert(0, count)
