@@ -25,7 +25,7 @@ from autoscaler.model import (
 )
 from autoscaler.spi import CapacityType, InstanceId
 from autoscaler.why_outlook import Outlook
-from autoscaler.why_start import REQUEUED_IN, Estimate, next_free, with_machine, with_new_machine
+from autoscaler.why_start import REQUEUED_IN, Estimate, with_machine, with_new_machine
 from autoscaler.why_unserved import advice_of, why_unserved
 from autoscaler.why_words import ago, because, clock, sentence, where
 
@@ -309,9 +309,9 @@ def _start_after_others(job: Job, pool: Pool, blocked: Blocked, outlook: Outlook
     if "usd_per_day" in blocked.reason:
         return Estimate(note="the money for this day is spent or promised; it is counted anew at midnight UTC")
     capped = _capped(blocked, pool)
-    free_at = next_free(capped.name if capped is not None else None, outlook.place(job), outlook.snapshot, outlook.now)
-    if free_at is not None:
-        start = with_new_machine(pool.name, pool.providers, outlook.snapshot, free_at)
+    ends, place = outlook.ends.get(capped.name if capped is not None else None, ()), outlook.place(job)
+    if place < len(ends):
+        start = with_new_machine(pool.name, pool.providers, outlook.snapshot, ends[place])
         return start.after(timedelta(0), "when jobs that run now have ended, by their earlier runs")
     if job.prediction is not None and job.queued_at + timedelta(seconds=job.prediction.wait_s) > outlook.now:
         at = job.queued_at + timedelta(seconds=job.prediction.wait_s)

@@ -10,7 +10,7 @@ from functools import cached_property
 
 from autoscaler.model import Blocked, Instance, Job, JobId, JobState, PoolControl, Rules, Snapshot
 from autoscaler.spi import PoolName
-from autoscaler.why_start import expected_machines
+from autoscaler.why_start import ends_of_running, expected_machines
 from autoscaler.why_words import listed
 
 NOBODY = "machines without a job yet"
@@ -35,6 +35,11 @@ class Outlook:
     @cached_property
     def _blocked_jobs(self) -> Mapping[JobId, tuple[Blocked, int]]:
         return {id_: (entry, place) for entry in self.blocked for place, id_ in enumerate(entry.ids)}
+
+    @cached_property
+    def ends(self) -> Mapping[PoolName | None, Sequence[datetime]]:
+        """When machines of each pool, and of all, will be free of the jobs that they run now."""
+        return ends_of_running(self.snapshot, self.now)
 
     @cached_property
     def live(self) -> Mapping[PoolName, int]:

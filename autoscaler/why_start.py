@@ -115,16 +115,21 @@ def with_new_machine(pool: PoolName, providers: Sequence[str], snapshot: Snapsho
     return _span(at, *USUAL_S, "by what machines usually take")
 
 
-def next_free(pool: PoolName | None, place: int, snapshot: Snapshot, now: datetime) -> datetime | None:
-    """When jobs that run now, in a pool or in all, will have freed `place` + 1 machines; None: too few are known."""
-    ends = []
+def ends_of_running(snapshot: Snapshot, now: datetime) -> Mapping[PoolName | None, Sequence[datetime]]:
+    """When the jobs that run now will have ended, soonest first, as far as their earlier runs tell: by pool, and under
+    None those of all pools."""
+    ends: dict[PoolName | None, list[datetime]] = {None: []}
     for job in snapshot.jobs.values():
-        if job.state is not JobState.RUNNING or pool not in (None, job.pool) or job.started_at is None:
+        if job.state is not JobState.RUNNING or job.started_at is None:
             continue
-        hours = snapshot.hours.get(job.work, _life_h(job, snapshot))
+        hours = snapshot.hours.get(job.work)
+        if hours is None and job.pool is not None:
+            hours = snapshot.expected_life_h.get(job.pool)
         if hours is not None:
-            ends.append(max(now, job.started_at + timedelta(hours=hours)))
-    return sorted(ends)[place] if place < len(ends) else None
+            end = max(now, job.started_at + timedelta(hours=hours))
+            for pool in {None, job.pool}:
+                ends.setdefault(pool, []).append(end)
+    return {pool: sorted(found) for pool, found in ends.items()}
 
 
 def _arrivals(pool: PoolName, providers: Sequence[str], snapshot: Snapshot) -> list[float]:
@@ -141,7 +146,3 @@ def _at(ascending: Sequence[float], quantile: float) -> float:
 def _span(start: datetime, half_s: float, most_s: float, note: str) -> Estimate:
     half_s, most_s = max(0.0, half_s), max(0.0, most_s)
     return Estimate(at=start + timedelta(seconds=half_s), by=start + timedelta(seconds=most_s), note=note)
-
-
-def _life_h(job: Job, snapshot: Snapshot) -> float | None:
-    return snapshot.expected_life_h.get(job.pool) if job.pool is not None else None
