@@ -269,10 +269,10 @@ def estimate(job: Job, outlook: Outlook) -> Estimate:
     if control is PoolControl.DRAINING or (control is PoolControl.PAUSED and machine is None):
         return Estimate(note="an operator has to resume its pool first")
     if machine is not None:
-        return with_machine(machine, outlook.snapshot, outlook.now)
+        return with_machine(machine, pool, outlook.snapshot, outlook.now)
     blocked = outlook.blocked_by(job)
     if blocked is None:
-        return with_new_machine(pool.name, pool.providers, outlook.snapshot, outlook.now)
+        return with_new_machine(pool, outlook.snapshot, outlook.now)
     return _start_of_blocked(job, pool, blocked, outlook)
 
 
@@ -281,16 +281,16 @@ def _start_of_blocked(job: Job, pool: Pool, blocked: Blocked, outlook: Outlook) 
     again_at = max(now, blocked.again_at) if blocked.again_at is not None else None
     match blocked.by:
         case BlockedBy.MOMENT:
-            return with_new_machine(pool.name, pool.providers, snapshot, again_at or now)
+            return with_new_machine(pool, snapshot, again_at or now)
         case BlockedBy.BUDGET:
             forge = snapshot.forges.get(job.forge)
             refill = forge.registrations_per_s if forge is not None else 0.0
             if refill <= 0:
                 return Estimate(note=f"nobody knows when {job.forge} registers runners again")
             turn_at = (again_at or now) + timedelta(seconds=min(86400.0, outlook.place(job) / refill))
-            return with_new_machine(pool.name, pool.providers, snapshot, turn_at)
+            return with_new_machine(pool, snapshot, turn_at)
         case BlockedBy.CAPACITY if again_at is not None:
-            start = with_new_machine(pool.name, pool.providers, snapshot, again_at)
+            start = with_new_machine(pool, snapshot, again_at)
             return start.after(timedelta(0), "if there is a machine at the next try")
         case BlockedBy.CAPACITY:
             return Estimate(note="nobody knows when there will be a machine for it")
@@ -311,7 +311,7 @@ def _start_after_others(job: Job, pool: Pool, blocked: Blocked, outlook: Outlook
     capped = _capped(blocked, pool)
     ends, place = outlook.ends.get(capped.name if capped is not None else None, ()), outlook.place(job)
     if place < len(ends):
-        start = with_new_machine(pool.name, pool.providers, outlook.snapshot, ends[place])
+        start = with_new_machine(pool, outlook.snapshot, ends[place])
         return start.after(timedelta(0), "when jobs that run now have ended, by their earlier runs")
     if job.prediction is not None and job.queued_at + timedelta(seconds=job.prediction.wait_s) > outlook.now:
         at = job.queued_at + timedelta(seconds=job.prediction.wait_s)
@@ -327,11 +327,11 @@ def _start_of_lost(job: Job, pool: Pool, outlook: Outlook) -> Estimate:
         if ends_at is None:
             return Estimate(note="nobody knows yet when the rest of its run ends")
         due_at = max(due_at, ends_at)
-        start = with_new_machine(pool.name, pool.providers, outlook.snapshot, due_at)
+        start = with_new_machine(pool, outlook.snapshot, due_at)
         if start.by is None:
             return start
         # Its machine is launched ahead of that time.
         return Estimate(
             at=due_at + REQUEUED_IN, by=start.by, note="when the rest of its run has ended, by earlier runs"
         )
-    return with_new_machine(pool.name, pool.providers, outlook.snapshot, due_at + REQUEUED_IN)
+    return with_new_machine(pool, outlook.snapshot, due_at + REQUEUED_IN)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 
-from autoscaler.model import Blocked, Instance, Job, JobId, JobState, PoolControl, Rules, Snapshot
+from autoscaler.model import Blocked, BlockedBy, Instance, Job, JobId, JobState, PoolControl, Rules, Snapshot
 from autoscaler.spi import PoolName
 from autoscaler.why_start import ends_of_running, expected_machines
 from autoscaler.why_words import listed
@@ -63,9 +63,14 @@ class Outlook:
         return next(of_pool, None)
 
     def place(self, job: Job) -> int:
-        """How many jobs are before it in the same way."""
+        """How many jobs are before it in the same way; those whose repo's turn it is come before all others."""
         own = self._blocked_jobs.get(job.id)
-        return own[1] if own is not None else 0
+        if own is None:
+            return 0
+        entry, place = own
+        if entry.by is not BlockedBy.SHARE:
+            return place
+        return place + sum(len(one.ids) for one in self.blocked if one.pool == entry.pool and one.by is BlockedBy.CAP)
 
     def holders(self, pool: PoolName | None) -> str:
         """Who has the machines of a pool, by repo, or those of the deployment, by pool: most first, in words."""

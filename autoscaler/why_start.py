@@ -5,15 +5,14 @@ Pure. An estimate is two instants: it starts by the first one in half of all suc
 Where nothing is known it says what is not known; a guess that nobody can check helps nobody.
 """
 
-import math
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from autoscaler.model import Demand, Instance, InstanceState, Job, JobId, JobState, Snapshot
-from autoscaler.spi import PoolName
+from autoscaler.boots import cold_floor, pool_boots
+from autoscaler.model import Demand, Instance, InstanceState, Job, JobId, JobState, Pool, Snapshot
+from autoscaler.spi import PoolName, ProviderName
 
 COVERING = (
     InstanceState.IDLE,
@@ -23,11 +22,9 @@ COVERING = (
     InstanceState.REQUESTED,
 )
 """The states of a machine on its way to a job, nearest first."""
-ENOUGH = 5
-"""So many machines of a pool must have come before their times say more than what is usual anywhere."""
-USUAL_S = (60.0, 110.0)
-"""Half of the machines of a cloud can take a job after the first, 95 of 100 after the second time. Measured: specs,
-policy 6."""
+HALF, MOST = 0.5, 0.95
+TOO_LATE = 0.97
+"""A machine of which so many of its kind had come by its age is late: nothing that is known says when it comes."""
 AT_ONCE = (timedelta(seconds=2), timedelta(seconds=15))
 """A forge gives a job to a runner that is online within seconds."""
 REQUEUED_IN = timedelta(seconds=2)
@@ -89,30 +86,29 @@ def _own_runners(job: Job, registered: Mapping[Demand, deque[Instance]]) -> dequ
 # --------------------------------------------------------------------------- estimates
 
 
-def with_machine(machine: Instance, snapshot: Snapshot, now: datetime) -> Estimate:
-    """When a job starts on a machine that is on its way."""
+def with_machine(machine: Instance, pool: Pool, snapshot: Snapshot, now: datetime) -> Estimate:
+    """When a job starts on a machine of its pool that is on its way."""
     if machine.state is InstanceState.IDLE:
         return Estimate(at=now + AT_ONCE[0], by=now + AT_ONCE[1], note="its runner is online")
-    took = _arrivals(machine.pool, (machine.provider,), snapshot)
+    boots = pool_boots(pool, machine.provider, snapshot.arrivals)
     age_s = max(0.0, (now - machine.created_at).total_seconds())
-    if len(took) >= ENOUGH:
-        left = took[bisect_right(took, age_s) :]
-        if not left:
-            return Estimate(note=f"machine {machine.id} takes longer than any of the last {len(took)} of its pool did")
-        note = f"by the last {len(took)} machines of pool {machine.pool}"
-        return _span(now, _at(left, 0.5) - age_s, _at(left, 0.95) - age_s, note)
-    half, most = USUAL_S
-    if age_s >= most:
-        return Estimate(note=f"machine {machine.id} takes longer than machines usually do")
-    return _span(now, max(half - age_s, (most - age_s) / 2), most - age_s, "by what machines usually take")
+    gone = boots.by(age_s)
+    if gone > TOO_LATE:
+        return Estimate(note=f"machine {machine.id} takes longer than such machines do")
+    half_s, most_s = (boots.quantile(gone + share * (1 - gone)) - age_s for share in (HALF, MOST))
+    return _span(now, half_s, most_s, _rests_on(pool, (machine.provider,), snapshot))
 
 
-def with_new_machine(pool: PoolName, providers: Sequence[str], snapshot: Snapshot, at: datetime) -> Estimate:
-    """When a job starts on a machine that is asked for at an instant."""
-    took = _arrivals(pool, providers, snapshot)
-    if len(took) >= ENOUGH:
-        return _span(at, _at(took, 0.5), _at(took, 0.95), f"by the last {len(took)} machines of pool {pool}")
-    return _span(at, *USUAL_S, "by what machines usually take")
+def with_new_machine(pool: Pool, snapshot: Snapshot, at: datetime) -> Estimate:
+    """When a job starts on a machine that its pool asks for at an instant."""
+    half_s, most_s = cold_floor(pool, snapshot.arrivals)
+    return _span(at, half_s, most_s, _rests_on(pool, pool.providers, snapshot))
+
+
+def _rests_on(pool: Pool, providers: Sequence[ProviderName], snapshot: Snapshot) -> str:
+    known = [snapshot.arrivals[key] for key in ((pool.name, name) for name in providers) if key in snapshot.arrivals]
+    count = sum(len(arrivals.seconds) for arrivals in known)
+    return f"by the last {count} machines of pool {pool.name}" if count else "by what machines usually take"
 
 
 def ends_of_running(snapshot: Snapshot, now: datetime) -> Mapping[PoolName | None, Sequence[datetime]]:
@@ -130,17 +126,6 @@ def ends_of_running(snapshot: Snapshot, now: datetime) -> Mapping[PoolName | Non
             for pool in {None, job.pool}:
                 ends.setdefault(pool, []).append(end)
     return {pool: sorted(found) for pool, found in ends.items()}
-
-
-def _arrivals(pool: PoolName, providers: Sequence[str], snapshot: Snapshot) -> list[float]:
-    """How long machines of a pool took, ascending, over its providers."""
-    found = [known.seconds for (name, provider), known in snapshot.arrivals.items() if name == pool]
-    own = [known.seconds for (name, by), known in snapshot.arrivals.items() if name == pool and by in providers]
-    return sorted(seconds for part in (own or found) for seconds in part)
-
-
-def _at(ascending: Sequence[float], quantile: float) -> float:
-    return ascending[min(len(ascending) - 1, max(0, math.ceil(quantile * len(ascending)) - 1))]
 
 
 def _span(start: datetime, half_s: float, most_s: float, note: str) -> Estimate:

@@ -110,6 +110,10 @@ class WhySite:
         held = _waiting(3, "gpu", at)
         busy = _waiting(30, "gpu", self.earlier(300), repo="acme/vision", state=JobState.RUNNING)
         self._runs(busy, 30)
+        for number in (31, 32):
+            taken = _waiting(number, "shared", self.earlier(300), repo="acme/vision", state=JobState.RUNNING)
+            self._runs(taken, number)
+        self.jobs.append(_waiting(33, "shared", self.earlier(60), repo="acme/small"))
         online = _waiting(8, "linux", at)
         runner = instance(8, self.earlier(12), S.IDLE, demand=demand_of(online), runner_name="acme-ci--i-0008")
         self.machines.append(runner)
@@ -123,6 +127,11 @@ class WhySite:
             "repo": Cause(job=secret, says=("does not serve acme/secret",), advice="Add acme/secret to the repos of"),
             "cap": Cause(
                 job=held, says=("max of 1 instances", "acme/vision (1)"), starts="jobs that run now have ended"
+            ),
+            "share": Cause(
+                job=_waiting(14, "shared", at, repo="acme/vision"),
+                says=("max of 2 instances", "acme/vision has 2 machines of pool shared and waits for its turn behind"),
+                starts="when jobs that run now have ended",
             ),
             "capacity": Cause(
                 job=_waiting(4, "dry", at), says=("refuse", "no capacity", "next try is in"), starts="at the next try"
@@ -155,7 +164,7 @@ class WhySite:
         return causes
 
     def _runs(self, row: Job, number: int) -> None:
-        machine = instance(number, self.earlier(200), S.BUSY, pool=row.pool, job=row.id, demand=demand_of(row))
+        machine = instance(number, self.earlier(200), S.BUSY, pool=row.pool, job=row.id, repo=row.repo)
         self.machines.append(machine)
         self.jobs.append(replace(row, started_at=self.earlier(200), instance=machine.id))
 
@@ -225,6 +234,7 @@ class WhySite:
         return rules_of(
             _pool("linux", cancels_unservable=False, error_budget=0.05),
             _pool("gpu", max=1),
+            _pool("shared", max=2),
             _pool("dry"),
             _pool("quota"),
             _pool("slow", forges=frozenset({SLOW})),
@@ -238,7 +248,7 @@ class WhySite:
     def _snapshot(self) -> Snapshot:
         dry, limited = _offering("m5.dry"), _offering("m6.limited")
         until = self.now + timedelta(seconds=75)
-        names = [PoolName(name) for name in ("linux", "gpu", "slow", "broken", "paused", "draining", "held")]
+        names = [PoolName(name) for name in ("linux", "gpu", "shared", "slow", "broken", "paused", "draining", "held")]
         predicted = Prediction(wait_s=95, breach=0.31, target_s=60)
         jobs = [replace(row, prediction=predicted) if row.state is JobState.QUEUED else row for row in self.jobs]
         lost = self.causes["run"].job

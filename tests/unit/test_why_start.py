@@ -22,7 +22,7 @@ from autoscaler.model import (
 from autoscaler.spi import ForgeTraits
 from autoscaler.why import answer, estimate
 from autoscaler.why_outlook import Outlook
-from autoscaler.why_start import AT_ONCE, USUAL_S, Estimate
+from autoscaler.why_start import AT_ONCE, Estimate
 from autoscaler.why_unserved import unserved_trouble
 from tests.admin_world import GITHUB, LINUX, OFFERING, SPOT, instance, job, pool, rules_of, snapshot_of
 
@@ -40,6 +40,12 @@ def earlier(seconds: float) -> datetime:
 
 def later(seconds: float) -> datetime:
     return NOW + timedelta(seconds=seconds)
+
+
+def about(found: Estimate, half_s: float, most_s: float | None = None) -> bool:
+    """Within a tenth: what was measured is smoothed."""
+    said = [(found.at, half_s)] + ([(found.by, most_s)] if most_s is not None else [])
+    return all(at is not None and abs((at - NOW).total_seconds() - want) < 0.1 * want + 3 for at, want in said)
 
 
 WAITING = job(1, earlier(30))
@@ -60,18 +66,21 @@ def held(by: BlockedBy, reason: str = "pool linux is at its max of 2 instances",
 def test_a_booting_machine_takes_as_long_as_those_that_were_as_old_as_it_is() -> None:
     booting = replace(instance(1, earlier(40), InstanceState.LAUNCHED), created_at=earlier(100))
     found = start(world(instances=[booting], arrivals=LEARNED))
-    assert (found.at, found.by) == (later(150 - 100), later(200 - 100))
+    assert about(found, 150 - 100)
+    assert found.by is not None
+    assert found.by >= later(200 - 100), "the next one may be slower than any so far"
     assert "20 machines of pool linux" in found.note
 
 
 def test_before_any_machine_came_what_is_usual_counts() -> None:
     booting = replace(instance(1, earlier(5), InstanceState.LAUNCHED), created_at=earlier(10))
     found = start(world(instances=[booting]))
-    assert (found.at, found.by) == (later(USUAL_S[0] - 10), later(USUAL_S[1] - 10))
+    assert about(found, 60 - 10, 107 - 10)
+    assert found.note == "by what machines usually take"
 
 
 def test_a_machine_later_than_all_before_it_gets_no_guess() -> None:
-    booting = replace(instance(1, earlier(400), InstanceState.LAUNCHED), created_at=earlier(400))
+    booting = replace(instance(1, earlier(900), InstanceState.LAUNCHED), created_at=earlier(900))
     for learned in (LEARNED, {}):
         found = start(world(instances=[booting], arrivals=learned))
         assert found.at is None
@@ -85,7 +94,9 @@ def test_an_online_runner_is_given_its_job_within_seconds() -> None:
 
 def test_refused_capacity_is_waited_for_and_then_a_boot() -> None:
     found = start(world(arrivals=LEARNED), held(BlockedBy.CAPACITY, again_at=later(45)))
-    assert (found.at, found.by) == (later(45 + 100), later(45 + 190))
+    assert about(found, 45 + 105)
+    assert found.by is not None
+    assert found.by >= later(45 + 190)
     assert found.note == "if there is a machine at the next try"
 
 
@@ -98,11 +109,19 @@ def test_capacity_without_a_next_try_has_no_start() -> None:
 def test_behind_a_cap_the_jobs_that_run_now_have_to_end_first() -> None:
     running = [job(n, earlier(200), JobState.RUNNING, started_at=earlier(60 * n), name="build") for n in (2, 3)]
     snapshot = world(WAITING, *running, arrivals=LEARNED, hours={running[0].work: 0.1})
-    assert start(snapshot, held(BlockedBy.CAP)).at == later(360 - 180 + 100)
+    assert about(start(snapshot, held(BlockedBy.CAP)), 360 - 180 + 105)
     second = replace(held(BlockedBy.SHARE)[0], ids=(running[0].id, WAITING.id))
-    assert start(snapshot, [second]).at == later(360 - 120 + 100)
+    assert about(start(snapshot, [second]), 360 - 120 + 105)
     third = replace(second, ids=(running[0].id, running[1].id, WAITING.id))
     assert start(snapshot, [third]) == Estimate(note="nobody knows when the jobs before it will have ended")
+
+
+def test_jobs_whose_repos_turn_it_is_start_before_those_that_wait_for_theirs() -> None:
+    running = [job(n, earlier(200), JobState.RUNNING, started_at=earlier(60 * n), name="build") for n in (2, 3)]
+    first = job(9, earlier(5), repo="acme/small")
+    snapshot = world(WAITING, first, *running, arrivals=LEARNED, hours={running[0].work: 0.1})
+    next_up = replace(held(BlockedBy.CAP)[0], ids=(first.id,))
+    assert about(start(snapshot, [*held(BlockedBy.SHARE), next_up]), 360 - 120 + 105)
 
 
 def test_a_cap_of_the_deployment_waits_for_any_of_its_jobs() -> None:
@@ -111,7 +130,7 @@ def test_a_cap_of_the_deployment_waits_for_any_of_its_jobs() -> None:
     own = start(snapshot, held(BlockedBy.CAP))
     shared = start(snapshot, held(BlockedBy.CAP, "the deployment is at its cap of instances"))
     assert own.at is None
-    assert shared.at == later(300 + 100)
+    assert about(shared, 300 + 105)
 
 
 def test_the_days_money_has_no_start_but_a_reason() -> None:
@@ -130,7 +149,7 @@ def test_a_rate_budget_refills_job_by_job() -> None:
     first = Blocked(pool=LINUX, jobs=9, reason="budget", by=BlockedBy.BUDGET, again_at=later(1))
     others = tuple(job(100 + n, earlier(60)).id for n in range(8))
     found = start(world(arrivals=LEARNED), [replace(first, ids=(*others, WAITING.id))])
-    assert found.at == later(1 + 8 / 2 + 100)
+    assert about(found, 1 + 8 / 2 + 105)
 
 
 def test_the_plans_own_word_beats_a_machine_that_another_job_may_get() -> None:
@@ -160,7 +179,7 @@ def test_a_lost_job_starts_when_the_rest_of_its_run_has_ended() -> None:
 def test_a_lost_job_of_a_forge_that_runs_it_again_at_once_needs_a_boot() -> None:
     lost, at_once = replace(WAITING, state=JobState.LOST), replace(FORGE, traits=replace(TRAITS, requeues_at_once=True))
     found = start(world(lost, forges={GITHUB: at_once}, arrivals=LEARNED), row=lost)
-    assert found.at == later(2 + 100)
+    assert about(found, 2 + 105)
 
 
 def test_a_job_that_no_pool_serves_has_no_start_and_advice() -> None:
