@@ -57,9 +57,9 @@ def make_parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="jobs and instances by pool, from a running daemon")
     _client_options(status)
     status.set_defaults(command=_client("status"))
-    why = commands.add_parser("why", help="why a job waits, or what became of it")
+    why = commands.add_parser("why", help="why a job waits and when it starts, or who ended a machine")
     why.add_argument(
-        "job", metavar="JOB", help="our id, the forge's own id, the job's address at the forge, or repo/run"
+        "job", metavar="JOB", help="a job's id (ours or its forge's) or address, repo/run, or a machine's id"
     )
     _client_options(why)
     why.set_defaults(command=_client("why"))

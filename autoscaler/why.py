@@ -27,7 +27,7 @@ from autoscaler.spi import CapacityType, InstanceId
 from autoscaler.why_outlook import Outlook
 from autoscaler.why_start import REQUEUED_IN, Estimate, with_machine, with_new_machine
 from autoscaler.why_unserved import advice_of, why_unserved
-from autoscaler.why_words import ago, because, clock, sentence, where
+from autoscaler.why_words import ago, because, clock, sentence, taker, where
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,7 +226,7 @@ def _why_running(job: Job, outlook: Outlook, taken: Interruption | None) -> str:
     if going is None or going.ended_at is not None:
         return told
     when = f" at {clock(going.reclaim_at)}" if going.reclaim_at is not None else ""
-    return f"{told} {going.provider} takes its machine back{when}: if it has not ended by then, it is queued again."
+    return f"{told} Its machine is taken back by {taker(going)}{when}: if it has not ended by then, it is queued again."
 
 
 def _loss(job: Job, taken: Interruption | None) -> str:
@@ -235,9 +235,8 @@ def _loss(job: Job, taken: Interruption | None) -> str:
         return "Its machine was interrupted"
     at = taken.cutoff_at or taken.ended_at or taken.noticed_at
     how = "after a notice" if taken.is_announced else "without a notice"
-    return (
-        f"{taken.provider} took its machine {taken.instance} back {how} at {clock(at)}, which is no failure of the job"
-    )
+    who = f"A game day at {taken.provider}" if taken.is_game_day else str(taken.provider)
+    return f"{who} took its machine {taken.instance} back {how} at {clock(at)}, which is no failure of the job"
 
 
 def _why_lost(job: Job, outlook: Outlook, taken: Interruption | None) -> str:

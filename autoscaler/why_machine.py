@@ -13,7 +13,7 @@ from autoscaler.end_lines import AGENT, AUTOSCALER, MACHINE
 from autoscaler.model import EndReason, Instance, InstanceMove, InstanceState, Interruption, Job, JobState, LedgerEntry
 from autoscaler.states import is_live
 from autoscaler.why_story import TimelineEntry, ledger_text
-from autoscaler.why_words import MOVE_WORDS, ago, because, clock, where
+from autoscaler.why_words import MOVE_WORDS, ago, because, clock, taker, where
 
 
 class EndedBy(StrEnum):
@@ -128,6 +128,8 @@ def ended_by(story: MachineStory) -> EndedBy:
     row = story.row
     if row.ending in (EndReason.CHAOS, EndReason.OPERATOR):
         return _BY[row.ending]
+    if story.taken is not None and story.taken.is_game_day:
+        return EndedBy.GAME_DAY
     if story.taken is not None and row.ending in (EndReason.INTERRUPTED, EndReason.VANISHED, None):
         return EndedBy.CLOUD
     if row.ending in (EndReason.VANISHED, EndReason.INTERRUPTED, EndReason.REFUSED):
@@ -149,7 +151,7 @@ def _ended(story: MachineStory, by: EndedBy, now: datetime) -> str:
         head = f"It is being ended. {head}"
     words = _WHY.get(row.ending, "") if by in (EndedBy.AUTOSCALER, EndedBy.AGENT) and row.ending is not None else ""
     cause = _cause(story)
-    is_said = bool(words and words in cause) or (by is EndedBy.CLOUD and story.taken is not None)
+    is_said = bool(words and words in cause) or (by in (EndedBy.CLOUD, EndedBy.GAME_DAY) and story.taken is not None)
     told = "" if is_said else because(cause)
     when = "" if is_live(row) else f" {ago(now - row.since)} ago, at {clock(row.since)}"
     reason = f" because {words}" if words else ""
@@ -165,7 +167,7 @@ def _cause(story: MachineStory) -> str:
 
 def _taken_words(story: MachineStory, by: EndedBy) -> str:
     taken = story.taken
-    if taken is None or by is not EndedBy.CLOUD:
+    if taken is None or by not in (EndedBy.CLOUD, EndedBy.GAME_DAY):
         return ""
     if not taken.is_announced:
         return " without a notice"
@@ -185,7 +187,7 @@ def _living(story: MachineStory, now: datetime) -> str:
     row = story.row
     state = _STATES.get(row.state, str(row.state)).format(provider=row.provider)
     job = f": {story.job.name} of {story.job.repo}" if story.job is not None else ""
-    taken = f"; {row.provider} takes it back ({story.taken.told_by})" if story.taken is not None else ""
+    taken = f"; {taker(story.taken)} takes it back ({story.taken.told_by})" if story.taken is not None else ""
     return f"It {state}{job}, for {ago(now - row.since)} now ({where(row)}){taken}."
 
 
@@ -215,7 +217,7 @@ def _evidence(story: MachineStory) -> tuple[Evidence, ...]:
 
 def machine_timeline(story: MachineStory) -> tuple[TimelineEntry, ...]:
     """Its life, oldest first."""
-    row, moved = story.row, {move.to_state for move in story.moves}
+    moved = {move.to_state for move in story.moves}
     lines = [
         TimelineEntry(at=move.at, kind="machine", text=f"{_capital(MOVE_WORDS[move.to_state])}: {move.cause}")
         for move in story.moves
@@ -229,7 +231,7 @@ def machine_timeline(story: MachineStory) -> tuple[TimelineEntry, ...]:
     ]
     if (taken := story.taken) is not None:
         how = "announced that it takes it back" if taken.is_announced else "took it back without a notice"
-        lines.append(TimelineEntry(at=taken.noticed_at, kind="loss", text=f"{row.provider} {how} ({taken.told_by})"))
+        lines.append(TimelineEntry(at=taken.noticed_at, kind="loss", text=f"{taker(taken)} {how} ({taken.told_by})"))
     job = story.job
     if job is not None and job.finished_at is not None:
         told = f"{job.name} {'was lost with it' if job.state in _LOST else f'ended: {job.conclusion or job.state}'}"

@@ -10,7 +10,7 @@ from datetime import datetime
 
 from autoscaler.model import InstanceMove, Interruption, Job, JobState, LedgerEntry, SeenBy
 from autoscaler.spi import InstanceId
-from autoscaler.why_words import MOVE_WORDS, because, clock
+from autoscaler.why_words import MOVE_WORDS, because, clock, taker
 
 _LEDGER_WORDS = {
     "requeue": "Queued again",
@@ -115,9 +115,9 @@ def _of_machine(job: Job, story: Story) -> list[TimelineEntry]:
 def _loss(taken: Interruption) -> str:
     """Infrastructure, not the job: who took the machine, and who told of it."""
     if not taken.is_announced:
-        return f"{taken.provider} took machine {taken.instance} back without a notice ({taken.told_by})"
+        return f"{taker(taken)} took machine {taken.instance} back without a notice ({taken.told_by})"
     when = f" at {clock(taken.reclaim_at)}" if taken.reclaim_at is not None else ""
-    return f"{taken.provider} announced that it takes machine {taken.instance} back{when} ({taken.told_by})"
+    return f"{taker(taken)} announced that it takes machine {taken.instance} back{when} ({taken.told_by})"
 
 
 def _of_decision(entry: LedgerEntry, job: Job) -> TimelineEntry:

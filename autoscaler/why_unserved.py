@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from autoscaler.demand import NearestPool
 from autoscaler.demand import nearest_pool as nearest_of
 from autoscaler.model import Job, Rules
+from autoscaler.plan_unservable import GRACE
 from autoscaler.why_outlook import Outlook
 from autoscaler.why_words import listed, sentence
 
@@ -74,7 +75,11 @@ def advice_of(job: Job, outlook: Outlook) -> str:
 def _otherwise(job: Job, near: NearestPool | None, outlook: Outlook) -> str:
     pool = outlook.rules.pools.get(near.pool) if near is not None else None
     if pool is not None and pool.cancels_unservable:
-        return f'Otherwise its run is cancelled: pool {pool.name} has unservable = "cancel_run".'
+        minutes = GRACE.seconds // 60
+        return (
+            f"Otherwise its run is cancelled after {minutes} minutes, unless another job of it can be served: pool "
+            f'{pool.name} has unservable = "cancel_run".'
+        )
     return (
         f'Otherwise it waits until {job.forge} gives it up; unservable = "cancel_run" in the nearest pool would cancel '
         "its run instead."

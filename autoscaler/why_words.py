@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 
-from autoscaler.model import Instance, InstanceState
+from autoscaler.model import Instance, InstanceState, Interruption
 from autoscaler.spi import CapacityType
 
 MOVE_WORDS = {
@@ -52,6 +52,11 @@ def where(machine: Instance) -> str:
         return str(machine.provider)
     bought = ", on demand" if place.capacity_type is CapacityType.ON_DEMAND else ""
     return f"{place.machine_type} in {place.zone}{bought}"
+
+
+def taker(taken: Interruption) -> str:
+    """Who takes a machine: its cloud, or a game day that had it do so."""
+    return f"a game day at {taken.provider}" if taken.is_game_day else str(taken.provider)
 
 
 def listed(names: list[str], *, most: int = 3) -> str:

@@ -77,6 +77,14 @@ def test_a_machine_taken_without_a_word_says_so() -> None:
     assert "without a notice" in told.sentence
 
 
+def test_a_machine_that_a_game_day_took_says_so() -> None:
+    story = MachineStory(row=gone(EndReason.INTERRUPTED), taken=replace(taken(), is_game_day=True))
+    told = machine_answer(story, NOW)
+    assert told.ended_by is EndedBy.GAME_DAY
+    assert told.sentence.startswith("A game day ended it 30 s ago, at 11:59:30 UTC after a notice 2 min ahead")
+    assert machine_timeline(story)[0].text.startswith("a game day at aws announced")
+
+
 def test_what_we_ended_carries_what_was_known_then() -> None:
     asked = line("autoscaler", "terminate", "surplus: idle for 2 min", evidence="idle since 11:57; its forge let it go")
     moves = [move(31, S.TERMINATING, "idle for 2 min"), move(30, S.TERMINATED, "the cloud says so")]

@@ -198,7 +198,8 @@ def test_advice_names_the_repo_that_a_pool_does_not_serve_and_what_will_happen_e
     told = answer(row, Outlook(world(row), rules, (), NOW))
     assert told.advice == (
         "Add acme/secret to the repos of pool linux. "
-        'Otherwise its run is cancelled: pool linux has unservable = "cancel_run".'
+        "Otherwise its run is cancelled after 10 minutes, unless another job of it can be served: "
+        'pool linux has unservable = "cancel_run".'
     )
 
 
