@@ -550,6 +550,8 @@ class Snapshot:
     forges: Mapping[ForgeName, ForgeView]
     offerings: Mapping[PoolName, tuple[Offering, ...]]
     complete: frozenset[str] = frozenset()
+    jobs_listed: Mapping[ForgeName, datetime] = field(default_factory=dict)
+    """When the last complete listing of a forge's jobs was asked for."""
     cooldowns: Mapping[CapacityPool, Cooldown] = field(default_factory=dict)
     controls: Mapping[PoolName, PoolControl] = field(default_factory=dict)
     scope_cooldowns: tuple[ScopeCooldown, ...] = ()

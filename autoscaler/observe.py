@@ -137,6 +137,8 @@ class Observer:
             case JobsListed():
                 if fact.is_full:
                     self._note_completeness(f"{fact.forge}/jobs", fact.listing.is_complete)
+                    if fact.listing.is_complete:
+                        self._seen.jobs_listed[fact.forge] = fact.started_at
                 self._jobs.listed(fact, rules, now)
             case JobRead():
                 self._jobs.read(fact, rules, now)
@@ -411,6 +413,7 @@ class Observer:
             forges={name: self._forge_view(name, forge, name not in unhealthy, now) for name, forge in forges.items()},
             offerings=seen.offerings,
             complete=frozenset(seen.complete),
+            jobs_listed=dict(seen.jobs_listed),
             cooldowns=seen.cooldowns,
             scope_cooldowns=tuple(seen.scope_cooldowns.values()),
             evidence=self.experience.evidence(now),

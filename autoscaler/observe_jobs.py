@@ -21,8 +21,9 @@ from autoscaler.model import EndReason, Instance, InstanceState, Job, JobId, Job
 from autoscaler.names import instance_named
 from autoscaler.observe_requeues import Recoveries
 from autoscaler.sightings import Sightings
-from autoscaler.spi import Conclusion, Forge, ForgeJob, ForgeName, InstanceId, JobStatus
+from autoscaler.spi import Conclusion, Forge, ForgeJob, ForgeName, InstanceId, JobStatus, Scope
 from autoscaler.states import REGISTERED_STATES, TIMER_ENDS, WORKING_STATES
+from autoscaler.stolen import stolen_line
 
 DONE_GRACE = timedelta(seconds=5)
 """How long after its machine ended well a job's completed webhook may take before the forge is asked."""
@@ -275,7 +276,8 @@ class JobObserver:
             return
         if seen.status is JobStatus.CREATED:
             return
-        scope = self._forges[seen.forge].scope_of(seen.repo)
+        runner_scope = self._runner_of(seen)
+        scope = self._forges[seen.forge].scope_of(seen.repo) or runner_scope
         if scope is None:
             return
         if seen.labels is None:
@@ -287,7 +289,7 @@ class JobObserver:
         match = match_pool(
             forge=seen.forge, repo=seen.repo, labels=seen.labels, run_id=seen.run_id, pools=rules.pools.values()
         )
-        if match.is_hosted and match.pool is None:
+        if match.is_hosted and match.pool is None and runner_scope is None:
             return
         job = Job(
             id=id_,
@@ -318,6 +320,11 @@ class JobObserver:
         self._note_served(job, now)
         if seen.status is JobStatus.RUNNING:
             self._started(job, seen, rules, now)
+
+    def _runner_of(self, seen: ForgeJob) -> Scope | None:
+        """The scope of the runner of ours that runs a job: it is ours to watch then, whoever's it is."""
+        machine = self._rows.by_runner(seen.runner_name) if seen.status is JobStatus.RUNNING else None
+        return machine.demand.scope if machine is not None and machine.demand is not None else None
 
     def _started(self, job: Job, seen: ForgeJob, rules: Rules, now: datetime) -> None:
         machine, before = self._rows.by_runner(seen.runner_name), job.instance
@@ -358,6 +365,10 @@ class JobObserver:
             self._rows.move(machine, InstanceState.BUSY, now=now, cause=cause, job=id_, **_known_of(machine, seen))
         elif machine.state in WORKING_STATES and machine.job is None:
             self._rows.amend(machine, job=id_, **_known_of(machine, seen))
+        else:
+            return
+        if (line := stolen_line(machine, seen, self._rows.jobs.get(id_), now)) is not None:
+            self._rows.note(line)
 
     def _concluded(self, job: Job, seen: ForgeJob, rules: Rules, now: datetime) -> None:
         conclusion = seen.conclusion or Conclusion.UNKNOWN

@@ -187,8 +187,9 @@ class Placing:
         firsts = [want for want in wants if want.attempt <= 1]
         for openings, group in self._by_length(firsts, ceiling):
             missing += self._place(openings, group, _Cause(reason=why))
+        # Whatever length a machine was chosen for, it serves whoever is first.
         order = {id(want): number for number, want in enumerate(self._wants)}
-        return sorted(missing, key=lambda want: order[id(want)])
+        return sorted(wants, key=lambda want: order[id(want)])[len(wants) - len(missing) :]
 
     def _by_length(self, wants: Sequence[Want], ceiling: float | None) -> list[tuple[Openings, list[Want]]]:
         """Groups of wants by expected length, as few as possible: what costs about the same in one batch shares it."""

@@ -43,7 +43,10 @@ from autoscaler.plan_words import seconds
 from autoscaler.spi import InstanceId, PoolName, ProviderName
 
 UNTOLD = timedelta(minutes=2)
-"""A runner may be seen busy before its job is seen running: so long it stands for one queued job of its labels."""
+"""A runner may be seen busy before its job is seen running: so long it stands for one queued job of its labels, unless
+a listing of jobs that was asked for later does not show which."""
+LISTED_AFTER = timedelta(seconds=10)
+"""A listing of jobs may be behind what its forge says of runners by this much."""
 
 
 def plan_supply(snapshot: Snapshot, rules: Rules, now: datetime, *, leaving: set[InstanceId]) -> Supply:
@@ -121,7 +124,7 @@ def _count(
     match instance.state:
         case InstanceState.REGISTERING | InstanceState.IDLE:
             fleet.registered.append(instance)
-        case InstanceState.BUSY if instance.job is None and tick.now < instance.since + UNTOLD:
+        case InstanceState.BUSY if instance.job is None and _may_be_queued(instance, tick):
             fleet.untold.append(instance)
         case InstanceState.READY:
             fleet.ready.append(instance)
@@ -135,6 +138,13 @@ def _count(
                     tick.supply.wake(overdue_at if tick.now >= late_at else late_at)
         case _:
             pass
+
+
+def _may_be_queued(runner: Instance, tick: Tick) -> bool:
+    """Whether what a busy runner runs may be one of the jobs that we still take for queued."""
+    listed_at = tick.snapshot.jobs_listed.get(runner.demand.forge) if runner.demand is not None else None
+    is_listed = listed_at is not None and listed_at >= runner.since + LISTED_AFTER
+    return tick.now < runner.since + UNTOLD and not is_listed
 
 
 def _supply_pool(pool: Pool, demand: _Demand, fleet: Fleet, tick: Tick) -> Turn:

@@ -57,6 +57,8 @@ class Sightings:
     complete: set[str] = field(default_factory=set)
     runners_listed: dict[ForgeName, datetime] = field(default_factory=dict)
     """When the last complete listing of a forge's runners was asked for."""
+    jobs_listed: dict[ForgeName, datetime] = field(default_factory=dict)
+    """The same for its jobs."""
     bound_at: dict[InstanceId, datetime] = field(default_factory=dict)
     """When a row learned which machine it is: listings from before that may not show it yet."""
     addresses: dict[InstanceId, str] = field(default_factory=dict)

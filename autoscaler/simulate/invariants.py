@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from autoscaler.model import EndReason, Instance, InstanceState, Job, JobId, JobState, Rules
+from autoscaler.model import EndReason, Instance, InstanceState, Job, JobId, JobState, LedgerEntry, Rules
 from autoscaler.outbox import PREFIX
 from autoscaler.sandbox.inprocess_cloud import Launched
 from autoscaler.spi import CapacityType, InstanceId, LaunchBatch
@@ -18,7 +18,8 @@ from autoscaler.store.memory import MemoryDisk
 from autoscaler.tellings import telling_key
 
 _AFTER_LOSS = frozenset({JobState.LOST, JobState.REQUEUED, JobState.ABANDONED})
-_MAY_END_BUSY = frozenset({EndReason.MAX_RUNTIME, EndReason.OPERATOR})
+_LET_GO_FIRST = frozenset({EndReason.SURPLUS, EndReason.DISPUTED, EndReason.STALE_IMAGE, EndReason.BOOT_TIMEOUT})
+"""Ends that are nobody's need: the forge must have let the runner go before, or a job may come in between."""
 _TAKEN = frozenset({EndReason.INTERRUPTED, EndReason.CHAOS})
 _JOB_PATHS: dict[JobState, frozenset[JobState]] = {}
 
@@ -47,7 +48,8 @@ class EventLog:
 
 
 class Watch:
-    """The invariants of one deployment. `is_busy` says whether a machine's runner runs a job at its forge."""
+    """The invariants of one deployment. `is_busy` names the job that a machine's runner runs at its forge,
+    `is_registered` says whether its forge may give it one."""
 
     def __init__(
         self,
@@ -56,6 +58,7 @@ class Watch:
         deployment: str,
         rules: Callable[[], Rules],
         is_busy: Callable[[Launched], str],
+        is_registered: Callable[[Launched], bool],
         clock_now: Callable[[], datetime],
         log: EventLog,
         report: Callable[[str], None],
@@ -64,6 +67,7 @@ class Watch:
         self._deployment = deployment
         self._rules = rules
         self._is_busy = is_busy
+        self._is_registered = is_registered
         self._now = clock_now
         self._log = log
         self._report = report
@@ -73,6 +77,8 @@ class Watch:
         self._live: set[InstanceId] = set()
         self._requeues: Counter[tuple[str, str, str, str]] = Counter()
         self._ends_explained: set[str] = set()
+        self._asked: dict[str, LedgerEntry] = {}
+        """The newest line on each machine that we decided to end, by the row's id or, without a row, by the cloud's."""
         self._entries_read = 0
         self.losses: set[str] = set()
         """What people are to be told of, by the key of the telling."""
@@ -82,6 +88,7 @@ class Watch:
         self.disk = MemoryDisk()
         for memory in (self._jobs, self._moves_seen, self._served, self._live, self._requeues, self._ends_explained):
             memory.clear()
+        self._asked.clear()
         self.losses.clear()
         self._entries_read = 0
 
@@ -110,6 +117,8 @@ class Watch:
                 if entry.subject in self._ends_explained or not (entry.actor and entry.reason and entry.evidence):
                     self.violated(f"the end of {entry.subject} is told twice, or without who, why or the evidence")
                 self._ends_explained.add(entry.subject)
+            if entry is not None and entry.action in ("terminate", "sweep"):
+                self._asked[entry.subject] = entry
         self._entries_read = self.disk.last_entry
 
     def _job_written(self, job: Job, before: Job | None) -> None:
@@ -203,9 +212,15 @@ class Watch:
         row = next((row for row in self.disk.instances.values() if row.provider_id == machine.provider_id), None)
         if row is not None and row.state not in (InstanceState.TERMINATING, InstanceState.TERMINATED):
             self.violated(f"machine {machine.provider_id} is terminated while its row {row.id} says {row.state}")
-        if (job := self._is_busy(machine)) and not (row is not None and self._may_end_busy(row)):
-            ending = f"{row.id} {row.state} {row.ending}" if row is not None else "no row"
+        self._read_ledger()
+        line = self._asked.get(row.id if row is not None else machine.provider_id)
+        if line is None or not (line.actor and line.reason and line.evidence):
+            self.violated(f"machine {machine.provider_id} is ended and the ledger lacks who, why or the evidence")
+        ending = f"{row.id} {row.state} {row.ending}" if row is not None else "no row"
+        if (job := self._is_busy(machine)) and not (row is not None and self._may_end_busy(row, line)):
             self.violated(f"machine {machine.provider_id} ({ending}) is terminated while its forge says it runs {job}")
+        if row is not None and row.ending in _LET_GO_FIRST and self._is_registered(machine):
+            self.violated(f"machine {machine.provider_id} ({ending}) is terminated before its forge let its runner go")
 
     def acknowledged(self, machine: Launched) -> None:
         """A notice of a reclaim is about to be forgotten by the cloud: what it said must be durable."""
@@ -219,11 +234,14 @@ class Watch:
     def _live_jobs(self) -> set[JobId]:
         return {job.id for job in self.disk.jobs.values() if is_live_job(job)}
 
-    def _may_end_busy(self, row: Instance) -> bool:
+    def _may_end_busy(self, row: Instance, line: LedgerEntry | None) -> bool:
+        """Its cloud takes it, an operator's order that is on record named it, or its job had all of its time."""
         if row.ending in _TAKEN:
             return row.id in self.disk.interruptions
+        if row.ending is EndReason.OPERATOR:
+            return line is not None and line.actor != "autoscaler"
         if row.ending is not EndReason.MAX_RUNTIME:
-            return row.ending in _MAY_END_BUSY
+            return False
         pool = self._rules().pools.get(row.pool)
         began = [m.at for _, m in self.disk.moves[row.id] if m.to_state is InstanceState.BUSY]
         limit = pool.max_job_runtime if pool is not None else timedelta(0)

@@ -126,6 +126,7 @@ class Stage:
             deployment=name,
             rules=lambda: daemon.rules,
             is_busy=self.job_on,
+            is_registered=self.is_registered,
             clock_now=self.clock.now,
             log=self.log,
             report=self.violated,
@@ -283,6 +284,14 @@ class Stage:
             if held.description == name and self.gitlab.world.is_busy(held):
                 return f"{GITLAB}:{held.job_ids[-1]}"
         return ""
+
+    def is_registered(self, machine: Launched) -> bool:
+        """Whether a forge may still give the machine's runner a job."""
+        agent = self.agents.get(machine.provider_id)
+        name = agent.runner_name if agent is not None else ""
+        held = [runner.name for runner in self.github.world.runners.values()]
+        held += [runner.description for runner in self.gitlab.world.list_runners() if not runner.paused]
+        return bool(name) and name in held
 
     # ------------------------------------------------------------------ forges
 

@@ -281,6 +281,8 @@ def test_stolen_runner_is_replaced(forge: ForgeName) -> None:
         day.stage.submit(forge, run_of(forge, duration_s=20))
         await day.until(lambda: len(servings(day)) == 1)
         await day.until(lambda: len(servings(day)) == 2, within_s=90)
+        (stolen,) = [entry for entry in day.daemon.watch.disk.ledger.values() if entry.action == "runner_stolen"]
+        assert "which we had not seen queued" in stolen.reason
         await day.until(lambda: states(day) == [JobState.DONE] * 2, within_s=900)
 
     live(play)

@@ -1,13 +1,17 @@
 """What forges say about jobs becomes rows: missing, late, doubled and reordered events cost time, never truth."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoscaler.facts import AgentReported
-from autoscaler.model import EndReason, InstanceState, JobState, SeenBy
+from autoscaler.model import EndReason, InstanceState, JobState, Launch, Release, SeenBy, Terminate
+from autoscaler.plan import plan
 from autoscaler.spi import Conclusion, ForgeJob, JobStatus, MachineState
-from tests.admin_world import GITHUB, GPU, LINUX, pool, rules_of
+from tests.admin_world import ARM, GITHUB, GPU, LINUX, OFFERING, pool, rules_of
 from tests.unit.observing import (
     REPO,
     Observing,
@@ -176,6 +180,56 @@ async def test_a_stolen_runner_serves_the_thief_and_the_other_job_still_waits(wo
     waiting = world.job(1)
     assert waiting is not None
     assert (waiting.state, waiting.instance) == (JobState.QUEUED, None)
+
+
+@pytest.mark.parametrize(
+    ("thief", "word"),
+    [
+        (seen_job(2, labels=("linux", "x64")), "which asks for linux, x64"),
+        (seen_job(2, labels=("gpu",)), "which no pool serves"),
+        (seen_job(2, labels=("arm", "linux")), f"which is pool {ARM}'s"),
+        (None, "which we had not seen queued"),
+    ],
+)
+async def test_a_stolen_runner_is_made_good_at_once_and_is_on_record(thief: ForgeJob | None, word: str) -> None:
+    """The next plan launches for the job that the runner was registered for."""
+    world = await Observing(rules=rules_of(pool(LINUX, "linux", "x64"), pool(ARM, "linux", "arm", "small"))).start()
+    machine = await world.have_runner()
+    await world.webhook(seen_job(1), *([thief] if thief is not None else []))
+    offered = {"offerings": {LINUX: (OFFERING,)}}
+    before = plan(replace(world.snapshot(), **offered), world.rules, world.now)
+    assert sum(one.count for one in before.actions if isinstance(one, Launch)) <= int(thief is not None)
+    world.wait(1)
+    await world.webhook(started(2, on=1, labels=(thief or seen_job()).labels))
+    made = plan(replace(world.snapshot(), **offered), world.rules, world.now)
+    assert [one.count for one in made.actions if isinstance(one, Launch)] == [1]
+    (line,) = [entry for _, entry in await world.store.ledger(limit=50) if entry.action == "runner_stolen"]
+    assert (line.subject, line.actor, line.pool) == (machine.id, GITHUB, LINUX)
+    assert line.reason == f"its runner, registered for linux in acme, was given test 2 of acme/shop, {word}"
+    assert line.evidence == "github says that ours--1 runs job 2"
+
+
+async def test_a_runner_that_takes_a_job_it_was_registered_for_is_not_called_stolen(world: Observing) -> None:
+    await world.have_runner()
+    await world.webhook(seen_job(1))
+    await world.webhook(seen_job(2))
+    world.wait(1)
+    await world.webhook(started(2, on=1))
+    assert [entry for _, entry in await world.store.ledger(limit=50) if entry.action == "runner_stolen"] == []
+
+
+@pytest.mark.parametrize("stranger", [{"repo": "other/app"}, {"labels": ("ubuntu-latest",)}])
+async def test_a_job_that_is_not_ours_is_watched_to_its_end_on_a_runner_of_ours(
+    world: Observing, stranger: dict[str, Any]
+) -> None:
+    machine = await world.have_runner()
+    await world.webhook(started(2, on=1, **stranger))
+    assert (world.state(machine), world.rows.instances[machine.id].job) == (S.BUSY, id_of(2))
+    made = plan(world.snapshot(), world.rules, world.now)
+    assert [one for one in made.actions if isinstance(one, Terminate | Release)] == []
+    await world.webhook(completed(2, on=1, **stranger))
+    made = plan(world.snapshot(), world.rules, world.now)
+    assert [type(one) for one in made.actions] == [Terminate]
 
 
 EVENTS = st.lists(

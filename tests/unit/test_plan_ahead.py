@@ -111,6 +111,7 @@ def test_an_idle_runner_is_kept_for_a_foreseen_job_too() -> None:
 def test_foreseen_jobs_come_after_real_ones_under_a_cap() -> None:
     made = planned(world([queued(1), queued(2)], foreseen=(soon(5),)), replace(POOL, max=3))
     assert launched(made) == 3
+    assert [one for one in made.blocked if one.ids] == []
 
 
 def test_nothing_is_launched_for_foreseen_jobs_of_a_paused_pool_or_an_unknown_one() -> None:

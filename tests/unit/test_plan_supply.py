@@ -117,6 +117,13 @@ def test_a_runner_that_is_busy_with_a_job_yet_unknown_covers_one_queued_job_for_
     assert launched(planned(world(jobs, [runner(1, S.BUSY, seconds=5, labels=("arm",))]))) == 2
 
 
+def test_a_busy_runner_whose_job_a_later_listing_does_not_show_covers_nothing() -> None:
+    """It runs something that is not ours to see: the job that it was made for needs another one."""
+    busy = runner(1, S.BUSY, seconds=30)
+    assert launched(planned(world([queued(1)], [busy], jobs_listed={GITHUB: NOW - timedelta(seconds=25)}))) == 0
+    assert launched(planned(world([queued(1)], [busy], jobs_listed={GITHUB: NOW - timedelta(seconds=20)}))) == 1
+
+
 def test_a_machine_whose_agent_ended_covers_nothing() -> None:
     gone = machine(1, S.READY)
     made = planned(world([queued(1)], [gone], ending={gone.id: "no_contact"}))
