@@ -17,6 +17,7 @@ from autoscaler.config import load
 from autoscaler.http.openapi import DOCUMENT
 from autoscaler.metrics import Metrics
 from autoscaler.sandbox.demo_pools import STANDARD_POOLS
+from autoscaler.sandbox.demo_workload import ONCE
 from tests.config_files import ENVIRON, Steps, example_document, places, write_app_key
 
 ROOT = Path(__file__).parents[2]
@@ -145,10 +146,13 @@ def test_shown_keys_exist(text: str) -> None:
     assert given - example_keys() == set()
 
 
-def test_the_demos_pools_are_the_readmes() -> None:
+def test_the_demos_pools_are_the_readmes_but_for_the_label_that_opts_out() -> None:
     [text] = [text for page, text in blocks("toml") if page.name == "README.md"]
     shown = {pool["name"]: (pool["forges"], pool["repos"], pool["labels"]) for pool in tomllib.loads(text)["pool"]}
-    assert shown == {pool.name: ([pool.forge], [*pool.repos], [*pool.labels]) for pool in STANDARD_POOLS}
+    assert shown == {
+        pool.name: ([pool.forge], [*pool.repos], [label for label in pool.labels if label != ONCE])
+        for pool in STANDARD_POOLS
+    }
 
 
 ATTRIBUTES = {"forge.tell": "telling_forges", "image.hooks": "job_started"}
