@@ -26,7 +26,7 @@ SILENCE = timedelta(seconds=20)
 AGENT_TELLS = timedelta(seconds=60)
 """How long an agent that is being reclaimed may take to tell whether it ended the runner."""
 UNSURE_AT_MOST = timedelta(hours=1)
-UNSURE = "its forge gave it up, and its agent was silent before: its cloud tells whether the machine was gone"
+UNSURE = "its forge gave it up, and its agent was not heard since: its cloud tells whether the machine was gone"
 UNTOLD = "its forge gave it up while its cloud takes its machine: its agent tells which came first"
 
 _GIVEN_UP = (Conclusion.FAILURE, Conclusion.CANCELLED)
@@ -55,7 +55,9 @@ class CutOffs:
         if conclusion not in _GIVEN_UP or now > finished_at + UNSURE_AT_MOST:
             return ""
         heard, shown = self._heard_at(machine.id), self._seen.shown_up.get(machine.id)
-        is_silent = (heard is None or heard + SILENCE < finished_at) and (shown is None or shown < finished_at)
+        # A host that shuts down ends its runner seconds after its agent was heard last: only a word from later than the
+        # job's end says that the machine outlived it.
+        is_silent = (heard is None or heard < finished_at) and (shown is None or shown < finished_at)
         return UNSURE if is_silent else ""
 
     def ended_first(self, machine: Instance, conclusion: Conclusion | None, finished_at: datetime) -> bool:

@@ -30,6 +30,8 @@ DONE_GRACE = timedelta(seconds=5)
 LOST_AFTER_DONE = timedelta(seconds=60)
 """A runner that said it finished its job may be ahead of the forge by this much before the job counts as lost."""
 UNSURE_AGAIN = timedelta(seconds=30)
+HEARD_AGAIN = timedelta(seconds=7)
+"""An agent that lives calls within this time."""
 LATE_SUCCESS = "late_success: it counted as lost, then its forge said that it had succeeded"
 
 UNKNOWN_AGAIN = timedelta(seconds=60)
@@ -402,7 +404,8 @@ class JobObserver:
     def _wait_for(self, word: str, id_: JobId, conclusion: Conclusion, finished_at: datetime, now: datetime) -> None:
         """It runs until that is known. That its forge gave it up is on the row, for the machine's end to find."""
         self._rows.amend_job(self._rows.jobs[id_], finished_at=finished_at, conclusion=conclusion, reason=word)
-        self._doubt(id_, now + UNSURE_AGAIN, word)
+        is_news = now < finished_at + HEARD_AGAIN
+        self._doubt(id_, now + (HEARD_AGAIN if is_news else UNSURE_AGAIN), word)
 
     def _machine_done_with(self, seen: ForgeJob, id_: JobId, now: datetime) -> None:
         """The machine whose runner ran a job that ended before we heard that it began."""

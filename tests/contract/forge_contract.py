@@ -362,6 +362,21 @@ class ForgeContract:
     async def test_nothing_is_known_that_keeps_people_from_being_told(self, driver: ForgeDriver) -> None:
         assert await driver.forge.telling_problem(driver.scope) == ""
 
+    async def test_run_is_cancelled_as_often_as_it_is_asked_for(self, driver: ForgeDriver) -> None:
+        run_id = await driver.submit(driver.repo, jobs=("a", "b"))
+        (job, _) = (await driver.forge.list_jobs({driver.repo})).jobs
+
+        for _ in range(2):
+            await driver.forge.cancel_run(driver.repo, run_id)
+
+        assert (await driver.forge.list_jobs({driver.repo})).jobs == ()
+        seen = await driver.forge.get_job(driver.repo, job.forge_job_id)
+        assert (seen.status, seen.conclusion) == (JobStatus.DONE, Conclusion.CANCELLED)
+
+    async def test_run_that_the_forge_forgot_cannot_be_cancelled(self, driver: ForgeDriver) -> None:
+        with pytest.raises(JobNotFound):
+            await driver.forge.cancel_run(driver.repo, "99999999")
+
     # ------------------------------------------------------------------ trouble
 
     async def test_broken_forge_is_unavailable_and_recovers(self, driver: ForgeDriver) -> None:

@@ -14,6 +14,7 @@ from autoscaler.spi import (
     ForgeUnauthorized,
     ForgeUnavailable,
     JobStatus,
+    NotYet,
     RateLimited,
     RunnerId,
     RunnerRef,
@@ -159,6 +160,20 @@ async def test_requeue_by_somebody_else_names_the_successor(driver: GitHubDriver
 
     successor = await driver.forge.get_job(driver.repo, refused.value.successor)
     assert (successor.status, successor.run_attempt) == (JobStatus.QUEUED, 2)
+
+
+async def test_run_of_dead_jobs_is_ended_and_run_again(driver: GitHubDriver) -> None:
+    run_id = await driver.submit(driver.repo, jobs=("a", "b"))
+    dead = [await driver.take(await register(driver, name)) for name in ("a", "b")]
+    run = driver.face.world.runs[int(run_id)]
+
+    while run.status != "completed":
+        with pytest.raises(NotYet) as later:
+            await driver.forge.requeue(driver.repo, run_id, dead)
+        driver.clock.ahead += timedelta(seconds=later.value.retry_after_s)
+
+    await driver.forge.requeue(driver.repo, run_id, dead)
+    assert {(job.attempt, job.status) for job in run.jobs.values()} == {(2, "queued")}
 
 
 async def test_job_that_an_attempt_before_the_newest_ran_again_has_its_successor_there(driver: GitHubDriver) -> None:

@@ -83,6 +83,7 @@ async def use_everything(driver: GitHubDriver, forge: GitHubForge) -> None:
     for run_id, job_ids in lost:
         await forge.requeue(driver.repo, run_id, job_ids)
     await driver.submit(driver.repo, jobs=[f"{number:03}" for number in range(120)])
+    await forge.cancel_run(driver.repo, lost[0][0])
     jobs = (await forge.list_jobs({driver.repo})).jobs
     await forge.list_jobs({driver.repo})
     await forge.get_job(driver.repo, jobs[0].forge_job_id)
@@ -112,6 +113,7 @@ async def test_every_request_is_one_that_github_describes(token: str) -> None:
         "get /repos/acme/web/actions/runs/N/jobs",
         "get /repos/acme/web/actions/jobs/N",
         "post /repos/acme/web/actions/jobs/N/rerun",
+        "post /repos/acme/web/actions/runs/N/cancel",
         "post /repos/acme/web/actions/runs/N/rerun-failed-jobs",
         "get /orgs/acme/actions/runner-groups",
         "post /orgs/acme/actions/runners/generate-jitconfig",
