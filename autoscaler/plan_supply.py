@@ -33,6 +33,7 @@ from autoscaler.model import (
     Snapshot,
     Terminate,
 )
+from autoscaler.plan_attempts import set_apart
 from autoscaler.plan_cover import Key, ahead_of, counted, cover, cover_coming, late_after
 from autoscaler.plan_launch import Needs, place_in_turn, wanted
 from autoscaler.plan_limits import Limits, limits_of
@@ -156,13 +157,17 @@ def _supply_pool(pool: Pool, demand: _Demand, fleet: Fleet, tick: Tick) -> Turn:
         turn.is_short, left = True, {job.id for job in uncovered}
         uncovered = in_turn(uncovered, fleet, [job for job in jobs if job.id not in left])
     ready = sorted(fleet.ready, key=lambda instance: (instance.since, instance.id))
-    waiting, spare_ready = _register(pool, uncovered, ready, tick)
-    unserved = cover_coming(waiting, counted(fleet), tick.limits)
-    raced = unserved[: len(unserved) - max(0, len(waiting) - fleet.coming)]
-    spare_coming = max(0, fleet.coming - len(waiting))
+    apart = set_apart(tick, pool, fleet, uncovered, ready)
+    held, spare_apart = _register(pool, apart.jobs, apart.ready, tick)
+    waiting, spare_ready = _register(pool, apart.other_jobs, [*apart.other_ready, *spare_apart], tick)
+    unserved_apart = cover_coming(held, apart.coming, tick.limits)
+    promised = len(held) - len(unserved_apart)
+    unserved, coming = cover_coming(waiting, max(0, counted(fleet) - promised), tick.limits), fleet.coming - promised
+    raced = unserved[: len(unserved) - max(0, len(waiting) - coming)]
+    spare_coming = max(0, coming - len(waiting))
     ahead = ahead_of(demand.lost, demand.foreseen)
     needs = Needs(
-        jobs=unserved[len(raced) :],
+        jobs=[*unserved_apart, *unserved[len(raced) :]],
         raced=raced,
         ahead=cover(ahead, spare_runners)[0][len(spare_ready) + spare_coming :],
     )

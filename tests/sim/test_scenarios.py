@@ -20,7 +20,7 @@ both_forges = pytest.mark.parametrize("forge", [GITHUB, GITLAB])
 
 
 def live(play: Play, *, rates: FaultRates = NO_FAULTS, site: Site | None = None, **pool: Any) -> Outcome:
-    config = make_config("ci", (make_pool("linux", ("linux",), **pool),))
+    config = make_config("ci", (make_pool("linux", pool.pop("labels", ("linux",)), **pool),))
     case = Case(seed="scenario", config=config, site=site or Site(boot=(2.0, 3.0)), rates=rates, quiet_at_s=1.0)
     outcome = run_case(case, play)
     assert not outcome.violations, outcome.report()
