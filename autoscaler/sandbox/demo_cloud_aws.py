@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from autoscaler.sandbox.aws_access import anything
 from autoscaler.sandbox.aws_face import AwsFace
 from autoscaler.sandbox.aws_setup import Image, Subnet
 from autoscaler.sandbox.aws_site import AwsSite
@@ -43,6 +44,7 @@ _GROUP = "sg-0d3a0000000000001"
 _VPC = "vpc-0d3a0000000000001"
 _SUBNET = "subnet-0d3a{:013x}"
 _ACCESS_KEY = "AKIADEMODEMODEMODEMO"
+_FIS_ROLE = f"arn:aws:iam::{ACCOUNT}:role/autoscaler-demo-fis"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +75,7 @@ class AwsCloud:
         regions = {region: self._set_up(site, region, zones) for region, zones in places_of(world.supplies).items()}
         secret = secrets.token_urlsafe(30)
         site.access.grant(_ACCESS_KEY, secret)
+        site.access.roles[_FIS_ROLE] = anything
         self._face = AwsFace(site)
         url = await self._face.start()
         notary = AwsNotary(tuple(regions))
@@ -140,6 +143,7 @@ endpoint_url = "{url}"
 networks = {{ {networks} }}
 notices = {{ {queues} }}
 trust_anchors = {{ {trusted} }}
+fis_role = "{_FIS_ROLE}"
 
 [[image]]
 name = "{IMAGE}"

@@ -102,6 +102,7 @@ store = {json.dumps(store)}
 tick = "2s"
 list_instances = "2s"
 list_runners = "5s"
+chaos = true
 [autoscaler.caps]
 instances = {MAX_INSTANCES}
 """
