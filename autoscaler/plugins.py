@@ -5,6 +5,7 @@ Only the kinds in use are imported: an SDK that nobody configured costs nothing.
 It reads every option that it knows: one that it does not look at is reported as unknown.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
@@ -26,9 +27,15 @@ FORGE_GROUP = "autoscaler.forges"
 PROVIDER_GROUP = "autoscaler.providers"
 
 
+@functools.cache
+def _points(group: str) -> Mapping[str, EntryPoint]:
+    """By kind; the first one counts. Looking for them reads the metadata of every distribution that is installed."""
+    return {point.name: point for point in reversed(tuple(entry_points(group=group)))}
+
+
 def installed_kinds(group: str) -> frozenset[str]:
     """The kinds that installed distributions offer, without importing any of them."""
-    return frozenset(point.name for point in entry_points(group=group))
+    return frozenset(_points(group))
 
 
 def make_forges(config: Config, surroundings: Surroundings) -> Mapping[ForgeName, Forge]:
@@ -96,13 +103,13 @@ class _Place:
         return adapter
 
     def _factory(self, kind: str) -> Callable[..., Any] | None:
-        points: list[EntryPoint] = list(entry_points(group=self._group, name=kind))
-        if not points:
+        point = _points(self._group).get(kind)
+        if point is None:
             known = ", ".join(sorted(installed_kinds(self._group)))
             self._problem("kind", f'no adapter of kind "{kind}" is installed', f"Installed: {known}")
             return None
         try:
-            loaded: Callable[..., Any] = points[0].load()
+            loaded: Callable[..., Any] = point.load()
         except (ImportError, AttributeError) as error:
             remedy = f"Install what it needs, as in: pip install 'ci-runner-autoscaler[{kind}]'"
             self._problem("kind", f'the adapter "{kind}" cannot be imported: {error}', remedy)

@@ -34,6 +34,7 @@ from tests.config_files import (
     write_app_key,
 )
 
+pytestmark = pytest.mark.filterwarnings("ignore:The RSA key is 1024 bits long")
 SECTIONS: dict[str, type[BaseModel]] = {
     "autoscaler": AutoscalerSection,
     "forge": ForgeSection,
