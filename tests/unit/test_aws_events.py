@@ -96,7 +96,9 @@ def test_what_is_no_event_is_malformed(text: str) -> None:
 @settings(max_examples=300, deadline=None)
 @given(
     st.recursive(
-        st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+        st.none() | st.integers() | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        max_leaves=12,
     )
 )
 def test_whatever_the_detail_is_the_answer_is_an_event_or_malformed(detail: Any) -> None:
