@@ -1,5 +1,6 @@
 """The AWS adapter over the sandbox's EC2 with real boto3, as `ProviderContract` drives it."""
 
+import functools
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -45,6 +46,12 @@ NAME = ProviderName("aws")
 SLOTS = 3
 
 
+@functools.cache
+def _notary() -> AwsNotary:
+    """One for all tests of a process: making its keys takes longer than most of them."""
+    return AwsNotary((REGION,))
+
+
 class AwsDriver:
     """See `tests.contract.provider_contract.ProviderDriver`. `served` is the cloud's side."""
 
@@ -56,7 +63,7 @@ class AwsDriver:
         self._made: list[AwsProvider] = []
         self.fis_role = f"arn:aws:iam::{served.site.account}:role/autoscaler-fis"
         served.site.access.roles[self.fis_role] = anything
-        self.notary = AwsNotary((REGION,))
+        self.notary = _notary()
         self._anchors = self.notary.write_anchors(folder)
         self.provider = self.make("ours")
 
