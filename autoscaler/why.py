@@ -108,7 +108,7 @@ def _sentence(job: Job, outlook: Outlook, spill: Spill | None, taken: Interrupti
         case JobState.DONE:
             return f"It is done: {job.conclusion or 'conclusion unknown'}{because(job.reason)}."
         case JobState.ABANDONED:
-            return f"It was given up{because(job.reason or job.unserved)}."
+            return _why_given_up(job, taken)
         case _:
             assert_never(job.state)
 
@@ -237,6 +237,23 @@ def _loss(job: Job, taken: Interruption | None) -> str:
     how = "after a notice" if taken.is_announced else "without a notice"
     who = f"A game day at {taken.provider}" if taken.is_game_day else str(taken.provider)
     return f"{who} took its machine {taken.instance} back {how} at {clock(at)}, which is no failure of the job"
+
+
+def _why_given_up(job: Job, taken: Interruption | None) -> str:
+    """The first word of the reason is its kind (`plan_requeue`), the rest says it in full."""
+    kind, _, rest = (job.reason or job.unserved).rstrip(".").partition(": ")
+    match kind:
+        case "opted_out":
+            told = f"it is not run again by itself ({rest}): run it again by hand if it may"
+        case "attempts":
+            told = f"all its attempts are used up ({rest}): run it again by hand"
+        case "max_runtime":
+            told = f"it ran longer than it may ({rest})"
+        case "unservable" | "superseded" if rest:
+            told = f"it is not run again: {rest}"
+        case _:
+            told = f"it was given up{because(job.reason or job.unserved)}"
+    return f"{_loss(job, taken)}, and {told}." if taken is not None else sentence(told)
 
 
 def _why_lost(job: Job, outlook: Outlook, taken: Interruption | None) -> str:

@@ -162,7 +162,7 @@ def _cause(story: MachineStory) -> str:
     """What the move that began its end says; the agent's own word where it left one."""
     ends = [move for move in story.moves if move.to_state in (InstanceState.TERMINATING, InstanceState.TERMINATED)]
     cause = ends[0].cause if ends else ""
-    return cause or story.row.detail
+    return "" if cause == "its job is done" else cause or story.row.detail
 
 
 def _taken_words(story: MachineStory, by: EndedBy) -> str:

@@ -108,6 +108,8 @@ def with_new_machine(pool: Pool, snapshot: Snapshot, at: datetime) -> Estimate:
 def _rests_on(pool: Pool, providers: Sequence[ProviderName], snapshot: Snapshot) -> str:
     known = [snapshot.arrivals[key] for key in ((pool.name, name) for name in providers) if key in snapshot.arrivals]
     count = sum(len(arrivals.seconds) for arrivals in known)
+    if count == 1:
+        return f"by the only machine of pool {pool.name} so far"
     return f"by the last {count} machines of pool {pool.name}" if count else "by what machines usually take"
 
 

@@ -24,7 +24,7 @@ _LEDGER_WORDS = {
 }
 _TOLD_BY_MOVES = frozenset(("terminate", "launch", "ended"))
 """Ledger lines of a machine that say what its moves say already."""
-_PLAIN = frozenset(("", "ok", "done", "asked"))
+_PLAIN = frozenset(("", "ok", "done", "asked", "told", "requeued"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +81,7 @@ def _of_job(job: Job) -> list[TimelineEntry]:
 def _end(job: Job) -> str:
     match job.state:
         case JobState.ABANDONED:
-            return f"given up{because(job.reason or job.unserved)}"
+            return f"not run again{because(job.reason or job.unserved)}"
         case JobState.LOST | JobState.REQUEUED:
             return "lost with its machine"
         case _:

@@ -231,6 +231,19 @@ def test_a_pool_that_is_gone_is_said() -> None:
         ),
         ({"state": JobState.DONE, "conclusion": Conclusion.FAILURE}, "It is done: failure."),
         ({"state": JobState.ABANDONED, "reason": "3 attempts"}, "It was given up (3 attempts)."),
+        (
+            {"state": JobState.ABANDONED, "reason": "opted_out: label no-requeue"},
+            "It is not run again by itself (label no-requeue): run it again by hand if it may.",
+        ),
+        (
+            {"state": JobState.ABANDONED, "reason": "attempts: 3 of 3 made"},
+            "All its attempts are used up (3 of 3 made): run it again by hand.",
+        ),
+        ({"state": JobState.ABANDONED, "reason": "max_runtime: 6 h"}, "It ran longer than it may (6 h)."),
+        (
+            {"state": JobState.ABANDONED, "reason": "superseded: the forge forgot it"},
+            "It is not run again: the forge forgot it.",
+        ),
     ],
 )
 def test_each_state_after_the_queue_has_its_sentence(changes: dict[str, object], sentence: str) -> None:

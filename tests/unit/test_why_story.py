@@ -111,7 +111,7 @@ async def test_why_of_any_attempt_tells_the_whole_story_in_order() -> None:
         (1, "aws announced that it takes machine i-0001 back at 11:58:30 UTC (told by agent)"),
         (1, "Ended: lost with its machine"),
         (1, "People were told: a check run on its commit"),
-        (1, "Queued again: 1 jobs of the run lost their machines: requeued"),
+        (1, "Queued again: 1 jobs of the run lost their machines"),
         (2, "Queued again, attempt 2 at github"),
         (2, "We learned of it by a webhook"),
     ]
