@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import json
 import os
+import re
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -174,6 +175,32 @@ async def test_names_of_jobs_cannot_steer_the_terminal(admin: Admin, capsys: pyt
 async def test_an_unserved_job_names_the_nearest_pool(admin: Admin, capsys: pytest.CaptureFixture[str]) -> None:
     assert await ask("why", options(admin, job="9902")) == 0
     assert "Nearest is pool" in capsys.readouterr().out
+
+
+async def test_an_unserved_job_is_told_what_to_change_and_that_nobody_knows_when(
+    admin: Admin, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert await ask("why", options(admin, job="github:9901")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "When it starts is not known: no pool serves it."
+    assert lines[2].startswith("-> Take arm64 off the job's labels")
+
+
+async def test_a_waiting_job_is_told_about_when_it_starts(admin: Admin, capsys: pytest.CaptureFixture[str]) -> None:
+    assert await ask("why", options(admin, job="github:13")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(
+        r"It starts at about [\d:]{8} UTC, by [\d:]{8} in 95 of 100 cases \(its runner is online\)\.", lines[1]
+    )
+
+
+async def test_a_machine_is_asked_about_like_a_job(admin: Admin, capsys: pytest.CaptureFixture[str]) -> None:
+    assert await ask("why", options(admin, job="i-002d")) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("It is being ended. We ended it because its job was done")
+    assert "On this evidence:" in out
+    assert await ask("why", options(admin, job="i-002d", json=True)) == 0
+    assert json.loads(capsys.readouterr().out)["instance"]["ended_by"] == "autoscaler"
 
 
 async def test_a_finished_job_comes_from_the_store(admin: Admin, capsys: pytest.CaptureFixture[str]) -> None:
