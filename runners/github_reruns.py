@@ -11,6 +11,7 @@ An attempt keeps the jobs that it does not run again as they were: of those, los
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 from autoscaler.spi import AlreadyRequeued, ForgeRefusedForGood, JobNotFound, NotYet
 from runners.github_payloads import JobPayload, RunPayload
@@ -21,6 +22,8 @@ LOOK_AGAIN_S = 4.0
 """A job that follows one that just ended is listed within this time. Until then a run may only seem to be dead."""
 FORCE_AFTER_S = 10.0
 """GitHub asks the runner of a cancelled job to end it, and waits five minutes for one that is dead."""
+SKEW = timedelta(seconds=2)
+"""What ends together may be written down in either order."""
 REMEMBERED = 1000
 
 _FAILED = frozenset({"failure", "timed_out", "startup_failure"})
@@ -104,20 +107,17 @@ def _rerun(
 ) -> Rerun:
     ours = {str(job.id) for job in lost} | set(newest.kept.values())
     others = [job for job in _newest_of_each_name(listed) if str(job.id) not in ours]
-    began = min((job.started_at for job in lost if job.started_at is not None), default=None)
-    cancelled = [
-        job
-        for job in others
-        if job.conclusion == "cancelled" and not (began and job.completed_at and job.completed_at < began)
-    ]
-    if run.conclusion == "cancelled" and cancelled:
-        # Never our doing: we end runs of which nothing else is alive.
+    failed = [job for job in others if job.conclusion in _FAILED]
+    cancelled = [job for job in others if job.conclusion == "cancelled" and not _ended_before(job, lost)]
+    because_of_us = [job for job in cancelled if _follows(job, lost) and not _follows(job, failed)]
+    if any(not _follows(job, [*lost, *failed]) for job in cancelled):
+        # Never our doing: we end runs of which nothing else is alive. Nor a matrix's, which cancels after a failure.
         raise ForgeRefusedForGood(f"somebody cancelled run {run.id} of {repo} after machines of it were lost")
-    genuine = tuple(sorted(job.name for job in others if job.conclusion in _FAILED))
+    genuine = tuple(sorted(job.name for job in failed))
     first = next(iter(newest.kept.values()))
     if genuine and not with_failures:
         return _alone(repo, run, newest, genuine)
-    if len(newest.kept) == 1 and first and not cancelled:
+    if len(newest.kept) == 1 and first and not because_of_us:
         return Rerun(job=first, successors=newest.successors)
     known = {str(job.id): job for job in listed}
     ended_badly = [id_ for id_ in newest.kept if known[id_].conclusion not in _ENDED_WELL]
@@ -137,6 +137,18 @@ def _alone(repo: str, run: RunPayload, newest: _Newest, genuine: Sequence[str]) 
         )
     old, new = able[0]
     return Rerun(job=new, successors=newest.successors, later=frozenset(newest.kept) - {old})
+
+
+def _ended_before(job: JobPayload, lost: Sequence[JobPayload]) -> bool:
+    """Whether it was over when the lost jobs began: whatever cancelled it is no news."""
+    began = min((one.started_at for one in lost if one.started_at is not None), default=None)
+    return began is not None and job.completed_at is not None and job.completed_at < began
+
+
+def _follows(job: JobPayload, failed: Sequence[JobPayload]) -> bool:
+    """Whether one of these jobs failed before this one ended, so that a matrix may have cancelled it for that."""
+    ends = [one.completed_at for one in failed if one.conclusion in _FAILED and one.completed_at is not None]
+    return bool(ends) and (job.completed_at is None or min(ends) <= job.completed_at + SKEW)
 
 
 def _newest_of_each_name(listed: Sequence[JobPayload]) -> list[JobPayload]:

@@ -29,6 +29,7 @@ from autoscaler.spi import (
 )
 from runners.gitlab_errors import Absent, Forbidden, NotRetryable, Operation
 from runners.gitlab_jobs import status_of
+from runners.gitlab_pipelines import was_cancelled_by_somebody
 from runners.gitlab_rest import Rest, Row
 from runners.gitlab_scopes import project_path
 
@@ -63,6 +64,9 @@ class Requeuer:
         May be repeated after any failure: what was retried before is found as a successor.
         """
         pipeline = await self._pipeline(repo, run_id)
+        is_open = any(_successor(pipeline, job_id) is None for job_id in forge_job_ids)
+        if is_open and was_cancelled_by_somebody(pipeline, forge_job_ids):
+            raise ForgeRefusedForGood(f"somebody cancelled pipeline {run_id} of {repo} after machines of it were lost")
         successors: dict[str, str] = {}
         made_one = False
         for job_id in forge_job_ids:

@@ -96,6 +96,15 @@ class RunBook:
                 self._watch("cancel", job.id, now + self._policy.cancel_grace_s)
         self._settle(run, now)
 
+    def delete(self, run: Run) -> None:
+        """Nothing of it can be asked for any more."""
+        if run.status != "completed":
+            raise GitHubError(403, "Could not delete the workflow run")
+        for job in run.history:
+            del self.jobs[job.id]
+        self.by_repo[run.spec.repo].remove(run)
+        del self.runs[run.id]
+
     def rerun_job(self, job: Job, now: float) -> None:
         run = self.runs[job.run_id]
         if run.status != "completed":

@@ -168,6 +168,11 @@ class GitHubWorld:
         if force:
             self._release_runners(run)
 
+    def delete_run(self, run_id: int, now: float) -> None:
+        """A person deletes a run and all it knew; 403 while it runs."""
+        self.advance(now)
+        self._book.delete(self.run(run_id))
+
     def approve(self, job_id: int, now: float) -> None:
         """Lets a job go that waits for its environment."""
         self.advance(now)

@@ -62,6 +62,7 @@ from autoscaler.spi import (
     label_set,
 )
 from runners.gitlab_jobs import job_from_rest
+from runners.gitlab_pipelines import was_cancelled_by_somebody
 from runners.gitlab_settings import WebhookKeys
 from runners.gitlab_webhooks import WebhookReader
 
@@ -253,6 +254,8 @@ class GitLabInProcess:
         await self._call("cancel_run", cancel)
 
     def _requeue(self, repo: str, run_id: str, forge_job_ids: Sequence[str]) -> RequeueResult:
+        if any(self._successor(self._job(repo, id_)) is None for id_ in forge_job_ids):
+            self._check_wanted(repo, run_id, forge_job_ids)
         successors: dict[str, str] = {}
         made_one = False
         for id_ in forge_job_ids:
@@ -268,6 +271,16 @@ class GitLabInProcess:
             newest = next(iter(successors.values()), "") if len(successors) == 1 else ""
             raise AlreadyRequeued(f"{', '.join(forge_job_ids)} were requeued before", successor=newest)
         return RequeueResult(successors=successors)
+
+    def _check_wanted(self, repo: str, run_id: str, forge_job_ids: Sequence[str]) -> None:
+        try:
+            pipeline = self._world.pipeline(int(run_id))
+        except GitLabRefusal as error:
+            raise JobNotFound(str(error)) from error
+        listed = self._world.list_pipeline_jobs(pipeline, include_retried=True)
+        rows = {str(job.id): self._world.show_job(job, self._site.now) for job in listed}
+        if was_cancelled_by_somebody(rows, forge_job_ids):
+            raise ForgeRefusedForGood(f"somebody cancelled pipeline {run_id} of {repo} after machines of it were lost")
 
     def _successor(self, job: Job) -> str | None:
         newest = self._world.pipeline(job.pipeline_id).latest[job.spec.key]

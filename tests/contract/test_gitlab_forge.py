@@ -12,6 +12,7 @@ from autoscaler.spi import (
     AlreadyRequeued,
     Conclusion,
     ForgeOutcomeUnknown,
+    ForgeRefusedForGood,
     JobNotFound,
     JobStatus,
     RunnerBusy,
@@ -372,6 +373,19 @@ async def test_several_jobs_of_a_run_are_requeued_also_where_a_person_was_first(
     assert set(result.successors) == set(job_ids)
     assert result.successors[job_ids[1]] == str(by_hand.id)
     assert len(set(result.successors.values())) == 3
+
+
+async def test_pipeline_that_a_person_cancelled_after_the_loss_is_not_run_again(site: Site) -> None:
+    forge = site.forge()
+    run_id, (lost, other) = site.submit("linux", count=2)
+    made = await forge.register(scope=GROUP, group="", name=f"{PREFIX}1", labels=LINUX)
+    assert site.take(made) is not None
+    site.world.cancel_pipeline(int(run_id), world_now())
+    with pytest.raises(ForgeRefusedForGood, match="somebody cancelled pipeline"):
+        await forge.requeue("acme/api", run_id, [lost])
+    site.world.retry_job(int(other), world_now())
+    result = await forge.requeue("acme/api", run_id, [lost])
+    assert set(result.successors) == {lost}
 
 
 async def test_two_requeues_at_once_make_one_successor(site: Site) -> None:

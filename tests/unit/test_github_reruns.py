@@ -236,3 +236,27 @@ async def test_unservable_run_is_cancelled_once_and_again_is_success() -> None:
     for _ in range(2):
         await here.forge.cancel_run(REPO, here.run_id)
     assert here.states() == {"a": "cancelled", "b": "skipped"}
+
+
+async def test_siblings_that_a_genuine_failure_had_cancelled_do_not_run_again_with_a_lost_job() -> None:
+    here = Site("broken", "lost", "sibling")
+    here.begin()
+    lost = here.id_of("lost")
+    here.end("broken", "failure")
+    here.clock.step(10)
+    here.end("sibling", "cancelled")
+    here.end("lost", "failure")
+    await here.requeue(lost)
+    assert here.states() == {"broken": "failure", "lost": "queued", "sibling": "cancelled"}
+
+
+async def test_cancel_of_the_run_is_known_although_its_dead_job_failed_later() -> None:
+    here = Site("lost", "other")
+    here.begin()
+    lost = here.id_of("lost")
+    here.world.cancel(int(here.run_id), here.site.now)
+    here.end("other", "cancelled")
+    here.clock.step(60)
+    here.end("lost", "failure")
+    with pytest.raises(ForgeRefusedForGood, match="somebody cancelled run"):
+        await here.requeue(lost)
