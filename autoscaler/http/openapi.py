@@ -171,7 +171,7 @@ _SCHEMAS: dict[str, Schema] = {
     "Predictions": _record(now=_INSTANT, days=_COUNT, predictions=_list("Calibration")),
     "PoolWaits": _record(
         name=_TEXT, target_s=_NUMBER, quantile=_NUMBER, waiting=_COUNT, late=_COUNT, oldest_wait_s=_NUMBER,
-        scored_jobs=_COUNT, late_share=_maybe(_NUMBER),
+        cold_s=_NUMBER, target_reachable=_FLAG, target_note=_TEXT, scored_jobs=_COUNT, late_share=_maybe(_NUMBER),
         prediction=_maybe(_record(**_PREDICTION, job=_TEXT, at=_INSTANT)),
         spill=_maybe(_record(machines=_COUNT, since=_INSTANT, reason=_TEXT, newest=_TEXT)),
         spilled_today_usd=_NUMBER,

@@ -6,6 +6,7 @@ from datetime import datetime
 from autoscaler.http.documents import Document, instant, instant_or_none, prediction_document
 from autoscaler.http.view import DaemonView
 from autoscaler.model import BlockedBy, Instance, Job, JobState, Pool, Snapshot
+from autoscaler.reach import reach_note, reach_of
 from autoscaler.scores import Calibration
 from autoscaler.spi import CapacityType, PoolName
 from autoscaler.why import spill_of
@@ -13,6 +14,8 @@ from autoscaler.why_outlook import Outlook
 
 ANNOUNCED = 5
 """Changes of a pool's share of spot that are shown, newest first."""
+JOBS_COUNTED = 200
+"""The newest jobs of a pool say how fast they come."""
 _LINES = 40
 """Ledger lines about a pool that are looked through for them."""
 _BUDGET_ACTION = "error_budget"
@@ -29,6 +32,7 @@ async def waits_document(view: DaemonView) -> Document:
         "pools": [
             {
                 **_target_fields(pool, waiting.get(pool.name, ()), outlook.now),
+                **await _reach_fields(view, pool, outlook),
                 **_kept_fields(scored.get(pool.name)),
                 "prediction": _newest_prediction(waiting.get(pool.name, ())),
                 "spill": await _spill(view, pool, outlook),
@@ -59,6 +63,22 @@ def _target_fields(pool: Pool, waiting: Sequence[Job], now: datetime) -> Documen
         "waiting": len(ages),
         "late": sum(1 for age in ages if age > target_s),
         "oldest_wait_s": round(max(ages, default=0.0), 3),
+    }
+
+
+async def _reach_fields(view: DaemonView, pool: Pool, outlook: Outlook) -> Document:
+    """Whether booting machines can keep the target, and what would: by how fast the last jobs came."""
+    reach = reach_of(pool, outlook.snapshot.arrivals)
+    if not reach.is_reachable:
+        lately = await view.store.recent_jobs(limit=JOBS_COUNTED, pool=pool.name)
+        jobs_per_s = None
+        if len(lately) > 1:
+            jobs_per_s = len(lately) / max(1.0, (outlook.now - lately[-1].first_seen_at).total_seconds())
+        reach = reach_of(pool, outlook.snapshot.arrivals, jobs_per_s=jobs_per_s)
+    return {
+        "cold_s": round(reach.cold_s, 1),
+        "target_reachable": reach.is_reachable,
+        "target_note": reach_note(pool, reach),
     }
 
 

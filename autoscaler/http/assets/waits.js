@@ -27,9 +27,8 @@ const Waits = (() => {
     const [name, target, kept, at, against] = row.children;
     put(name.firstChild, pool.name);
     put(target.children[0], `${percent(pool.quantile)} within ${short(pool.target_s)}`);
-    const own = (state && state.pools.find((one) => one.name === pool.name)) || {};
-    put(target.children[1], own.target_note || "");
-    target.children[1].classList.toggle("missing", own.target_reachable === false);
+    put(target.children[1], pool.target_note);
+    target.children[1].classList.toggle("missing", !pool.target_reachable);
     const late = pool.late_share, isMissed = late !== null && late > 1 - pool.quantile + 1e-9;
     put(kept.children[0], late === null ? "no job scored yet" : `${percent(1 - late)} in time`);
     kept.children[0].className = late === null ? "quiet" : isMissed ? "bad" : "good";
