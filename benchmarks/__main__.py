@@ -5,7 +5,7 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable
 
-from benchmarks import fleets, latency, life, plan, webhooks
+from benchmarks import fleets, latency, life, plan, recovery, webhooks
 from benchmarks.figures import Figure, as_json, table
 
 BENCHMARKS: dict[str, Callable[..., Awaitable[list[Figure]]]] = {
@@ -13,6 +13,7 @@ BENCHMARKS: dict[str, Callable[..., Awaitable[list[Figure]]]] = {
     "webhooks": webhooks.run,
     "latency": latency.run,
     "life": life.run,
+    "recovery": recovery.run,
     "fleets-aws": fleets.run_aws,
     "fleets-gce": fleets.run_gce,
 }

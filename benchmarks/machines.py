@@ -9,7 +9,7 @@ import itertools
 import secrets
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import aiohttp
 
@@ -42,6 +42,10 @@ class GitHubRunner:
     def finish(self) -> None:
         self._world.complete(self._id, "success", time.time())
 
+    def end(self, conclusion: Literal["failure", "cancelled"]) -> None:
+        """It was told to stop in the middle."""
+        self._world.complete(self._id, conclusion, time.time())
+
 
 class GitLabRunner:
     def __init__(self, world: GitLabWorld, token: str) -> None:
@@ -60,6 +64,10 @@ class GitLabRunner:
 
     def finish(self) -> None:
         self._world.update_job(self._job_token, "success", time.time())
+
+    def end(self, reason: str) -> None:
+        """It was told to stop in the middle."""
+        self._world.update_job(self._job_token, "failed", time.time(), failure_reason=reason)
 
 
 class Gates:

@@ -86,6 +86,7 @@ def write_config(
     public_url: str = "http://127.0.0.1:9",
     poll: str = "60s",
     cloud: Cloud | None = None,
+    pool_lines: str = "",
 ) -> Path:
     """Write the configuration and its secret files below `folder`; returns the configuration's path."""
     cloud = cloud or local_machines(folder)
@@ -132,7 +133,8 @@ image = "runner"
 providers = ["{cloud.provider}"]
 max = 20000
 idle_timeout = "20s"
-{cloud.pool_lines}"""
+{cloud.pool_lines}
+{pool_lines}"""
     path = folder / "config.toml"
     path.write_text(text)
     return path

@@ -10,7 +10,7 @@ import contextlib
 import json
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -148,20 +148,33 @@ class Stage:
 
 @contextlib.asynccontextmanager
 async def stage(
-    *, lifted: bool, is_tapped: bool, poll: str = "60s", cloud: Cloud | None = None, **options: Any
+    *,
+    lifted: bool,
+    is_tapped: bool,
+    poll: str = "60s",
+    cloud: Cloud | None = None,
+    forges_module: str = "forges_child",
+    daemon_module: str = "",
+    forges_options: Mapping[str, Any] = {},
+    pool_lines: str = "",
+    **options: Any,
 ) -> AsyncIterator[Stage]:
     """Start everything, and end it. Without a tap the daemon gets the webhooks from the forges themselves. With a
     `cloud` the daemon is one with real machines of it, a `fleet_child`, started with the `options`."""
-    module = "daemon_child" if cloud is None else "fleet_child"
+    module = daemon_module or ("daemon_child" if cloud is None else "fleet_child")
     known, tap = Secrets.fresh(), Tap()
     with tempfile.TemporaryDirectory(prefix="bench-stage-") as name:
         folder = Path(name)
         await tap.open()
         forges, urls = await Child.start(
-            "forges_child", log=folder / "forges.log", webhook_secret=known.webhook, token=known.token
+            forges_module,
+            log=folder / "forges.log",
+            webhook_secret=known.webhook,
+            token=known.token,
+            **forges_options,
         )
         try:
-            config = write_config(folder, known=known, poll=poll, cloud=cloud, **urls)
+            config = write_config(folder, known=known, poll=poll, cloud=cloud, pool_lines=pool_lines, **urls)
             daemon, ready = await Child.start(
                 module, log=folder / "daemon.log", config_path=str(config), lifted=lifted, **options
             )
