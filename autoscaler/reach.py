@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from autoscaler.boots import PRIOR, pool_boots
+from autoscaler.boots import ENOUGH, PRIOR, pool_boots
 from autoscaler.model import Arrivals, Pool
 from autoscaler.spi import PoolName, ProviderName
 
@@ -38,7 +38,7 @@ def reach_of(
     return Reach(
         cold_s=cold_s,
         is_reachable=is_reachable,
-        is_measured=any((pool.name, name) in arrivals for name in pool.providers),
+        is_measured=sum(len(known.seconds) for (name, _), known in arrivals.items() if name == pool.name) >= ENOUGH,
         ready=needed,
     )
 
@@ -63,7 +63,7 @@ def reach_note(pool: Pool, reach: Reach) -> str:
     if reach.is_reachable:
         return ""
     by = "its machines take" if reach.is_measured else "machines usually take"
-    cold = f"{pool.wait_quantile:.4g} of them within {_seconds(reach.cold_s)}"
+    cold = f"{100 * pool.wait_quantile:.4g} % of them within {_seconds(reach.cold_s)}"
     told = f"cannot be met by booting: {by} longer ({cold})"
     if reach.ready is None:
         return f"{told}; machines that stand ready (min) would meet it"

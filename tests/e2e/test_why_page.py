@@ -73,7 +73,7 @@ async def test_targets_predictions_and_error_budgets_are_shown_without_scrolling
     page = await site.signed_in(size, scheme)
     linux = page.locator("#waits tr", has_text="linux")
     await expect(linux).to_contain_text("95 % within 1 min")
-    await expect(linux).to_contain_text("cannot be met by booting: its machines take longer (0.95 of them within 1")
+    await expect(linux).to_contain_text("cannot be met by booting: its machines take longer (95 % of them within 1")
     await expect(linux).to_contain_text("% in time")
     await expect(linux).to_contain_text("31 % likely to be late")
     await expect(page.locator("#waits tr", has_text="gpu")).to_contain_text("1 job waits: pool gpu is at its max of 1")

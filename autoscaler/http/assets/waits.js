@@ -114,7 +114,7 @@ const Waits = (() => {
   function fillBudget(item, pool) {
     const [name, amount, bar, said, announced] = item.children, budget = pool.budget, burn = budget.burn;
     put(name, pool.name);
-    put(amount, burn === null ? "not measured yet" : `burns ${burn.toFixed(burn < 10 ? 1 : 0)} times what is allowed`);
+    put(amount, burn === null ? "not measured yet" : burn < 0.05 ? "not used" : `burns ${burn.toFixed(burn < 10 ? 1 : 0)} times what is allowed`);
     amount.classList.toggle("over", burn !== null && burn > 2);
     bar.hidden = burn === null;
     bar.title = "The mark is what is allowed";
