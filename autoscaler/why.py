@@ -58,10 +58,11 @@ def answer(
     machine_moves: Sequence[InstanceMove] = (),
     taken: Interruption | None = None,
     latest: Job | None = None,
+    failed: Instance | None = None,
 ) -> Answer:
     """Where a job stands and, while it waits, what for. `machine_moves` are of the machine that it has or will most
-    likely get, `taken` the record of that machine's loss, `latest` the newest attempt at the same work, as far as they
-    are known: many answers for a list do without."""
+    likely get, `taken` the record of that machine's loss, `latest` the newest attempt at the same work, `failed` its
+    pool's last machine that was of no use, as far as they are known: many answers for a list do without."""
     expected = outlook.expected.get(job.id) if job.state is JobState.QUEUED else None
     own = outlook.snapshot.instances.get(job.instance) if job.instance is not None else None
     machine = expected or own
@@ -69,7 +70,7 @@ def answer(
     return Answer(
         sentence=_sentence(job, outlook, spill, taken, latest),
         start=estimate(job, outlook),
-        advice=advice_of(job, outlook) if job.state is JobState.QUEUED and job.pool is None else "",
+        advice=_advice(job, outlook, failed) if job.state is JobState.QUEUED else "",
         spill=spill,
         expected=expected.id if expected is not None else None,
     )
@@ -78,6 +79,27 @@ def answer(
 def why(job: Job, outlook: Outlook) -> str:
     """The sentence alone."""
     return answer(job, outlook).sentence
+
+
+def are_boots_failing(job: Job, outlook: Outlook) -> bool:
+    """Whether a job waits because its pool's machines do not come up."""
+    blocked = outlook.blocked_by(job) if job.state is JobState.QUEUED else None
+    return blocked is not None and blocked.by is BlockedBy.BOOTS
+
+
+def _advice(job: Job, outlook: Outlook, failed: Instance | None) -> str:
+    """What somebody has to do before the job can run; "" where it will by itself."""
+    if job.pool is None:
+        return advice_of(job, outlook)
+    if outlook.control(job.pool) is not PoolControl.ACTIVE and job.id not in outlook.expected:
+        return f"When it may work again: autoscaler resume {job.pool}"
+    if not are_boots_failing(job, outlook):
+        return ""
+    image = "If a new image or a change of its start brought this, go back to the one before."
+    if failed is None:
+        return image
+    cloud = f", and its console at {failed.provider} ({failed.provider_id})" if failed.provider_id is not None else ""
+    return f"The last one to fail was {failed.id}: autoscaler why {failed.id}{cloud} may say more. {image}"
 
 
 def spill_of(machine: Instance, moves: Sequence[InstanceMove], outlook: Outlook) -> Spill | None:

@@ -18,9 +18,9 @@ from autoscaler.http.documents import (
 )
 from autoscaler.http.lookup import job_of, run_of
 from autoscaler.http.view import DaemonView
-from autoscaler.model import Instance, InstanceMove, Interruption, Job, JobState, LedgerEntry
-from autoscaler.spi import InstanceId
-from autoscaler.why import Answer, answer
+from autoscaler.model import EndReason, Instance, InstanceMove, Interruption, Job, JobState, LedgerEntry
+from autoscaler.spi import InstanceId, PoolName
+from autoscaler.why import Answer, answer, are_boots_failing
 from autoscaler.why_machine import MachineAnswer, MachineStory, machine_answer, machine_timeline
 from autoscaler.why_outlook import Outlook
 from autoscaler.why_start import Estimate
@@ -29,6 +29,9 @@ from autoscaler.why_unserved import nearest_pool
 
 LINES = 50
 """Ledger lines about one thing: the newest ones tell."""
+FAILED_AMONG = 20
+"""While machines fail, one of the newest is such a one."""
+_FAILURES = (EndReason.BOOT_TIMEOUT, EndReason.SELF_ENDED)
 LONGEST_CHAIN = 12
 """Attempts at one piece of work; no pool allows so many."""
 
@@ -103,7 +106,15 @@ async def _answer(view: DaemonView, job: Job, outlook: Outlook, story: Story) ->
         moves = story.moves.get(job.instance, ()) if job.instance is not None else ()
     taken = story.interruptions.get(job.instance) if job.instance is not None else None
     newest = story.chain[-1]
-    return answer(job, outlook, machine_moves=moves, taken=taken, latest=newest if newest.id != job.id else None)
+    failed = await _failed(view, job.pool) if job.pool is not None and are_boots_failing(job, outlook) else None
+    latest = newest if newest.id != job.id else None
+    return answer(job, outlook, machine_moves=moves, taken=taken, latest=latest, failed=failed)
+
+
+async def _failed(view: DaemonView, pool: PoolName) -> Instance | None:
+    """The pool's last machine that ended without being of any use."""
+    lately = await view.store.recent_instances(limit=FAILED_AMONG, pool=pool)
+    return next((row for row in lately if row.ending in _FAILURES and row.job is None), None)
 
 
 async def _story(view: DaemonView, job: Job) -> Story:

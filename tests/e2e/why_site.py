@@ -7,6 +7,7 @@ from autoscaler.model import (
     Arrivals,
     Burn,
     Cooldown,
+    EndReason,
     ForgeView,
     Instance,
     InstanceMove,
@@ -33,6 +34,7 @@ from autoscaler.spi import (
     InstanceId,
     Offering,
     PoolName,
+    ProviderId,
     label_set,
 )
 from autoscaler.store import Changes
@@ -89,7 +91,8 @@ class WhySite:
         store = self.view.store
         await store.open()
         await store.acquire_lease("test")
-        gone = [self._gone(), *(row for row in self.machines)]
+        failed = instance(40, self.earlier(30), S.TERMINATED, pool=PoolName("broken"), ending=EndReason.SELF_ENDED)
+        gone = [self._gone(), replace(failed, provider_id=ProviderId("i-0broken")), *self.machines]
         await store.commit(
             Changes(
                 jobs=[*self.jobs, self.lost],
@@ -146,6 +149,7 @@ class WhySite:
                 job=_waiting(7, "broken", at),
                 says=("machines of pool broken do not come up", "/opt/runner/run.sh: not found"),
                 starts="have to come up first",
+                advice="The last one to fail was i-0028: autoscaler why i-0028, and its console at aws (i-0broken) may",
             ),
             "assigned": Cause(job=online, says=("has been online for", "github has not assigned"), starts="Starts"),
             "run": Cause(
@@ -155,9 +159,16 @@ class WhySite:
                 job=spilled, says=("booting", "on demand since", "predicted breach 0.83 on spot"), starts="Starts"
             ),
             "paused": Cause(
-                job=_waiting(11, "paused", at), says=("operator paused pool paused",), starts="operator has to resume"
+                job=_waiting(11, "paused", at),
+                says=("operator paused pool paused",),
+                starts="operator has to resume",
+                advice="autoscaler resume paused",
             ),
-            "draining": Cause(job=_waiting(12, "draining", at), says=("operator is draining pool draining",)),
+            "draining": Cause(
+                job=_waiting(12, "draining", at),
+                says=("operator is draining pool draining",),
+                advice="autoscaler resume draining",
+            ),
             "held": Cause(job=_waiting(13, "held", at), says=("cannot launch now", "credentials have expired")),
         }
         self.jobs += [cause.job for cause in causes.values()]
