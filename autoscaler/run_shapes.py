@@ -120,8 +120,11 @@ def expectations(shapes: Sequence[Shape]) -> tuple[Expectation, ...]:
 
 def _expected(kind: Kind, shapes: Sequence[Shape]) -> Expectation | None:
     seen = [shape.kinds[kind] for shape in shapes if kind in shape.kinds]
-    after = frozenset.intersection(*(one.after for one in seen))
-    pauses = [one.pause_s for one in seen]
+    following = [one for one in seen if one.after]
+    if not following or len(seen) - len(following) > len(seen) // 4:
+        return None  # once in four it may seem to have begun its run: what came before ended before it was heard of
+    after = frozenset.intersection(*(one.after for one in following))
+    pauses = [one.pause_s for one in following]
     if not after or max(pauses) > LONGEST_PAUSE_S or max(pauses) - min(pauses) > PAUSES_AGREE_S:
         return None
     # A run without it counts where it could have come: what it follows ran, and nobody cancelled the run.

@@ -408,6 +408,22 @@ def test_what_had_ended_by_chance_is_no_need_once_it_once_had_not(shop: Workshop
     assert [count for _, count, _ in shop.foreseen()] == [1], "the tests need no lint"
 
 
+def test_a_run_whose_build_was_never_heard_of_hides_nothing_and_two_do(shop: Workshop) -> None:
+    def unheard(run: str) -> None:
+        shop.stage(run, *(f"test ({number})" for number in range(4)), seconds=TEST_S)
+        shop.stage(run, "deploy", seconds=10)
+        shop.over(run)
+
+    for _ in range(4):
+        shop.whole_run()
+    unheard("1")
+    one_build(shop, "7")
+    assert [count for _, count, _ in shop.foreseen()] == [4]
+    unheard("2")
+    one_build(shop, "8")
+    assert "8" not in [run for run, _, _ in shop.foreseen()]
+
+
 KINDS = [Kind(stem, PoolName("linux"), ("linux",)) for stem in ("build", "lint", "test", "deploy")]
 FOLLOWS = st.builds(
     Follows,
