@@ -47,6 +47,8 @@ class Case:
     rates: FaultRates = NO_FAULTS
     work: tuple[Arrival, ...] = ()
     quiet_at_s: float = QUIET_AT_S
+    github: tuple[str, ...] = ("acme",)
+    """The deployment's registration scopes at GitHub."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +99,7 @@ class Day:
         self.clock = VirtualClock(loop)
         self.faults = Faults(case.rates, case.seed, loop.time)
         self.stage = Stage(case.site, self.faults, self.clock)
-        self.daemon = self.stage.add_daemon(case.config)
+        self.daemon = self.stage.add_daemon(case.config, github=case.github)
         self.reaper = Reaper(self.stage.daemons, self.faults, loop)
         self.submitted = 0
 

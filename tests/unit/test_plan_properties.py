@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from autoscaler.model import (
     Abandon,
+    Arrivals,
     Caps,
     EndReason,
+    Foreseen,
     HoldQueue,
     Instance,
     InstanceState,
@@ -33,11 +35,12 @@ from autoscaler.model import (
     Withdraw,
 )
 from autoscaler.plan import plan
-from autoscaler.spi import InstanceId, Labels, PoolName, RunnerId, Scope
+from autoscaler.spi import CapacityType, InstanceId, Labels, PoolName, ProviderName, RunnerId, Scope
 from autoscaler.states import INSTANCE_MOVES
 from tests.admin_world import GITHUB, OFFERING, SPOT, demand_of, instance, job, pool, rules_of
 from tests.unit.plan_world import COMPLETE, GITLAB, NOW, S, ago, forge, world
 
+AWS = ProviderName("aws")
 SMALL, LARGE = PoolName("small"), PoolName("large")
 LABELS: dict[PoolName, Labels] = {SMALL: ("linux",), LARGE: ("large", "linux")}
 DEAR = replace(OFFERING, capacity_pool=replace(SPOT, zone="eu-central-1b"), price_usd_hour=0.2)
@@ -58,6 +61,7 @@ def jobs(draw: st.DrawFn, number: int) -> Job:
         labels=draw(st.sampled_from([LABELS[SMALL], LABELS[name]])),
         pool=draw(st.sampled_from([name, name, name, None])),
         run_id=draw(st.sampled_from(["500", "501"])),
+        repo=draw(st.sampled_from(["acme/shop", "acme/web"])),
         attempt=draw(st.integers(1, 3)),
     )
 
@@ -82,6 +86,28 @@ def machines(draw: st.DrawFn, number: int, known: list[Job]) -> Instance:
 
 
 @st.composite
+def foreseen_jobs(draw: st.DrawFn) -> Foreseen:
+    name = draw(st.sampled_from([SMALL, LARGE]))
+    return Foreseen(
+        forge=GITHUB,
+        scope=Scope("acme"),
+        repo="acme/shop",
+        run_id="500",
+        pool=name,
+        labels=LABELS[name],
+        count=draw(st.integers(1, 4)),
+        due_at=NOW + timedelta(seconds=draw(st.integers(-200, 100))),
+        hours=draw(st.sampled_from([None, 0.05, 2.0])),
+        reason="test",
+    )
+
+
+TIMES = st.lists(st.integers(20, 200), min_size=1, max_size=20).map(
+    lambda seconds: Arrivals(seconds=tuple(sorted(map(float, seconds))))
+)
+
+
+@st.composite
 def worlds(draw: st.DrawFn) -> tuple[Snapshot, Rules]:
     known = [draw(jobs(number)) for number in range(draw(st.integers(0, 12)))]
     rows = [draw(machines(number, known)) for number in range(draw(st.integers(0, 12)))]
@@ -99,6 +125,8 @@ def worlds(draw: st.DrawFn) -> tuple[Snapshot, Rules]:
         controls=draw(st.dictionaries(st.sampled_from([SMALL, LARGE]), st.sampled_from(PoolControl))),
         ending=draw(st.dictionaries(st.sampled_from(ids), st.just("no_contact"))) if ids else {},
         disputed=frozenset(draw(st.lists(st.sampled_from(ids), max_size=2))) if ids else frozenset(),
+        foreseen=tuple(draw(st.lists(foreseen_jobs(), max_size=2))),
+        arrivals=draw(st.dictionaries(st.sampled_from([(SMALL, AWS), (LARGE, AWS)]), TIMES)),
     )
     pools = [
         pool(name, *labels, forges=frozenset(), min=draw(st.integers(0, 3)), max=draw(st.integers(3, 12)))
@@ -218,6 +246,74 @@ def test_plans_that_are_carried_out_come_to_rest(case: tuple[Snapshot, Rules]) -
         made = plan(snapshot, rules, NOW)
         assert not [action for action in made.actions if isinstance(action, Register)], "all was registered at first"
     assert made.actions == ()
+
+
+@settings(max_examples=60, deadline=None)
+@given(worlds())
+def test_turns_never_serve_fewer_jobs_than_one_repo_alone_would_get(case: tuple[Snapshot, Rules]) -> None:
+    """Who is served changes, how many are does not."""
+    snapshot, rules = case
+    alone = replace(snapshot, jobs={id_: replace(row, repo="acme/one") for id_, row in snapshot.jobs.items()})
+    made, without = plan(snapshot, rules, NOW), plan(alone, rules, NOW)
+    assert asked(made) == asked(without)
+
+
+@settings(max_examples=60, deadline=None)
+@given(worlds())
+def test_foreseen_jobs_take_nothing_from_queued_ones_and_are_no_reason_to_pay_more(
+    case: tuple[Snapshot, Rules],
+) -> None:
+    snapshot, rules = case
+    bought = replace(DEAR, capacity_pool=replace(SPOT, capacity_type=CapacityType.ON_DEMAND))
+    snapshot = replace(snapshot, offerings={name: (*some, bought) for name, some in snapshot.offerings.items()})
+    made, without = plan(snapshot, rules, NOW), plan(replace(snapshot, foreseen=()), rules, NOW)
+    assert {id_ for one in made.blocked for id_ in one.ids} == {id_ for one in without.blocked for id_ in one.ids}
+    for name in rules.pools:
+        assert launches(made, name, spills=True) <= launches(without, name, spills=True)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    working=st.lists(st.integers(0, 8), min_size=2, max_size=5),
+    waiting=st.lists(st.integers(0, 8), min_size=5, max_size=5),
+    free=st.integers(1, 6),
+    order=st.randoms(use_true_random=False),
+)
+def test_no_repo_waits_while_another_one_gets_more_than_one_machine_beyond_it(
+    working: list[int], waiting: list[int], free: int, order: Any
+) -> None:
+    names = [f"acme/repo-{number}" for number in range(len(working))]
+    owners = [name for name, count in zip(names, waiting, strict=False) for _ in range(count)]
+    order.shuffle(owners)
+    queue = [
+        job(number, ago(900 - number), repo=name, scope=Scope(name), labels=LABELS[SMALL], pool=SMALL)
+        for number, name in enumerate(owners)
+    ]
+    rows = [
+        instance(100 * at + number, ago(10), S.BUSY, pool=SMALL, repo=name, job=job(9000, NOW).id)
+        for at, name in enumerate(names)
+        for number in range(working[at])
+    ]
+    rows += [instance(2000 + number, ago(10), S.READY, pool=SMALL) for number in range(free)]
+    full = pool(SMALL, *LABELS[SMALL], max=len(rows))
+    made = plan(world(queue, rows), rules_of(full), NOW)
+    given_to = [str(action.demand.scope) for action in made.actions if isinstance(action, Register)]
+    assert len(given_to) == min(free, len(queue))
+    if len(queue) > free:  # else nobody waits
+        has = {name: working[at] + given_to.count(name) for at, name in enumerate(names)}
+        left = [name for name in names if owners.count(name) > given_to.count(name)]
+        assert all(has[name] <= has[other] + 1 for name in set(given_to) for other in left)
+
+
+def asked(made: Plan) -> tuple[int, int]:
+    """How many machines are registered and launched."""
+    registered = sum(1 for action in made.actions if isinstance(action, Register))
+    return registered, sum(action.count for action in made.actions if isinstance(action, Launch))
+
+
+def launches(made: Plan, name: PoolName, *, spills: bool) -> int:
+    some = [action for action in made.actions if isinstance(action, Launch) and action.pool == name]
+    return sum(action.count for action in some if bool(action.spill) is spills)
 
 
 def decisions(made: Plan) -> Any:
