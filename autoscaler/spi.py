@@ -707,7 +707,9 @@ class Forge(Protocol):
 
     async def tell(self, telling: Telling) -> None:
         """Show people at their job what happened to it. May be repeated: looks for `telling.key` before it writes.
-        Raises ForgeRefusedForGood where nobody can be told (no merge request, job gone)."""
+        Raises ForgeRefusedForGood or JobNotFound where nobody can be told (no merge request, job gone), and
+        ForgeUnauthorized without the permission, which says nothing of the rest of the forge. Leaves the rate budget
+        to everything else."""
         ...
 
     async def telling_problem(self, scope: Scope) -> str:

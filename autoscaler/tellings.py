@@ -44,6 +44,8 @@ def telling_of(
         ("Attempt", f"{job.attempt} of {pool.requeue_attempts}" if pool is not None else f"{job.attempt}"),
         ("What happens next", _next(traits, refusal)),
     ]
+    if loss is not None and loss.hook_s is not None:
+        facts.insert(3, ("What was kept", f"the image's program for interruptions ran for {loss.hook_s:.1f} s"))
     if link := _link(job.url):
         facts.append(("Job", link))
     opening = (
@@ -60,9 +62,16 @@ def telling_of(
         job_name=name,
         commit=job.commit,
         url=job.url,
-        title="Infrastructure, not your test: the machine of this job was interrupted",
+        title=_title(job, pool, refusal),
         text="\n".join(lines),
     )
+
+
+def _title(job: Job, pool: Pool | None, refusal: str | None) -> str:
+    """All that a commit status has room for."""
+    attempt = f"attempt {job.attempt} of {pool.requeue_attempts}" if pool is not None else f"attempt {job.attempt}"
+    follows = "is queued again" if refusal is None else "is not queued again"
+    return f"Infrastructure, not your test: the machine was interrupted in {attempt}, and the job {follows}"
 
 
 def plain(text: str) -> str:

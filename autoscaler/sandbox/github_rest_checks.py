@@ -44,6 +44,7 @@ class ChecksApi:
             web.get(repo + "/commits/{sha}/check-runs", self.list_check_runs),
             web.post(repo + "/statuses/{sha}", self.create_status),
             web.get(repo + "/commits/{sha}/statuses", self.list_statuses),
+            web.get(repo + "/statuses/{sha}", self.list_statuses),  # an older name of the same, which PyGithub uses
             web.get(repo + "/commits/{sha}", self.get_commit),
         ]
 

@@ -19,7 +19,10 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 DESCRIPTION = SHARED / "fixtures" / "github" / "openapi-subset.json"
 HOST = "https://api.github.com"
 # Real paths of github.com that the cut description leaves out, and the sandbox's own.
-NOT_DESCRIBED = re.compile(r"/_broker/.*|/_logs/.*|/orgs/[^/]+|/orgs/[^/]+/repos|/repos/[^/]+/[^/]+")
+NOT_DESCRIBED = re.compile(
+    r"/_broker/.*|/_logs/.*|/orgs/[^/]+|/orgs/[^/]+/repos|/repos/[^/]+/[^/]+"
+    r"|/repos/[^/]+/[^/]+/(check-runs(/\d+)?|statuses/[^/]+|commits/[^/]+(/check-runs|/statuses)?)"
+)
 # Bodies that the tests send wrong on purpose, to see the refusal.
 REFUSED = (400, 401, 403, 404, 405, 409, 422, 429, 502)
 

@@ -363,3 +363,69 @@ async def test_revoked_tokens_are_refused() -> None:
         here.face.authenticator.revoke_all()
         async with here.client.get("/rate_limit") as response:
             assert response.status == 401
+
+
+# ---------------------------------------------------------------------- what is written onto commits
+
+
+async def test_pygithub_as_an_app_writes_check_runs_and_finds_them_beside_those_of_jobs() -> None:
+    async with served(app=APP) as here:
+        run_id = here.face.submit(run_of(job("build")))
+        sha = here.world.run(run_id).head_sha
+
+        def act() -> tuple[list[str], list[str], str, str]:
+            with integration(here) as app:
+                mine = app.get_github_for_installation(app.get_org_installation("octo-org").id)
+                repo = mine.get_repo(REPO)
+                for external_id in ("a", "b"):
+                    made = repo.create_check_run(
+                        "ours",
+                        sha,
+                        status="completed",
+                        conclusion="neutral",
+                        external_id=external_id,
+                        output={"title": "t", "summary": "s"},
+                    )
+                commit = repo.get_commit(sha)
+                every = [one.external_id for one in commit.get_check_runs(check_name="ours", filter="all")]
+                newest = [one.name for one in commit.get_check_runs()]
+                again = repo.get_check_run(made.id)
+                return every, sorted(newest), again.external_id, again.output.summary
+
+        assert await called(act) == (["b", "a"], ["build", "ours"], "b", "s")
+
+
+async def test_pygithub_with_a_token_sets_statuses_and_may_not_write_check_runs() -> None:
+    async with served(app=APP) as here:
+        sha = here.world.run(here.face.submit(run_of())).head_sha
+
+        def act() -> tuple[list[tuple[str, str]], int, int]:
+            repo = client(here).get_repo(REPO)
+            commit = repo.get_commit(sha)
+            for state in ("pending", "success"):
+                commit.create_status(state, "https://example.com/", "why", "ours")
+            found = [(one.state, one.context) for one in commit.get_statuses()]
+            statuses = []
+            for wrong in (lambda: repo.create_check_run("ours", sha), lambda: commit.create_status("green")):
+                with pytest.raises(github.GithubException) as refused:
+                    wrong()
+                statuses.append(refused.value.status)
+            return found, statuses[0], statuses[1]
+
+        assert await called(act) == ([("success", "ours"), ("pending", "ours")], 403, 422)
+
+
+async def test_app_without_the_permission_is_refused_as_github_does() -> None:
+    async with served(app=APP) as here:
+        sha = here.world.run(here.face.submit(run_of())).head_sha
+        here.face.permissions["checks"] = "read"
+
+        def act() -> tuple[int, str, list[str]]:
+            with integration(here) as app:
+                repo = app.get_github_for_installation(app.get_org_installation("octo-org").id).get_repo(REPO)
+                with pytest.raises(github.GithubException) as refused:
+                    repo.create_check_run("ours", sha)
+                names = [one.name for one in repo.get_commit(sha).get_check_runs()]
+                return refused.value.status, refused.value.data["message"], names
+
+        assert await called(act) == (403, "Resource not accessible by integration", ["build"])

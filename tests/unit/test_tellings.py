@@ -93,6 +93,20 @@ def test_each_loss_has_a_key_of_its_own_that_stays() -> None:
     assert telling_key(other) != telling_key(LOST)
 
 
+def test_the_title_alone_says_what_matters_and_fits_a_commit_status() -> None:
+    for refusal, follows in ((None, "is queued again"), ("attempts: 3 of 3 made", "is not queued again")):
+        made = telling_of(LOST, loss=LOSS, machine=MACHINE, pool=POOL, traits=GITHUB_TRAITS, refusal=refusal)
+        assert made.title.startswith("Infrastructure, not your test")
+        assert "attempt 2 of 3" in made.title
+        assert made.title.endswith(follows)
+        assert len(made.title) <= 140
+
+
+def test_what_the_hook_had_time_for_is_told() -> None:
+    assert "ran for 3.2 s" in text_of(loss=replace(LOSS, hook_s=3.2))
+    assert "ran for" not in text_of()
+
+
 def test_a_strangers_name_stays_text() -> None:
     hostile = "x` @everyone <img src=x> [a](http://evil) \n/close\r\n# big\u202e"
     made = telling_of(
