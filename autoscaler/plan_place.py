@@ -10,7 +10,7 @@ spot open again: nothing has to switch back.
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from autoscaler.boots import Boots, pool_boots
@@ -184,12 +184,22 @@ class Placing:
             attempt = min(want.attempt for want in again)
             reason = f"{why}; on the safest spot for attempt {attempt}"
             missing += self._place(openings, again, _Cause(reason=reason))
-        firsts = [want for want in wants if want.attempt <= 1]
+        firsts = self._elsewhere([want for want in wants if want.attempt <= 1], ceiling, _Cause(reason=why))
         for openings, group in self._by_length(firsts, ceiling):
             missing += self._place(openings, group, _Cause(reason=why))
         # Whatever length a machine was chosen for, it serves whoever is first.
         order = {id(want): number for number, want in enumerate(self._wants)}
         return sorted(wants, key=lambda want: order[id(want)])[len(wants) - len(missing) :]
+
+    def _elsewhere(self, wants: list[Want], ceiling: float | None, cause: _Cause) -> list[Want]:
+        """What races a late machine goes to another zone, where there is one. Returns what is left to be placed."""
+        races = [want for want in wants if want.purpose is Purpose.RACE]
+        if not races:
+            return wants
+        openings = self._openings(self._ranking, CapacityType.SPOT, ceiling=ceiling)
+        apart = [one for one in openings.ranked if one.place[:2] not in self._fleet.late_zones]
+        left = self._place(replace(openings, ranked=tuple(apart)), races, cause)
+        return [*left, *(want for want in wants if want.purpose is not Purpose.RACE)]
 
     def _by_length(self, wants: Sequence[Want], ceiling: float | None) -> list[tuple[Openings, list[Want]]]:
         """Groups of wants by expected length, as few as possible: what costs about the same in one batch shares it."""

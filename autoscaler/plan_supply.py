@@ -133,8 +133,11 @@ def _count(
             fleet.coming += 1
             if (known := times.get((instance.pool, instance.provider))) is not None:
                 late_at, overdue_at = (instance.created_at + after for after in known)
-                fleet.late += tick.now >= late_at
                 fleet.overdue += tick.now >= overdue_at
+                if tick.now >= late_at:
+                    fleet.late += 1
+                    if (place := instance.capacity_pool) is not None:
+                        fleet.late_zones.add((place.provider, place.zone))
                 if tick.now < overdue_at:
                     tick.supply.wake(overdue_at if tick.now >= late_at else late_at)
         case _:

@@ -34,6 +34,8 @@ class Fleet:
     coming: int = 0
     late: int = 0
     overdue: int = 0
+    late_zones: set[tuple[str, str]] = field(default_factory=set)
+    """(provider, zone) of the late ones."""
     live: int = 0
 
 

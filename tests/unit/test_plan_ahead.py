@@ -18,7 +18,7 @@ from autoscaler.model import (
     Terminate,
 )
 from autoscaler.spi import PoolName, ProviderName, Scope
-from tests.admin_world import GITHUB, LINUX
+from tests.admin_world import GITHUB, LINUX, OFFERING, SPOT
 from tests.unit.plan_world import (
     GITLAB,
     NOW,
@@ -160,6 +160,17 @@ def test_a_boot_that_is_late_is_raced_by_one_more_launch() -> None:
     in_time = planned(world(jobs, [coming(1, age_s=89)], arrivals=TIMES))
     assert (in_time.actions, in_time.wake_at) == ((), NOW + timedelta(seconds=1))
     assert launched(planned(world(jobs, [coming(1, age_s=90)], arrivals=TIMES))) == 1
+
+
+def test_a_race_is_run_in_another_zone_where_there_is_one() -> None:
+    """What holds the late one up may hold up its neighbours too."""
+    there = replace(OFFERING, capacity_pool=replace(SPOT, zone="eu-central-1b"), price_usd_hour=0.06)
+    late = coming(1, age_s=90)
+    made = planned(world([queued(1)], [late], arrivals=TIMES, offerings={LINUX: (OFFERING, there)}))
+    race = only(made, Launch)
+    assert ([one.capacity_pool.zone for one in race.offerings], race.reason) == (["eu-central-1b"], "1 machine is late")
+    alone = planned(world([queued(1)], [late], arrivals=TIMES))
+    assert [one.capacity_pool.zone for one in only(alone, Launch).offerings] == ["eu-central-1a"]
 
 
 def test_a_late_machine_is_raced_once() -> None:
