@@ -64,6 +64,24 @@ def test_a_run_is_found_by_its_name_with_all_its_jobs() -> None:
     live(play)
 
 
+def test_a_job_that_no_pool_serves_is_never_silent() -> None:
+    async def play(day: Day) -> None:
+        day.daemon.start()
+        specs = (JobSpec(key="j", name="j", labels=("arm64",), duration_s=5.0),)
+        run_id = day.stage.submit(GITHUB, RunSpec(repo="acme/web", workflow="CI", jobs=specs))
+        core = await day.until(lambda: day.daemon.core)
+        (told,) = await day.until(lambda: [one.text for one in core.troubles() if one.target == "jobs"])
+        assert "1 job is served by no pool: pool linux is nearest and lacks arm64" in told
+        (job,) = day.jobs()
+        document = await asked(day, job.id)
+        assert document["advice"].startswith("Take arm64 off the job's labels")
+        assert document["estimated_start"] is None
+        day.stage.cancel(GITHUB, run_id)
+        await day.until(lambda: not [one for one in core.troubles() if one.target == "jobs"])
+
+    live(play)
+
+
 def test_estimated_starts_of_a_day_are_kept_as_often_as_they_say() -> None:
     """Each estimate is taken when it is first made; half of the jobs shall start by the first instant, nearly all by
     the second."""
