@@ -69,6 +69,13 @@ class RequeueCalls:
         jobs = [job for id_ in action.jobs if (job := self._rows.jobs.get(id_)) and job.state is JobState.LOST]
         if not (jobs := await self._still_lost(jobs, action)):
             return
+        self._seen.requeuing.update(job.id for job in jobs)
+        try:
+            await self._ask(jobs, action)
+        finally:
+            self._seen.requeuing.difference_update(job.id for job in jobs)
+
+    async def _ask(self, jobs: list[Job], action: Requeue) -> None:
         ids = [job.forge_job_id for job in jobs]
         result, outcome = RequeueResult(successors={}), "requeued"
         try:

@@ -313,7 +313,7 @@ class JobObserver:
             url=seen.url,
             commit=seen.commit,
         )
-        if (heritage := self._recoveries.heritage(seen, id_)) is not None:
+        if (heritage := self._recoveries.heritage(seen, id_, now)) is not None:
             job = replace(job, attempt=heritage.attempt + 1, predecessor=heritage.job, lost_at=heritage.lost_at)
         if seen_by is SeenBy.POLL:
             self._metrics.intake_divergence.inc()

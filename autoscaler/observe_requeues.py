@@ -111,16 +111,13 @@ class Recoveries:
 
     # ------------------------------------------------------------------ successors
 
-    def heritage(self, seen: ForgeJob, id_: JobId) -> Requeued | None:
+    def heritage(self, seen: ForgeJob, id_: JobId, now: datetime) -> Requeued | None:
         """What a new job takes over from the lost one that it replaces; that one is thereby requeued, whoever asked for
         it. None for a job that replaces none."""
         found = None
         for job in [self._rows.jobs[lost] for lost in sorted(self._rows.lost)]:
             if job.id != id_ and self._is_successor(seen, job):
-                self._rows.move_job(job, JobState.REQUEUED, successor=id_, reason="its successor appeared")
-                self._metrics.requeues_total.labels(pool=job.pool or "", outcome="by_others").inc()
-                self.settled(job)
-                found = heritage_of(job, self._interruption_of(job))
+                found = self._replaced(job, id_, now)
                 break
         else:
             found = self._seen.requeued.pop(work_key(seen.forge, seen.repo, seen.run_id, seen.name), None)
@@ -129,6 +126,17 @@ class Recoveries:
         if found is not None and found.noticed_at is not None:
             self._noticed[id_] = found.noticed_at
         return found
+
+    def _replaced(self, job: Job, successor: JobId, now: datetime) -> Requeued:
+        """Its successor is here before our call was answered, or without one."""
+        is_ours = job.id in self._seen.requeuing
+        reason = "its successor appeared" if is_ours else "its successor appeared, for which this process did not ask"
+        self._rows.move_job(job, JobState.REQUEUED, successor=successor, reason=reason)
+        self._note(job, now, action="requeue", reason=reason, outcome="requeued")
+        outcome = "requeued" if is_ours else "by_others"
+        self._metrics.requeues_total.labels(pool=job.pool or "", outcome=outcome).inc()
+        self.settled(job)
+        return heritage_of(job, self._interruption_of(job))
 
     def _is_successor(self, seen: ForgeJob, job: Job) -> bool:
         if (seen.forge, seen.repo, seen.run_id, seen.name) != (job.forge, job.repo, job.run_id, job.name):

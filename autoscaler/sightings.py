@@ -95,6 +95,8 @@ class Sightings:
     requeued: dict[str, Requeued] = field(default_factory=dict)
     """Jobs whose requeue was accepted and whose successor has not been seen yet, by `work_key`. Kept in the store's
     settings too: attempts are limited over restarts."""
+    requeuing: set[JobId] = field(default_factory=set)
+    """Lost jobs that their forge is being asked to run again: a successor that appears meanwhile is our doing."""
     hanging: dict[JobId, None] = field(default_factory=dict)
     """Lost jobs that their forge still ran when it was asked to run them again: it may have been asked to end them, so
     that a cancellation of theirs is ours. Kept in the store's settings too."""

@@ -11,6 +11,7 @@ from autoscaler.model import InstanceState, Job, JobId, JobState, job_id
 from autoscaler.plan import plan
 from autoscaler.simulate.lives import Daemon
 from autoscaler.simulate.stage import GITHUB, GITLAB, Stage
+from autoscaler.spi import MachineState
 
 _HOLDER = "hold-"
 _MARK = re.compile(r"<!-- autoscaler:(.+) -->")
@@ -22,6 +23,7 @@ def unrest(stage: Stage) -> list[str]:
     found = [line for daemon in stage.daemons for line in _daemon_unrest(daemon)]
     found += _unexplained(stage)
     found += _unasked(stage)
+    found += _cancelled_alive(stage)
     found += _orphans(stage)
     told = told_of(stage)
     found += [line for daemon in stage.daemons for line in daemon.watch.untold(told)]
@@ -102,6 +104,21 @@ def _unasked(stage: Stage) -> list[str]:
             job = stage.gitlab.world.job(id_)
             if str(id_) not in ids and job.failure_reason != "runner_provisioning_timeout":
                 found.append(f"gitlab job {id_} was run again although it was not lost")
+    return found
+
+
+def _cancelled_alive(stage: Stage) -> list[str]:
+    """Jobs of runs that we ended, although their machines were up: only runs of dead jobs may be ended."""
+    machine_of = {job: id_ for id_, jobs in stage.took.items() for job in jobs}
+    found = []
+    for job in stage.github.world.jobs.values():
+        asked_at, id_ = job.cancel_asked_at, machine_of.get(f"{GITHUB}:{job.id}")
+        machine = stage.cloud.world.machines.get(id_) if id_ is not None else None
+        if asked_at is None or machine is None or job.is_copy or job.run_id in stage.cancelled_runs:
+            continue
+        states = [state for at, state, _ in machine.machine.history if at <= asked_at]
+        if states and states[-1] in (MachineState.PENDING, MachineState.RUNNING):
+            found.append(f"github job {job.id} was cancelled by us while its machine {id_} was up")
     return found
 
 

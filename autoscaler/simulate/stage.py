@@ -82,6 +82,8 @@ class Stage:
         """Jobs that an agent ended for a reclaim, as "gh:4711"."""
         self.cancelled: set[int] = set()
         """GitLab jobs that a person cancelled."""
+        self.cancelled_runs: set[int] = set()
+        """GitHub runs that a person cancelled."""
         self.run_again: set[tuple[int, int]] = set()
         """Attempts of GitHub runs that a person began."""
         self.secrets: dict[str, str] = {}
@@ -306,6 +308,7 @@ class Stage:
         if forge == GITHUB:
             with contextlib.suppress(GitHubError):  # it is over already
                 self.github.world.cancel(int(run_id), self.github.now)
+                self.cancelled_runs.add(int(run_id))
             self.github.settle()
             return
         world = self.gitlab.world

@@ -74,6 +74,11 @@ async def ledger(world: Observing, number: int, action: str) -> list[LedgerEntry
     return [entry for _, entry in await world.store.ledger(limit=50, subject=id_of(number)) if entry.action == action]
 
 
+def counted(world: Observing, outcome: str) -> float:
+    value: float = world.metrics.requeues_total.labels(pool=LINUX, outcome=outcome)._value.get()
+    return value
+
+
 def observed(metric: Any) -> tuple[float, float]:
     """How many were observed, and their sum."""
     samples = {one.name.rpartition("_")[2]: one.value for found in metric.collect() for one in found.samples}
@@ -95,6 +100,16 @@ async def test_successor_that_somebody_else_asked_for_takes_over_attempt_predece
     job = world.job(SUCCESSOR)
     assert job is not None
     assert (job.attempt, job.predecessor, job.lost_at) == (2, before.id, before.lost_at)
+    assert counted(world, "by_others") == 1
+
+
+async def test_successor_that_appears_before_its_forge_answers_is_our_doing_and_in_the_ledger(world: Observing) -> None:
+    before = await announced_loss(world)
+    world.seen.requeuing.add(before.id)
+    await world.webhook(successor())
+    assert (counted(world, "requeued"), counted(world, "by_others")) == (1, 0)
+    (line,) = await ledger(world, 1, "requeue")
+    assert (line.reason, line.outcome) == ("its successor appeared", "requeued")
 
 
 async def test_successor_that_is_seen_after_a_restart_takes_over_the_same(world: Observing) -> None:

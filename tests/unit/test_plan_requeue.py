@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from autoscaler.model import Arrivals, InstanceState, Interruption, Job, JobState, Snapshot
+from autoscaler.model import Arrivals, InstanceState, Interruption, Job, JobState, Requeue, Snapshot
 from autoscaler.plan_requeue import Replacements, replacements
 from autoscaler.plan_tick import Purpose
 from autoscaler.spi import ForgeName, InstanceId, PoolName, ProviderName
 from tests.admin_world import GITHUB, LINUX, SPOT, pool, rules_of
-from tests.unit.plan_world import GITLAB, NOW, POOL, ago, forge, queued, runner, world
+from tests.unit.plan_world import GITLAB, NOW, POOL, ago, forge, only, planned, queued, runner, world
 
 S = InstanceState
 BOTH = {GITHUB: forge(), GITLAB: forge(GITLAB)}
@@ -123,3 +123,10 @@ def test_each_pool_gets_its_own() -> None:
     jobs = [at_gitlab(1), at_gitlab(2, pool=arm.name)]
     made = needed(world(jobs, forges=BOTH), SERVES_BOTH, arm)
     assert {name: len(wants) for name, wants in made.wants.items()} == {LINUX: 1, arm.name: 1}
+
+
+def test_genuine_failures_may_run_again_with_lost_jobs_where_every_pool_of_the_run_allows_it() -> None:
+    careful = pool(PoolName("careful"), "careful", requeues_failures=False)
+    jobs = [lost(1), lost(2, pool=careful.name)]
+    assert only(planned(world(jobs[:1]), POOL, careful), Requeue).with_failures
+    assert not only(planned(world(jobs), POOL, careful), Requeue).with_failures
