@@ -16,6 +16,7 @@ from autoscaler.learned_texts import KEPT_AT_ONCE
 from autoscaler.live import LiveRows
 from autoscaler.metrics import Metrics
 from autoscaler.model import Job, JobState, Rules
+from autoscaler.run_sizes import RunSizes
 from autoscaler.scores import Scores
 from autoscaler.spi import RunEvent
 from autoscaler.stages import Stages
@@ -33,10 +34,11 @@ class Lessons:
         self.arrivals = ArrivalTimes(rows.learned)
         self.stages = Stages(rows.learned, hours=self.run_times.hours, arrivals=lambda: self.arrivals.shown)
         self.stages.recall(rows.jobs, now)
+        self.run_sizes = RunSizes(rows.learned)
         rows.job_news.clear()
         self.scores = Scores(rows.learned)
         self.budgets = ErrorBudgets(rows, rows.learned)
-        learning = (self.run_times, self.arrivals, self.stages, self.scores, self.budgets)
+        learning = (self.run_times, self.run_sizes, self.arrivals, self.stages, self.scores, self.budgets)
         self._unkept = tuple(one.unkept for one in learning)
         self._due_at: datetime | None = None
 
@@ -50,6 +52,7 @@ class Lessons:
             self.arrivals.machine_moved(was, row, rules, now)
             self.budgets.machine_moved(was, row, now)
         self.stages.reckon(rules.pools, now)
+        self.run_sizes.reckon(now)
         self.budgets.reckon(rules, now)
         self.keep(now)
 
@@ -58,6 +61,7 @@ class Lessons:
             self.run_times.job_ended(job, now)
         self.stages.job_moved(job, now)
         if before is None:
+            self.run_sizes.job_seen(job)
             return  # it begins to wait: nothing has happened to it yet
         self.budgets.job_moved(before, job, rules)
         if job.prediction is not None:

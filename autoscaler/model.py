@@ -70,6 +70,10 @@ Work = tuple[ForgeName, str, str, str]
 """What a job is, over all its runs: (forge, repo, workflow, name). Its history is kept by this."""
 
 
+RunKind = tuple[ForgeName, str, str, PoolName]
+"""What a run has in a pool: (forge, repo, workflow, pool)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
     """How long a job was expected to wait when it was first seen, and how likely beyond its pool's target then."""
@@ -587,6 +591,8 @@ class Snapshot:
     """The first time in which a machine costs nothing if its cloud, and nobody else, ends it."""
     hours: Mapping[Work, float] = field(default_factory=dict)
     """How long each kind of job is expected to run, in hours, from its earlier runs; absent while unknown."""
+    run_sizes: Mapping[RunKind, tuple[int, ...]] = field(default_factory=dict)
+    """How many jobs the last runs of a workflow queued at once in a pool."""
     arrivals: Mapping[tuple[PoolName, ProviderName], Arrivals] = field(default_factory=dict)
     foreseen: tuple[Foreseen, ...] = ()
     run_ends: Mapping[tuple[ForgeName, str, str], datetime] = field(default_factory=dict)

@@ -436,6 +436,7 @@ class Observer:
             interruptions=self._rows.interruptions,
             reclaimed_free=self._rows.reclaimed_free,
             hours=self.lessons.run_times.hours,
+            run_sizes=self.lessons.run_sizes.sizes,
             arrivals=self.lessons.arrivals.shown,
             foreseen=self.lessons.stages.foreseen,
             run_ends=self.lessons.stages.run_ends,

@@ -36,20 +36,30 @@ from autoscaler.model import (
     Pool,
     Prediction,
     Rules,
+    SeenBy,
     Snapshot,
 )
 from autoscaler.placement import Openings, ranking_of
 from autoscaler.plan_frees import freed
 from autoscaler.plan_tally import Part, Tally
+from autoscaler.risk import USUAL_LIFE_H
 from autoscaler.spi import BatchToken, CapacityType, ForgeName, InstanceId, Labels, PoolName, ProviderName, Scope
 from autoscaler.spill import Curve, Outlook, after
 
 PICKUP = lognormal(median_s=1.5, sigma=0.6)
 """From a runner that is up to the job's start, as its forge tells."""
+PICKUP_S = 1.0
+"""The same in one number."""
 REGISTRATION = lognormal(median_s=3.0, sigma=0.6)
 """From a machine that stands ready to a job's start on it."""
 LONGEST_S = 3600.0
 """What is said of a job for which no machine is in sight."""
+LATELY = timedelta(minutes=5)
+"""Jobs come at the rate of this time ..."""
+ANY_SIZE = 0.5
+"""How many runs it is worth that a run may be of any size."""
+USUAL_RUNS = 3
+"""... but for runs of more than so many times the usual number of jobs: those are not to be expected again."""
 DISTINCT = 40
 """So many different times left to the target are told apart in one pool; more are rounded."""
 GRID_S = (0.5, 1, 2, 3, 4, 6, 8, 11, 15, 20, 26, 33, 41, 50, 60, 75, 95, 120, 150, 190, 240, 300, 420, 600, 1200, 3600)
@@ -91,6 +101,11 @@ def predictions(
     for row in snapshot.instances.values():
         if row.id not in leaving:
             rows[row.pool].append(row)
+    lately: dict[PoolName, Counter[str]] = defaultdict(Counter)
+    for job in snapshot.jobs.values():
+        is_known = job.prediction is not None and job.first_seen_at > now - LATELY
+        if is_known and job.pool in fresh and job.pool is not None:
+            lately[job.pool][job.run_id] += 1
     closures = Closures(snapshot, now)
     found: dict[JobId, Prediction] = {}
     for name in sorted(fresh):
@@ -98,6 +113,7 @@ def predictions(
             pool=rules.pools[name],
             jobs=sorted(queued[name], key=lambda job: (job.queued_at, job.id)),
             rows=rows[name],
+            lately=lately[name],
             snapshot=snapshot,
             closures=closures,
             now=now,
@@ -117,17 +133,21 @@ class _Queue:
         pool: Pool,
         jobs: list[Job],
         rows: list[Instance],
+        lately: Counter[str],
         snapshot: Snapshot,
         closures: Closures,
         now: datetime,
     ) -> None:
         self._pool = pool
+        self._lately = lately
         self._snapshot = snapshot
         self._now = now
         self._rows = rows
         self._covered, self._waiting = _covered(jobs, rows, now)
         self._coming: list[Coming] = []
         self._is_open = True
+        self._room = 0
+        self._flow: tuple[float, float] | None = None
         ranking = ranking_of(
             pool,
             snapshot.offerings.get(pool.name, ()),
@@ -160,10 +180,23 @@ class _Queue:
         for launch in launches:
             curve = self._launched(launch)
             self._come(launch.count, curve.by, curve.weight)
+        launched = sum(launch.count for launch in launches)
+        live = sum(1 for row in self._snapshot.instances.values() if row.pool == self._pool.name) + launched
+        self._room = max(0, self._pool.max - live)
         for one in blocked:
-            self._pass(one, min(max(one.jobs, len(one.ids)), self._missing()), launches)
+            self._pass(one, min(max(one.jobs, len(one.ids)), self._missing()))
         if self._missing() and not any(one.by is BlockedBy.OPERATOR for one in blocked):
-            self._come(self._missing(), _delayed(self._usual.by, 1.0), self._usual.weight)
+            self._launch_later(self._missing(), 1.0)
+        if self._missing() and self._room == 0:
+            self._is_open = False
+            for chance, machines in self._frees():
+                self._come(machines, chance, 10.0)
+
+    def _launch_later(self, count: int, wait_s: float, *, weight: float | None = None) -> None:
+        """Machines that are asked for in so many seconds, as far as the pool has room for them."""
+        count = min(count, self._room)
+        self._room -= count
+        self._come(count, _delayed(self._usual.by, wait_s), self._usual.weight if weight is None else weight)
 
     def _come(self, count: int, by: Chance, weight: float) -> None:
         if count > 0:
@@ -193,37 +226,35 @@ class _Queue:
         first = self._outlook.try_of(launch.offerings)
         return Curve(tries=(first, *(curve.tries[1:] or after((first,), curve.tries))))
 
-    def _pass(self, one: Blocked, count: int, launches: Sequence[Launch]) -> None:
+    def _pass(self, one: Blocked, count: int) -> None:
         """What comes for blocked jobs once that passes which blocks them."""
-        usual = self._usual
         wait_s = max(0.3, (one.again_at - self._now).total_seconds()) if one.again_at is not None else 1.0
         match one.by:
             case BlockedBy.MOMENT:
-                self._come(count, _delayed(usual.by, wait_s), usual.weight)
+                self._launch_later(count, wait_s)
             case BlockedBy.BOOTS:
-                self._come(min(count, 1), _delayed(usual.by, wait_s), 2.0)
+                self._launch_later(min(count, 1), wait_s, weight=2.0)
             case BlockedBy.BUDGET:
                 per_s = sum(forge.registrations_per_s for forge in self._snapshot.forges.values())
+                wait_s = max(wait_s, self._first_s())  # a budget that nobody uses does not grow
                 size = max(1, math.ceil(count / 12))
                 for number in range(0, count, size) if per_s > 0 else ():
-                    late_s = wait_s + (number + size / 2) / per_s
-                    self._come(min(size, count - number), _delayed(usual.by, late_s), usual.weight)
+                    self._launch_later(min(size, count - number), wait_s + (number + size / 2) / per_s)
             case BlockedBy.CAPACITY:
-                self._come(count, usual.by, usual.weight)
+                self._launch_later(count, 0.0)
             case BlockedBy.CAP | BlockedBy.SHARE:
-                self._is_open = False
-                for chance, machines in self._frees(sum(launch.count for launch in launches)):
-                    self._come(machines, chance, 10.0)
+                self._room = 0
             case BlockedBy.OPERATOR:
                 self._is_open = False
 
-    def _frees(self, launched: int) -> Iterator[tuple[Chance, int]]:
-        """What the end of a machine makes room for: of this pool where its own cap binds, else of all, by its part."""
-        live = sum(1 for row in self._snapshot.instances.values() if row.pool == self._pool.name) + launched
-        if live >= self._pool.max:
-            rows: Sequence[Instance] = self._rows
-        else:
-            rows = list(self._snapshot.instances.values())
+    def _first_s(self) -> float:
+        """When the next machine comes, of those that are counted so far."""
+        return _when([math.fsum(one.count * one.by(seconds) for one in self._coming) for seconds in GRID_S], 1.0)
+
+    def _frees(self) -> Iterator[tuple[Chance, int]]:
+        """What the end of a machine makes room for: of this pool where its own cap binds, else of all."""
+        own = [row for row in self._snapshot.instances.values() if row.pool == self._pool.name]
+        rows = own if len(own) >= self._pool.max else list(self._snapshot.instances.values())
         boots = self._boots(self._pool.providers[0]) if self._pool.providers else PRIOR
         yield from freed(rows, self._snapshot, self._pool, self._now, boots=boots)
 
@@ -235,20 +266,21 @@ class _Queue:
                 yield job.id, self._said(job, breach=1.0 - chance(self._left_s(job)), until_s=1.5)
         if all(job.prediction is not None for job in self._waiting):
             return
-        means = [self._tally(seconds).mean for seconds in GRID_S]
-        round_s, tallies = self._rounding(), dict[int, Tally]()
+        means = [self._mean(seconds) for seconds in GRID_S]
+        round_s, tallies, first_s = self._rounding(), dict[int, list[tuple[float, Tally]]](), _when(means, 1.0)
+        rests = self._rests()
         ahead: Counter[ForgeName] = Counter()
         for number, job in enumerate(self._waiting, start=1):
             ahead[job.forge] += 1
             if job.prediction is not None:
                 continue
-            left_s, soonest_s = self._left_s(job), self._mint_s(job.forge, ahead[job.forge])
+            left_s, soonest_s = self._left_s(job), self._mint_s(job.forge, ahead[job.forge], first_s)
             breach = 1.0
             if left_s > soonest_s:
                 step = math.ceil(left_s / round_s)
                 if step not in tallies:
-                    tallies[step] = self._tally(step * round_s)
-                breach = 1.0 - tallies[step].at_least(number)
+                    tallies[step] = [(weight, self._tally(step * round_s, rest)) for weight, rest in rests]
+                breach = 1.0 - math.fsum(weight * tally.at_least(number) for weight, tally in tallies[step])
             yield job.id, self._said(job, breach=breach, until_s=max(soonest_s, _when(means, number - 0.5)))
 
     def _said(self, job: Job, *, breach: float, until_s: float) -> Prediction:
@@ -269,38 +301,79 @@ class _Queue:
         left = [self._left_s(job) for job in self._waiting if job.prediction is None]
         return max(0.25, (max(left) - max(0.0, min(left))) / DISTINCT)
 
-    def _tally(self, seconds: float) -> Tally:
-        started_s = seconds - 1.0  # a runner that is up still has to be given its job
+    def _mean(self, seconds: float) -> float:
+        """How many are expected to have come."""
+        started_s = seconds - PICKUP_S
+        return math.fsum(one.count * one.by(started_s) for one in self._coming) + self._extra(started_s)[0]
+
+    def _tally(self, seconds: float, rest: int) -> Tally:
+        """How many have come; `rest` are launched in a moment for jobs of the same run that are not seen yet."""
+        started_s = seconds - PICKUP_S
         parts = [Part(count=one.count, chance=one.by(started_s), weight=one.weight) for one in self._coming]
-        rate, burst = self._rate()
-        extra = rate * self._integral(started_s) if rate else 0.0
-        return Tally(parts, extra=extra, extra_variance=extra * burst)
+        if rest:
+            chance = self._usual.by(started_s - 0.5)
+            parts.append(Part(count=rest, chance=chance, weight=self._usual.weight))
+        extra, variance = self._extra(started_s)
+        return Tally(parts, extra=extra, extra_variance=variance)
+
+    def _extra(self, seconds: float) -> tuple[float, float]:
+        """Mean and variance of the machines that come for jobs that are not there yet."""
+        if self._flow is None:
+            self._flow = self._rate()
+        rate, burst = self._flow
+        extra = rate * self._integral(seconds) if rate and seconds > 0 else 0.0
+        return extra, extra * burst
 
     def _rate(self) -> tuple[float, float]:
-        """Machines a second that are launched for jobs still to come, and how many come at once: as lately."""
-        if not self._is_open:
+        """Machines a second that are launched for jobs still to come, and how many come at once: as lately. Jobs that
+        are over are not among those that are seen: the time over which these came is the shorter for it."""
+        if not self._is_open or not self._lately:
             return 0.0, 1.0
-        window_s = max(5.0, _when([self._usual.by(seconds) for seconds in GRID_S], 0.5))
-        since = self._now - timedelta(seconds=window_s)
-        recent = Counter(
-            int(job.first_seen_at.timestamp())
-            for job in self._waiting
-            if job.prediction is not None and job.first_seen_at >= since
-        )
-        total = recent.total()
-        return (total / window_s, sum(size * size for size in recent.values()) / total) if total else (0.0, 1.0)
+        sizes = sorted(self._lately.values())
+        most = max(4, USUAL_RUNS * sizes[len(sizes) // 2])
+        sizes = [min(size, most) for size in sizes]
+        boot_s = min(LATELY.total_seconds(), self._boot_s())
+        run_s = max(5.0, self._snapshot.expected_life_h.get(self._pool.name, USUAL_LIFE_H) * 3600 - boot_s)
+        seen_s = boot_s + run_s * (1.0 - math.exp((boot_s - LATELY.total_seconds()) / run_s))
+        return sum(sizes) / seen_s, sum(size * size for size in sizes) / sum(sizes)
+
+    def _rests(self) -> list[tuple[float, int]]:
+        """How many jobs of the run whose jobs are just coming are likely not seen yet: chances and numbers."""
+        seen: dict[str, list[Job]] = defaultdict(list)
+        for job in self._waiting:
+            if job.prediction is None and job.seen_by is SeenBy.WEBHOOK:
+                seen[job.run_id].append(job)
+        if not seen or not self._is_open:
+            return [(1.0, 0)]
+        run_id, jobs = max(seen.items(), key=lambda item: (len(item[1]), item[0]))
+        size = len(jobs) + self._lately.get(run_id, 0)
+        one = jobs[0]
+        known = self._snapshot.run_sizes.get((one.forge, one.repo, one.workflow, self._pool.name), ())
+        others = known or [other for run, other in self._lately.items() if run != run_id]
+        any_more, longest = _beyond(size, 1, others), 10 * size
+        found = [(1.0 - any_more, 0)]
+        for share in (5 / 6, 1 / 2, 1 / 6):
+            rest = 1
+            while rest < longest and _beyond(size, rest + 1, others) >= share * any_more:
+                rest += max(1, rest // 8)
+            found.append((any_more / 3, min(rest, self._room)))
+        return found
+
+    def _boot_s(self) -> float:
+        return _when([self._usual.by(seconds) for seconds in GRID_S], 0.5)
 
     def _integral(self, seconds: float) -> float:
         """Seconds times the mean chance of a machine that is launched within them."""
         steps = 6
         return seconds * math.fsum(self._usual.by(seconds * (step + 0.5) / steps) for step in range(steps)) / steps
 
-    def _mint_s(self, forge: ForgeName, number: int) -> float:
-        """When its forge can have registered so many runners."""
+    def _mint_s(self, forge: ForgeName, number: int, first_s: float) -> float:
+        """When its forge can have registered so many runners. What is left now is taken for all that there ever is:
+        it does not grow until the first machine comes."""
         view = self._snapshot.forges.get(forge)
         if view is None or number <= view.registrations_left:
             return 0.0
-        return (number - view.registrations_left) / max(1e-3, view.registrations_per_s)
+        return first_s + (number - view.registrations_left) / max(1e-3, view.registrations_per_s)
 
 
 def _covered(
@@ -329,6 +402,14 @@ def _covered(
         else:
             covered.append((job, PICKUP.by))
     return covered, waiting
+
+
+def _beyond(size: int, rest: int, others: Sequence[int]) -> float:
+    """The chance that a run of which so many jobs are seen has so many more, from what others had, and a little as if
+    it were of any size."""
+    longer = [other for other in others if other >= size]
+    any_size = size / (size + rest)
+    return (sum(1 for other in longer if other >= size + rest) + any_size * ANY_SIZE) / (len(longer) + ANY_SIZE)
 
 
 def _delayed(by: Chance, wait_s: float) -> Chance:

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 _NODES = ((-math.sqrt(3.0), 1 / 6), (0.0, 2 / 3), (math.sqrt(3.0), 1 / 6))
 """Gauss-Hermite: exact for polynomials up to the fifth degree."""
+_CERTAIN = ((0.0, 1.0),)
+_SURE = 250.0
+"""From so many samples on, how far a chance may be off makes no difference."""
 _FEW = 8.0
 """Up to this variance the number is worked out exactly, within ..."""
 _WIDTH = 40
@@ -31,10 +34,9 @@ class Tally:
     """The number that has come. `extra` and `extra_variance` are of what comes along."""
 
     def __init__(self, parts: Sequence[Part], *, extra: float = 0.0, extra_variance: float = 0.0) -> None:
-        self.mean = math.fsum(part.count * part.chance for part in parts) + extra
         self._nodes = [
             (weight, _number([(one.count, _moved(one, by)) for one in parts], extra, extra_variance))
-            for by, weight in _NODES
+            for by, weight in (_NODES if any(one.weight < _SURE for one in parts) else _CERTAIN)
         ]
 
     def at_least(self, count: int) -> float:
@@ -114,6 +116,8 @@ def _added(one: Sequence[float], other: Sequence[float]) -> list[float]:
         if chance > 1e-12:
             for further, share in enumerate(other[: len(found) - at]):
                 found[at + further] += chance * share
+    while len(found) > 1 and found[-1] < 1e-9:
+        found.pop()
     return found
 
 
@@ -126,6 +130,8 @@ def _binomial(count: int, chance: float) -> list[float]:
     odds, found = chance / (1.0 - chance), [math.exp(count * math.log1p(-chance))]
     for at in range(1, min(count, _WIDTH - 1) + 1):
         found.append(found[-1] * (count - at + 1) / at * odds)
+        if found[-1] < 1e-9 and at > count * chance:
+            break
     return found
 
 
