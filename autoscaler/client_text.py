@@ -120,8 +120,8 @@ def _reasons(pool: Document) -> Iterator[str]:
     if pool["held_back"]:
         yield f"{pool['name']}: {clean(pool['held_back'])}"
     for blocked in pool["blocked"]:
-        jobs = "1 job" if blocked["jobs"] == 1 else f"{blocked['jobs']} jobs"
-        yield f"{pool['name']}: {jobs} wait: {clean(blocked['reason'])}"
+        jobs = "1 job waits" if blocked["jobs"] == 1 else f"{blocked['jobs']} jobs wait"
+        yield f"{pool['name']}: {jobs}: {clean(blocked['reason'])}"
 
 
 def control_text(control: Document) -> str:

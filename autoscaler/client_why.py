@@ -54,7 +54,7 @@ def _timeline_lines(timeline: Sequence[Document], *, has_attempts: bool) -> Iter
     for line in timeline:
         at = instant(line["at"])
         first = first or at
-        after = f"+{ago(at - first)}" if at > first else ""
+        after = f"+{ago(at - first)}" if (at - first).total_seconds() >= 1 else ""
         attempt = f"#{line['attempt']}  " if has_attempts else ""
         yield f"{at:%H:%M:%S}  {after:>12}  {attempt}{clean(line['text'])}"
 
