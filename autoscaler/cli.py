@@ -138,8 +138,8 @@ def _demo_options(parser: argparse.ArgumentParser) -> None:
         "--faults",
         default="",
         metavar="NAME=VALUE,...",
-        help="crash (kill -9 per minute), lost_webhook, forge_error, slow_boot, reclaim, no_notice (shares); "
-        "with a cloud also refuse, throttle, lost_answer",
+        help="crash (kill -9 per minute), lost_webhook, forge_error, slow_boot, reclaim, no_notice, refuse (shares); "
+        "with a cloud also throttle, lost_answer",
     )
     parser.add_argument(
         "--jobs", type=Path, default=None, metavar="TRACE", help="replay a job trace (CSV, gzip allowed)"

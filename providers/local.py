@@ -218,13 +218,16 @@ class LocalProvider:
             wanted = batch.count - len(mine)
             uids = self._machines.free_uids() if self._isolation.drops_root else [os.getuid()] * wanted
             for offering in batch.offerings:
-                room = self._options.slots.get(offering.capacity_pool, 0) - used[offering.capacity_pool]
+                place = offering.capacity_pool
+                is_dry = self._options.is_refused(place, batch.token)
+                room = 0 if is_dry else self._options.slots.get(place, 0) - used[place]
                 for _ in range(max(0, min(wanted - len(made), room, len(uids)))):
                     index = len(mine) + len(made)
                     made.append(self._commit(batch, offering, document, index=index, uid=uids.pop(0)))
                 if len(made) >= wanted:
                     break
-                error = CapacityUnavailable(f"{offering.capacity_pool.key}: all slots (or all user ids) are taken")
+                why = "refused, as refuse_share asks" if is_dry else "all slots (or all user ids) are taken"
+                error = CapacityUnavailable(f"{place.key}: {why}")
                 refusals.append(Refusal(offering=offering, error=error))
             # A repeat after a crash between intent and start finds machines without a supervisor: it starts them.
             unstarted = [m for m in mine if not m.has_started and m.ended_at is None] + made

@@ -3,6 +3,7 @@
 state_dir       folder of all local machines (default: $XDG_STATE_HOME/ci-runner-autoscaler, /var/lib/... as root)
 slots           machines at most, for each capacity pool
 boot            {min_s, max_s}: pretended boot time; slow_share of boots takes slow_factor times as long; seed
+refuse_share    share of launches on spot refused, as by a cloud that runs dry
 notice_s        warning time of `interrupt`; 0: none
 isolation       auto | bwrap | unshare | process
 binds           folders and files of this host that machines under bwrap see as well, read-only
@@ -26,7 +27,7 @@ from providers.local_view import problem_with_bind
 _KEYS = frozenset(
     (
         *("state_dir", "slots", "boot", "slow_share", "slow_factor", "seed", "notice_s", "isolation", "keep_ended_s"),
-        *("capacity_pools", "binds", "limits"),
+        *("capacity_pools", "binds", "limits", "refuse_share"),
     )
 )
 _POOL_KEYS = frozenset(
@@ -47,6 +48,7 @@ class LocalOptions:
     boot_max_s: float
     slow_share: float
     slow_factor: float
+    refuse_share: float
     seed: int
     notice_s: float
     keep_ended_s: float
@@ -60,6 +62,13 @@ class LocalOptions:
         dice = random.Random(f"{self.seed}/{name}")  # noqa: S311 - repeatable delays, not secrets
         delay = dice.uniform(self.boot_min_s, self.boot_max_s)
         return delay * self.slow_factor if dice.random() < self.slow_share else delay
+
+    def is_refused(self, place: CapacityPool, token: str) -> bool:
+        """Whether a launch there is refused: the same for the same seed and batch, so that a repeat changes nothing."""
+        if place.capacity_type is not CapacityType.SPOT:
+            return False
+        dice = random.Random(f"{self.seed}/{token}/{place.key}")  # noqa: S311 - repeatable refusals, not secrets
+        return dice.random() < self.refuse_share
 
 
 def parse(settings: ProviderSettings) -> LocalOptions:
@@ -77,9 +86,7 @@ def parse(settings: ProviderSettings) -> LocalOptions:
     boot_max_s = _number(boot, "max_s", boot_min_s, where="boot.")
     if boot_max_s < boot_min_s:
         raise SettingsError("must not be less than min_s", key="boot.max_s")
-    slow_share = _number(options, "slow_share", 0.0)
-    if slow_share > 1:
-        raise SettingsError("must be a share from 0 to 1", key="slow_share")
+    slow_share, refuse_share = _share(options, "slow_share"), _share(options, "refuse_share")
     has_limits = options.get("limits", True)
     if not isinstance(has_limits, bool):
         raise SettingsError("must be true or false", key="limits")
@@ -93,6 +100,7 @@ def parse(settings: ProviderSettings) -> LocalOptions:
         boot_max_s=boot_max_s,
         slow_share=slow_share,
         slow_factor=_number(options, "slow_factor", 5.0),
+        refuse_share=refuse_share,
         seed=int(_number(options, "seed", 0)),
         notice_s=_number(options, "notice_s", 120.0),
         keep_ended_s=_number(options, "keep_ended_s", 600.0),
@@ -100,6 +108,13 @@ def parse(settings: ProviderSettings) -> LocalOptions:
         slots=slots,
         memory_gib=_stated_memory(settings.options.get("capacity_pools") or [], offerings),
     )
+
+
+def _share(options: Mapping[str, Any], key: str) -> float:
+    share = _number(options, key, 0.0)
+    if share > 1:
+        raise SettingsError("must be a share from 0 to 1", key=key)
+    return share
 
 
 def _binds(value: Any) -> tuple[Path, ...]:

@@ -44,9 +44,9 @@ class LocalCloud:
         if self._isolation == "process":
             self._say("bubblewrap does not work here: the demo's machines are plain processes of your own user.")
         self._state_dir = folder / "machines"
-        return CloudConfig(provider=NAME, sections=self._sections(pools, faults.slow_boot, seed))
+        return CloudConfig(provider=NAME, sections=self._sections(pools, faults, seed))
 
-    def _sections(self, pools: Sequence[DemoPool], slow_share: float, seed: int) -> str:
+    def _sections(self, pools: Sequence[DemoPool], faults: CloudFaultShares, seed: int) -> str:
         capacity = ",\n    ".join(
             f'{{ machine_type = "{one.name}", zone = "here-a", cpus = {one.cpus}, memory_gib = {one.memory_gib}, '
             f'arch = "x86_64", price_usd_hour = {one.spot_usd_hour}, '
@@ -60,7 +60,8 @@ state_dir = {json.dumps(str(self._state_dir))}
 isolation = "{self._isolation}"
 keep_ended_s = 30
 boot = {{ min_s = {BOOT_S[0]}, max_s = {BOOT_S[1]} }}
-slow_share = {slow_share}
+slow_share = {faults.slow_boot}
+refuse_share = {faults.refuse}
 slow_factor = {SLOW_FACTOR}
 seed = {seed}
 capacity_pools = [
@@ -100,7 +101,7 @@ gitlab_runner = {json.dumps(RUNNERS["gitlab_runner"])}
         await create(settings, surroundings).interrupt([machine])
 
     def end_faults(self) -> None:
-        """Slow boots are the provider's own, and stay."""
+        """Slow boots and refusals are the provider's own, and stay."""
 
     async def aclose(self) -> None:
         await self._calls.aclose()

@@ -13,9 +13,9 @@ FAULTS = {
     "slow_boot": "share of boots that take 5x",
     "reclaim": "share of started jobs whose machine is reclaimed while they run",
     "no_notice": "share of those reclaims without a notice",
+    "refuse": "share of spot launches refused",
 }
 CLOUD_FAULTS = {
-    "refuse": "share of spot launches refused",
     "throttle": "share of cloud calls throttled",
     "lost_answer": "share of cloud writes that take effect but are never answered",
 }

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from autoscaler.spi import MachineState, ProviderError, ProviderId, SettingsError, Shape
+from autoscaler.spi import CapacityUnavailable, MachineState, ProviderError, ProviderId, SettingsError, Shape
 from providers.local_isolation import RUNGS
 from tests.contract.provider_contract import CLAIM, ProviderContract, find, launch, refuses
 from tests.local_site import LocalSite, local_site, processes_with
@@ -138,6 +138,19 @@ async def test_prices_and_slots_come_from_the_capacity_pools(tmp_path: Path) -> 
         assert [i.price_usd_hour for i in result.instances] == [0.04, 0.1]
 
 
+async def test_a_share_of_spot_launches_is_refused_and_a_repeat_is_refused_again(tmp_path: Path) -> None:
+    pools = [{"cpus": 1, "memory_gib": 1, "slots": 99, "price_usd_hour": 0.04, "on_demand_price_usd_hour": 0.1}]
+    async with local_site(tmp_path, capacity_pools=pools, refuse_share=1.0, seed=1) as site:
+        spot, on_demand = await site.provider.offerings(Shape())
+        batch = site.batch("b-1", count=1, offerings=[spot])
+        for _ in range(2):
+            result = await site.provider.launch(batch)
+            assert result.instances == ()
+            assert [type(one.error) for one in result.refusals] == [CapacityUnavailable]
+        bought = await site.provider.launch(site.batch("b-2", count=1, offerings=[spot, on_demand]))
+        assert [one.capacity_pool for one in bought.instances] == [on_demand.capacity_pool]
+
+
 @pytest.mark.parametrize(
     ("options", "key"),
     [
@@ -146,6 +159,7 @@ async def test_prices_and_slots_come_from_the_capacity_pools(tmp_path: Path) -> 
         ({"boot": {"min_s": 3, "max_s": 2}}, "boot.max_s"),
         ({"boot": {"min": 3}}, "boot"),
         ({"slow_share": 2}, "slow_share"),
+        ({"refuse_share": 1.5}, "refuse_share"),
         ({"slots": True}, "slots"),
         ({"notice_s": -1}, "notice_s"),
         ({"binds": "/opt"}, "binds"),
