@@ -9,6 +9,8 @@ with history.
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
+import structlog
+
 from autoscaler.arrivals import ArrivalTimes
 from autoscaler.history import RunTimes
 from autoscaler.hurt_jobs import ErrorBudgets
@@ -20,6 +22,8 @@ from autoscaler.run_sizes import RunSizes
 from autoscaler.scores import Scores
 from autoscaler.spi import RunEvent
 from autoscaler.stages import Stages
+
+log = structlog.get_logger()
 
 KEEP_EVERY = timedelta(minutes=1)
 
@@ -43,17 +47,27 @@ class Lessons:
         self._due_at: datetime | None = None
 
     def take_in(self, rules: Rules, now: datetime) -> None:
-        """Learn from what moved since the last tick, and keep it."""
+        """Learn from what moved since the last tick, and keep it. What cannot be learned from is a bug of ours, but
+        never a reason to stop: history makes decisions better, none depends on it."""
         jobs, self._rows.job_news = self._rows.job_news, []
-        for before, job in jobs:
-            self._job_moved(before, job, rules, now)
         machines, self._rows.machine_news = self._rows.machine_news, []
+        for before, job in jobs:
+            try:
+                self._job_moved(before, job, rules, now)
+            except Exception:
+                log.exception("lesson_refused", job=job.id)
         for was, row in machines:
-            self.arrivals.machine_moved(was, row, rules, now)
-            self.budgets.machine_moved(was, row, now)
-        self.stages.reckon(rules.pools, now)
-        self.run_sizes.reckon(now)
-        self.budgets.reckon(rules, now)
+            try:
+                self.arrivals.machine_moved(was, row, rules, now)
+                self.budgets.machine_moved(was, row, now)
+            except Exception:
+                log.exception("lesson_refused", instance=row.id)
+        try:
+            self.stages.reckon(rules.pools, now)
+            self.run_sizes.reckon(now)
+            self.budgets.reckon(rules, now)
+        except Exception:
+            log.exception("lesson_refused")
         self.keep(now)
 
     def _job_moved(self, before: Job | None, job: Job, rules: Rules, now: datetime) -> None:

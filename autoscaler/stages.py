@@ -198,13 +198,13 @@ class Stages:
             self._moved[heapq.heappop(self._late)[1]] = None
         if not self._moved:
             return
-        again: dict[RunKey, None] = {}
+        moved, self._moved = self._moved, {}
         ends = dict(self.run_ends)
         changed = False
-        for key in self._moved:
+        for key in moved:
             run = self._runs.get(key)
             if run is not None and run.waits(now):
-                again[key] = None
+                self._moved[key] = None
                 continue
             found, late_at = self._foresee(key, run, pools, now) if run is not None else ((), now)
             if _put(self._by_run, key, found or None):
@@ -212,7 +212,6 @@ class Stages:
                 if found:
                     heapq.heappush(self._late, (late_at, key))
             _put(ends, key, self._end_of(run, now) if run is not None else None)
-        self._moved = again
         if changed:
             self.foreseen = tuple(one for found in self._by_run.values() for one in found)
         if ends != self.run_ends:

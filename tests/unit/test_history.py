@@ -10,7 +10,7 @@ from autoscaler.model import Job, JobState, Work
 from autoscaler.spi import Conclusion
 from autoscaler.store import Learned
 from tests.admin_world import GITHUB, job
-from tests.unit.observing import NOW, REPO, Observing, completed, seen_job, started
+from tests.unit.observing import NOW, REPO, Observing, completed, id_of, seen_job, started
 
 WORK: Work = (GITHUB, REPO, "ci", "test")
 
@@ -57,6 +57,15 @@ async def test_a_run_that_was_lost_with_its_machine_says_nothing(world: Observin
     assert lost is not None
     assert lost.state is JobState.LOST
     assert not world.snapshot().hours
+
+
+async def test_a_row_that_nothing_can_be_learned_from_hides_no_other(world: Observing) -> None:
+    await world.webhook(seen_job(1), seen_job(2, name="test"))
+    for number, at in ((1, world.now.replace(tzinfo=None)), (2, world.now)):  # an instant without a zone compares not
+        row = world.rows.move_job(world.rows.jobs[id_of(number)], JobState.RUNNING, started_at=world.now)
+        world.rows.move_job(row, JobState.DONE, conclusion=Conclusion.SUCCESS, finished_at=at)
+    world.observer.lessons.take_in(world.rules, world.now)
+    assert world.snapshot().hours.keys() == {WORK}
 
 
 async def test_run_times_survive_a_restart(world: Observing) -> None:
