@@ -32,7 +32,6 @@ from autoscaler.model import (
     HoldQueue,
     Instance,
     InstanceState,
-    JobState,
     Launch,
     LedgerEntry,
     Plan,
@@ -202,11 +201,7 @@ class Applier:
                 self._metrics.orphans_total.inc(len(action.ids))
                 return partial(self._terminate, action.provider, list(action.ids), action.key)
             case Abandon():
-                job = self._rows.jobs.get(action.job)
-                if job is not None and job.state is JobState.LOST:
-                    self._rows.move_job(job, JobState.ABANDONED, reason=action.reason, finished_at=now)
-                    self._note(now, "abandon", action.job, job.pool or "", action.reason, "done")
-                    self._metrics.requeues_total.labels(pool=job.pool or "", outcome="abandoned").inc()
+                self._requeue_calls.abandon(action, now)
                 return None
             case Requeue() | CancelRun():
                 return self._requeue_calls.intend(action)

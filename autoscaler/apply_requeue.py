@@ -6,7 +6,7 @@ which its action is not tried again.
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from autoscaler.facts import Fact, JobRead
 from autoscaler.forge_line import ForgeLine, one_line
 from autoscaler.live import LiveRows
 from autoscaler.metrics import Metrics
-from autoscaler.model import CancelRun, Job, JobState, LedgerEntry, Requeue, job_id
+from autoscaler.model import Abandon, CancelRun, Job, JobState, LedgerEntry, Requeue, job_id
 from autoscaler.sightings import HANGING, REQUEUED, Sightings, dump_hanging, dump_requeued, heritage_of, work_key
 from autoscaler.spi import (
     AlreadyRequeued,
@@ -64,6 +64,15 @@ class RequeueCalls:
         return partial(self._requeue, action)
 
     # ------------------------------------------------------------------ lost jobs
+
+    def abandon(self, action: Abandon, now: datetime) -> None:
+        """Give a lost job up. Nobody is called."""
+        job = self._rows.jobs.get(action.job)
+        if job is not None and job.state is JobState.LOST:
+            self._rows.move_job(job, JobState.ABANDONED, reason=action.reason, finished_at=now)
+            self._note("abandon", job.id, job.pool or "", action.reason, "done")
+            self._count(job, "abandoned")
+            self._not_hanging(job)
 
     async def _requeue(self, action: Requeue) -> None:
         jobs = [job for id_ in action.jobs if (job := self._rows.jobs.get(id_)) and job.state is JobState.LOST]
