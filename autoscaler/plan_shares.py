@@ -1,9 +1,9 @@
 """Part of plan: who is served first when there is not enough for everybody.
 
-Pure. While there is room the oldest job is first. When a cap binds, repos take turns: the next machine goes to the
-oldest job of the repo that has the fewest machines of the pool, so that one repo's matrix of thousands of jobs holds up
-no other repo for longer than until the next machine is free. Pools of equal priority take turns at what they share in
-the same way: the next machine goes to the pool that has the fewest.
+Pure. While there is room the oldest job is first. When a cap binds, or jobs wait for long, repos take turns: the next
+machine goes to the oldest job of the repo that has the fewest machines of the pool, so that one repo's matrix of
+thousands of jobs holds up no other repo for longer than until the next machine is free. Pools of equal priority take
+turns at what they share in the same way: the next machine goes to the pool that has the fewest.
 
 What is registered goes to a registration scope and label set, not to a repo: within those the forge chooses.
 """
@@ -13,6 +13,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 
 from autoscaler.model import Blocked, BlockedBy, Job, JobId, Pool
 from autoscaler.placement import Ranking, ranking_of
@@ -21,6 +22,9 @@ from autoscaler.plan_tick import Fleet, Tick, Want
 from autoscaler.spi import ForgeName, ProviderName
 from autoscaler.states import WORKING_STATES
 
+LONG = timedelta(seconds=30)
+"""A job that has no machine for so long, not even one that is coming, is in want of something: a cap on spill binds, or
+nothing can be had."""
 NAMED = 10
 """So many repos that wait for their turn are told apart; those beyond are told of together."""
 BEHIND = 3
@@ -58,10 +62,13 @@ def _working(fleet: Fleet) -> Counter[str]:
 
 
 def is_short(tick: Tick, pool: Pool, fleet: Fleet, jobs: Sequence[Job]) -> bool:
-    """Whether some of a pool's jobs without a runner may have to wait because of a cap or a forge's budget."""
-    needed = len(jobs) - len(fleet.ready) - fleet.coming
-    if needed > 0 and _room(tick, pool, fleet, _price(tick, pool)) < needed:
-        return True
+    """Whether some of a pool's jobs without a runner, oldest first, may have to wait: because of a cap or a forge's
+    budget, or as others do already, whatever is in the way."""
+    having = len(fleet.ready) + fleet.coming
+    if having < len(jobs):
+        is_waiting = jobs[having].queued_at + LONG <= tick.now
+        if is_waiting or _room(tick, pool, fleet, _price(tick, pool)) < len(jobs) - having:
+            return True
     soon = tick.limits.mint_soon
     if not jobs or len(jobs) <= min(soon.values(), default=0.0):
         return False

@@ -75,8 +75,16 @@ def test_runners_that_are_registered_count_for_the_repo_whose_job_they_will_take
     assert served(planned(world(jobs, [registered, machine(2, S.READY)]), full)) == ["acme/web"]
 
 
+def test_repos_take_turns_when_jobs_have_no_machine_for_long_whatever_is_in_the_way() -> None:
+    """Nothing can be had here: no cap binds."""
+    rows = [working("api", 1), machine(2, S.READY)]
+    for age_s, first in ((29, "acme/api"), (30, "acme/web")):
+        jobs = [of("api", 100 - age_s - 5), of("api", 100 - age_s), of("web", 95)]
+        assert served(planned(world(jobs, rows, offerings={LINUX: ()}))) == [first]
+
+
 def test_while_there_is_room_the_oldest_job_is_first() -> None:
-    jobs = [of("api", 1), of("api", 2), of("web", 3)]
+    jobs = [of("api", 81), of("api", 82), of("web", 83)]
     made = planned(world(jobs, [working("api", 1), machine(2, S.READY)]))
     assert (served(made), launched(made)) == (["acme/api"], {LINUX: 2})
 
