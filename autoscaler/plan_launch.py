@@ -123,8 +123,10 @@ def _within_hold(tick: Tick, pool: Pool, wants: list[Want], standing: int, fleet
             return wants
         left, by = 0, BlockedBy.MOMENT
         reason = "machines were asked for a moment ago; those for the jobs that came since are asked for together"
-    held = tuple(want.job.id for want in wants[left:] if want.job is not None)
-    tick.block(Blocked(pool=pool.name, jobs=len(held), reason=reason, by=by, ids=held, again_at=again_at))
+    held = tuple(want.job.id for want in wants[left:] if want.job is not None and want.purpose is Purpose.JOB)
+    if held or by is BlockedBy.BOOTS:
+        tick.block(Blocked(pool=pool.name, jobs=len(held), reason=reason, by=by, ids=held, again_at=again_at))
+    tick.supply.wake(again_at)
     return wants[:left]
 
 
