@@ -201,8 +201,7 @@ class Applier:
                 self._metrics.orphans_total.inc(len(action.ids))
                 return partial(self._terminate, action.provider, list(action.ids), action.key)
             case Abandon():
-                self._requeue_calls.abandon(action, now)
-                return None
+                return self._requeue_calls.abandon(action, now)
             case Requeue() | CancelRun():
                 return self._requeue_calls.intend(action)
             case Tell():

@@ -5,6 +5,7 @@ which its action is not tried again.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime, timedelta
 from functools import partial
@@ -65,14 +66,21 @@ class RequeueCalls:
 
     # ------------------------------------------------------------------ lost jobs
 
-    def abandon(self, action: Abandon, now: datetime) -> None:
-        """Give a lost job up. Nobody is called."""
+    def abandon(self, action: Abandon, now: datetime) -> Call | None:
+        """Give a lost job up; its forge need not take it for running any longer."""
         job = self._rows.jobs.get(action.job)
-        if job is not None and job.state is JobState.LOST:
-            self._rows.move_job(job, JobState.ABANDONED, reason=action.reason, finished_at=now)
-            self._note("abandon", job.id, job.pool or "", action.reason, "done")
-            self._count(job, "abandoned")
-            self._not_hanging(job)
+        if job is None or job.state is not JobState.LOST:
+            return None
+        self._rows.move_job(job, JobState.ABANDONED, reason=action.reason, finished_at=now)
+        self._note("abandon", job.id, job.pool or "", action.reason, "done")
+        self._count(job, "abandoned")
+        self._not_hanging(job)
+        return partial(self._end, job)
+
+    async def _end(self, job: Job) -> None:
+        """Once, as a courtesy: a forge that does not hear it gives the job up by itself, later."""
+        with contextlib.suppress(ForgeError):
+            await self._line.call(job.forge, "end_job", lambda forge: forge.end_job(job.repo, job.forge_job_id))
 
     async def _requeue(self, action: Requeue) -> None:
         jobs = [job for id_ in action.jobs if (job := self._rows.jobs.get(id_)) and job.state is JobState.LOST]

@@ -717,6 +717,11 @@ class Forge(Protocol):
         forge tells without anything being written."""
         ...
 
+    async def end_job(self, repo: str, forge_job_id: str) -> None:
+        """End a job whose machine is gone and that shall not run again, where its forge would take it for running for
+        hours. One that ended is success, as is a forge that cannot end one job alone and gives it up within minutes."""
+        ...
+
     async def cancel_run(self, repo: str, run_id: str) -> None:
         """End a run that no machine can ever serve. One that ended is success."""
         ...

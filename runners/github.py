@@ -140,6 +140,9 @@ class GitHubForge:
     async def telling_problem(self, scope: Scope) -> str:
         return await self._teller.problem(scope.partition("/")[0])
 
+    async def end_job(self, repo: str, forge_job_id: str) -> None:
+        """Nothing can be done: GitHub ends whole runs only, and fails the job of a dead runner in ten minutes."""
+
     async def cancel_run(self, repo: str, run_id: str) -> None:
         await self._requeuer.cancel_run(repo, run_id)
 

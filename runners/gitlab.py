@@ -122,6 +122,9 @@ class GitLabForge:
         """GitLab tells a token's scope, which everything else needs too, but not what its user may do where."""
         return ""
 
+    async def end_job(self, repo: str, forge_job_id: str) -> None:
+        await self._requeuer.end_job(repo, forge_job_id)
+
     async def cancel_run(self, repo: str, run_id: str) -> None:
         await self._requeuer.cancel_run(repo, run_id)
 

@@ -84,6 +84,17 @@ class Requeuer:
             )
         return RequeueResult(successors=successors)
 
+    async def end_job(self, repo: str, job_id: str) -> None:
+        """Cancel a job whose runner is dead: GitLab notices that after an hour. Raises JobNotFound."""
+        try:
+            row = await self._rest.post(f"{project_path(repo)}/jobs/{job_id}/cancel", _CANCEL)
+        except Absent as error:
+            raise JobNotFound(str(error)) from error
+        except ForgeRefused:
+            return  # It ended meanwhile.
+        if row.get("status") == "canceling":
+            await self._force(repo, job_id)
+
     async def cancel_run(self, repo: str, run_id: str) -> None:
         """GitLab says yes whatever state the pipeline is in. Raises JobNotFound."""
         try:

@@ -306,6 +306,9 @@ class GitHubInProcess:
     async def telling_problem(self, scope: Scope) -> str:
         return ""
 
+    async def end_job(self, repo: str, forge_job_id: str) -> None:
+        """Nothing can be done: GitHub ends whole runs only."""
+
     async def cancel_run(self, repo: str, run_id: str) -> None:
         def cancel() -> None:
             if (run := self._run(repo, run_id)) is None:

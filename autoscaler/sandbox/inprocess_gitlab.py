@@ -4,6 +4,7 @@ Payloads are the documented ones and are read by the real adapter's own parsers;
 out. GitLab never sends a failed webhook again, so neither does this.
 """
 
+import contextlib
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
@@ -241,6 +242,15 @@ class GitLabInProcess:
     async def telling_problem(self, scope: Scope) -> str:
         return ""
 
+    async def end_job(self, repo: str, forge_job_id: str) -> None:
+        def end() -> None:
+            job = self._job(repo, forge_job_id)
+            with contextlib.suppress(GitLabRefusal):  # it ended meanwhile
+                if self._world.cancel_job(job.id, self._site.now).status is Word.CANCELING:
+                    self._world.cancel_job(job.id, self._site.now, force=True)
+
+        await self._call("end_job", end)
+
     async def cancel_run(self, repo: str, run_id: str) -> None:
         def cancel() -> None:
             try:
@@ -254,12 +264,12 @@ class GitLabInProcess:
         await self._call("cancel_run", cancel)
 
     def _requeue(self, repo: str, run_id: str, forge_job_ids: Sequence[str]) -> RequeueResult:
-        if any(self._successor(self._job(repo, id_)) is None for id_ in forge_job_ids):
-            self._check_wanted(repo, run_id, forge_job_ids)
+        jobs = [self._job(repo, id_) for id_ in forge_job_ids]
+        if any(self._successor(job) is None for job in jobs):
+            self._check_wanted(jobs[0].pipeline_id, forge_job_ids)
         successors: dict[str, str] = {}
         made_one = False
-        for id_ in forge_job_ids:
-            job = self._job(repo, id_)
+        for id_, job in zip(forge_job_ids, jobs, strict=True):
             if str(job.pipeline_id) != run_id:
                 raise JobNotFound(f"pipeline {run_id} of {repo} has no job {id_}")
             successor = self._successor(job)
@@ -272,15 +282,11 @@ class GitLabInProcess:
             raise AlreadyRequeued(f"{', '.join(forge_job_ids)} were requeued before", successor=newest)
         return RequeueResult(successors=successors)
 
-    def _check_wanted(self, repo: str, run_id: str, forge_job_ids: Sequence[str]) -> None:
-        try:
-            pipeline = self._world.pipeline(int(run_id))
-        except GitLabRefusal as error:
-            raise JobNotFound(str(error)) from error
-        listed = self._world.list_pipeline_jobs(pipeline, include_retried=True)
+    def _check_wanted(self, pipeline_id: int, forge_job_ids: Sequence[str]) -> None:
+        listed = self._world.list_pipeline_jobs(self._world.pipeline(pipeline_id), include_retried=True)
         rows = {str(job.id): self._world.show_job(job, self._site.now) for job in listed}
         if was_cancelled_by_somebody(rows, forge_job_ids):
-            raise ForgeRefusedForGood(f"somebody cancelled pipeline {run_id} of {repo} after machines of it were lost")
+            raise ForgeRefusedForGood(f"somebody cancelled pipeline {pipeline_id} after machines of it were lost")
 
     def _successor(self, job: Job) -> str | None:
         newest = self._world.pipeline(job.pipeline_id).latest[job.spec.key]

@@ -373,6 +373,17 @@ class ForgeContract:
         seen = await driver.forge.get_job(driver.repo, job.forge_job_id)
         assert (seen.status, seen.conclusion) == (JobStatus.DONE, Conclusion.CANCELLED)
 
+    async def test_job_of_a_dead_machine_may_be_ended_as_often_as_one_likes(self, driver: ForgeDriver) -> None:
+        await driver.submit(driver.repo)
+        job_id = await driver.take(await register(driver))
+
+        for _ in range(2):
+            await driver.forge.end_job(driver.repo, job_id)
+
+        seen = await driver.forge.get_job(driver.repo, job_id)
+        ends_alone = driver.forge.traits.requeues_at_once
+        assert seen.conclusion is (Conclusion.CANCELLED if ends_alone else None)
+
     async def test_run_that_the_forge_forgot_cannot_be_cancelled(self, driver: ForgeDriver) -> None:
         with pytest.raises(JobNotFound):
             await driver.forge.cancel_run(driver.repo, "99999999")

@@ -74,6 +74,9 @@ class TroubledForge(QuietForge):
     async def tell(self, telling: Telling) -> None:
         self._answer("tell")
 
+    async def end_job(self, repo: str, forge_job_id: str) -> None:
+        self._answer("end_job")
+
     async def cancel_run(self, repo: str, run_id: str) -> None:
         self._answer("cancel_run")
 
