@@ -112,8 +112,12 @@ class Budgets:
     def job_lists_left(self) -> int:
         """How many project job lists may be asked now, keeping a fifth of the core budget for other calls."""
         now = self._clock.monotonic()
-        core = self._core.shown("core", now)
-        return max(0, min(self._job_lists.level(now), int(core.remaining - 0.2 * core.limit)))
+        return max(0, min(self._job_lists.level(now), self.spare_calls()))
+
+    def spare_calls(self) -> int:
+        """How many calls may be made now by what can wait: a fifth of the core budget is for everything else."""
+        core = self._core.shown("core", self._clock.monotonic())
+        return max(0, int(core.remaining - 0.2 * core.limit))
 
     def snapshot(self) -> tuple[RateBudget, ...]:
         """All families now."""

@@ -22,6 +22,9 @@ _WRITE = Operation(doing="tell people what happened to a job", needs=_NEEDS, is_
 
 _MERGE_REF = re.compile(r"refs/merge-requests/(\d+)/(?:head|merge|train)")
 NOTES_PER_MINUTE = 60
+CALLS_NEEDED = 4
+SPARE_AGAIN_S = 15.0
+"""GitLab counts by the minute."""
 
 
 class Teller:
@@ -35,6 +38,9 @@ class Teller:
     async def tell(self, telling: Telling) -> None:
         """Raises JobNotFound, ForgeRefusedForGood where there is no merge request, RateLimited."""
         now = self._clock.monotonic()
+        if self._rest.budgets.spare_calls() < CALLS_NEEDED:
+            text = f"{self._rest.name}: others need the budget: people are told later"
+            raise RateLimited(text, retry_after_s=SPARE_AGAIN_S, family="notes")
         if not self._notes.take(now):
             wait_s = self._notes.wait_s(now)
             text = f"{self._rest.name}: {NOTES_PER_MINUTE} notes a minute, again in {wait_s:.0f} s"

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from autoscaler.sandbox.gitlab_access import GitLabLimits
 from autoscaler.spi import ForgeOutcomeUnknown, ForgeRefusedForGood, ForgeUnauthorized, RateLimited, Secret, Telling
 from runners.gitlab_tell import NOTES_PER_MINUTE
 from tests.contract.gitlab_site import RUNNER_TOKEN, Site, gitlab_site
@@ -111,3 +112,20 @@ async def test_lost_answer_to_a_note_makes_no_second_one(site: Site) -> None:
     await forge.tell(telling)
 
     assert len(notes(site, 3)) == 1
+
+
+async def test_telling_leaves_a_fifth_of_the_budget_to_others() -> None:
+    async with gitlab_site(limits=GitLabLimits(api_per_minute=40)) as site:
+        telling = lost(site, ref="refs/merge-requests/3/head")
+        forge = site.forge()
+        for _ in range(80):  # a minute may turn meanwhile, and GitLab counts anew
+            await forge.get_job(REPO, telling.forge_job_id)
+            (left,) = [budget.remaining for budget in forge.budgets() if budget.family == "core"]
+            if left < 12:
+                break
+
+        with pytest.raises(RateLimited, match="others need the budget"):
+            await forge.tell(telling)
+
+        assert (await forge.get_job(REPO, telling.forge_job_id)).forge_job_id == telling.forge_job_id
+        assert notes(site, 3) == []
