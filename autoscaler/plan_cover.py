@@ -17,7 +17,9 @@ from autoscaler.spi import ForgeName, InstanceId, Labels, PoolName, ProviderName
 ENOUGH = 8
 """So many machines must have arrived before one that has not is called late."""
 LATE = 0.95
-"""A machine is late that took longer than this share of its kind."""
+WORTH_A_RACE = 1.5
+"""A machine is late that takes longer than this share of its kind did, and so many times what is usual: where all boots
+are alike, the last one in twenty comes long before the one that would race it."""
 OVERDUE = 1.5
 """It likely never comes when it took so many times longer than the slowest one known."""
 RACED_SHARE = 10
@@ -105,7 +107,7 @@ def late_after(
     found = {}
     for key, known in arrivals.items():
         if (count := len(known.seconds)) >= ENOUGH:
-            late_s = known.seconds[math.ceil(LATE * count) - 1]
+            late_s = max(known.seconds[math.ceil(LATE * count) - 1], WORTH_A_RACE * known.seconds[count // 2])
             found[key] = timedelta(seconds=late_s), timedelta(seconds=OVERDUE * known.seconds[-1])
     return found
 

@@ -162,6 +162,13 @@ def test_a_boot_that_is_late_is_raced_by_one_more_launch() -> None:
     assert launched(planned(world(jobs, [coming(1, age_s=90)], arrivals=TIMES))) == 1
 
 
+def test_where_all_boots_are_alike_a_race_waits_until_it_is_worth_it() -> None:
+    """The slowest of them comes seconds after the others, and the one that races it a whole boot later."""
+    alike = {(LINUX, AWS): Arrivals(seconds=tuple(60.0 + number / 10 for number in range(20)))}
+    assert launched(planned(world([queued(1)], [coming(1, age_s=85)], arrivals=alike))) == 0
+    assert launched(planned(world([queued(1)], [coming(1, age_s=92)], arrivals=alike))) == 1
+
+
 def test_a_race_is_run_in_another_zone_where_there_is_one() -> None:
     """What holds the late one up may hold up its neighbours too."""
     there = replace(OFFERING, capacity_pool=replace(SPOT, zone="eu-central-1b"), price_usd_hour=0.06)
