@@ -34,6 +34,7 @@ from autoscaler.spi import (
 )
 
 Call = Callable[[], Coroutine[Any, Any, None]]
+LONGEST_PATIENCE = timedelta(minutes=5)
 LATER = timedelta(seconds=20)
 """The end of the attempt that goes first is announced by a webhook; this is how long a lost one may cost."""
 
@@ -106,7 +107,9 @@ class RequeueCalls:
             if error.successor and len(ids) == 1:
                 result = RequeueResult(successors={ids[0]: error.successor})
         except NotYet as error:
-            self._not_yet(jobs, timedelta(seconds=error.retry_after_s), one_line(error))
+            wait = timedelta(seconds=error.retry_after_s)
+            for job in jobs:
+                self._not_yet([job], self._patience(job, wait) if error.is_told else wait, one_line(error))
             jobs = []
         except (JobNotFound, ForgeRefusedForGood) as error:
             self._give_up(jobs, one_line(error))
@@ -153,6 +156,12 @@ class RequeueCalls:
             return True
         was_cancelled = was_cancelled_since(job, seen.conclusion or Conclusion.UNKNOWN, seen.finished_at)
         return was_cancelled and job.id not in self._seen.hanging
+
+    def _patience(self, job: Job, wait: timedelta) -> timedelta:
+        """How long to leave a forge alone that will say when its run has ended: each try costs a call per lost job, and
+        a run may go on for hours beside them."""
+        lost_for = self._clock.now() - job.lost_at if job.lost_at is not None else wait
+        return max(wait, min(lost_for / 4, LONGEST_PATIENCE))
 
     def _not_yet(self, jobs: Sequence[Job], wait: timedelta, why: str) -> None:
         for job in jobs:

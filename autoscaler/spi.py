@@ -799,11 +799,13 @@ class JobNotFound(ForgeError):
 
 
 class NotYet(ForgeError):
-    """The forge cannot requeue now (the run still runs): try again after `retry_after_s`."""
+    """The forge cannot requeue now (the run still runs): try again after `retry_after_s`. `is_told`: the forge says by
+    itself when that changes (a webhook, a listing), so that asking is a fall-back and may become rarer."""
 
-    def __init__(self, message: str, *, retry_after_s: float) -> None:
+    def __init__(self, message: str, *, retry_after_s: float, is_told: bool = False) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.is_told = is_told
 
 
 class AlreadyRequeued(ForgeError):

@@ -92,8 +92,10 @@ def _end_or_wait(repo: str, run: RunPayload, listed: Sequence[JobPayload], dead:
     attempt = run.run_attempt or 1
     if waiting and not alive:
         return EndRun(attempt=attempt, jobs=waiting)
-    which = f": {len(alive)} of its jobs are not done" if alive else ""
-    raise NotYet(f"attempt {attempt} of run {run.id} of {repo} is {run.status}{which}", retry_after_s=ASK_AGAIN_S)
+    text = f"attempt {attempt} of run {run.id} of {repo} is {run.status}"
+    if alive:
+        raise NotYet(f"{text}: {len(alive)} of its jobs are not done", retry_after_s=ASK_AGAIN_S, is_told=True)
+    raise NotYet(f"{text} although its jobs are done", retry_after_s=LOOK_AGAIN_S)
 
 
 def _rerun(

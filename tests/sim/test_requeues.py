@@ -176,6 +176,32 @@ def test_run_of_dead_jobs_is_ended_by_us_long_before_github_would() -> None:
     live(play, site=Site(boot=(2.0, 3.0), lease_s=600.0))
 
 
+def test_run_that_goes_on_for_an_hour_is_asked_about_rarely_and_its_lost_job_is_back_as_soon_as_it_ends() -> None:
+    async def play(day: Day) -> None:
+        day.daemon.start()
+        long = JobSpec(key="long", name="long", labels=("linux",), duration_s=1700)
+        run_id = day.stage.submit(GITHUB, run(GITHUB, "lost", long))
+        jobs = await running(day, 2)
+        (machine,) = machines_of(day, [job for job in jobs if job.name == "lost"])
+        day.stage.reclaim(machine, notice_s=0)
+        asked: list[float] = []
+
+        def count(step: str) -> bool:
+            if step == f"{GITHUB}.requeue":
+                asked.append(day.loop.time())
+            return False
+
+        day.reaper.kill_when(count)
+        long_job = day.stage.github.world.run(int(run_id)).jobs["long"]
+        await day.until(lambda: long_job.status == "completed", within_s=2000)
+        ended_at = day.loop.time()
+        assert len(asked) < 25
+        await day.until(lambda: JobState.REQUEUED in states(day), within_s=5)
+        assert day.loop.time() - ended_at < 5
+
+    live(play)
+
+
 def test_genuine_failures_that_ride_along_are_announced_with_their_names() -> None:
     async def play(day: Day) -> None:
         run_again = await _mixed(day)

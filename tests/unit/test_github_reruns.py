@@ -61,10 +61,11 @@ class Site:
     async def requeue(self, *ids: str, with_failures: bool = True) -> RequeueResult:
         return await self.forge.requeue(REPO, self.run_id, ids, with_failures=with_failures)
 
-    async def not_yet(self, *ids: str) -> float:
-        """A requeue that must wait, and does: a little longer than it was told to."""
+    async def not_yet(self, *ids: str, is_told: bool | None = None) -> float:
+        """A requeue that must wait, and does."""
         with pytest.raises(NotYet) as later:
             await self.requeue(*ids)
+        assert is_told in (None, later.value.is_told)
         self.clock.step(later.value.retry_after_s)
         return later.value.retry_after_s
 
@@ -90,7 +91,7 @@ async def test_run_is_never_cancelled_while_another_job_of_it_lives() -> None:
     here = Site("a", "b")
     here.begin()
     for _ in range(4):
-        await here.not_yet(here.id_of("a"))
+        await here.not_yet(here.id_of("a"), is_told=True)
     assert here.states() == {"a": "in_progress", "b": "in_progress"}
     assert not here.world.run(int(here.run_id)).cancelled
     here.end("b")
