@@ -17,7 +17,7 @@ from autoscaler.facts import Fact, JobRead
 from autoscaler.forge_line import ForgeLine, one_line
 from autoscaler.live import LiveRows
 from autoscaler.metrics import Metrics
-from autoscaler.model import Abandon, CancelRun, Job, JobState, LedgerEntry, Requeue, job_id
+from autoscaler.model import Abandon, CancelRun, EndReason, Job, JobState, LedgerEntry, Requeue, job_id
 from autoscaler.sightings import HANGING, REQUEUED, Sightings, dump_hanging, dump_requeued, heritage_of, work_key
 from autoscaler.spi import (
     AlreadyRequeued,
@@ -34,6 +34,8 @@ from autoscaler.spi import (
 )
 
 Call = Callable[[], Coroutine[Any, Any, None]]
+FINISHED_LATE = timedelta(minutes=15)
+"""GitHub's lease of a runner that is gone ends within this time (specs: github-rest B8)."""
 LONGEST_PATIENCE = timedelta(minutes=5)
 LATER = timedelta(seconds=20)
 """The end of the attempt that goes first is announced by a webhook; this is how long a lost one may cost."""
@@ -134,6 +136,8 @@ class RequeueCalls:
                 return []
             elif self._is_settled(job, seen):
                 self._report(JobRead(job=job.id, seen=seen))
+            elif seen.status is JobStatus.RUNNING and self._may_have_finished(job):
+                self._not_yet([job], LATER, "its runner said that it finished: its forge may be late to say so too")
             else:
                 lost.append(job)
                 if seen.status is JobStatus.RUNNING and job.id not in self._seen.hanging:
@@ -143,6 +147,14 @@ class RequeueCalls:
             self._rows.set_setting(HANGING, dump_hanging(self._seen.hanging))
             await self._rows.flush()
         return [job for job in lost if self._rows.jobs.get(job.id) is not None]
+
+    def _may_have_finished(self, job: Job) -> bool:
+        """Whether its runner finished a job that its forge calls running. To end it would take its result away, so
+        it is left alone until its forge would have given up a runner that is gone."""
+        machine = self._rows.ended_runners.get(job.runner_name)
+        if machine is None or machine.ending is not EndReason.JOB_DONE or job.lost_at is None:
+            return False
+        return self._clock.now() < job.lost_at + FINISHED_LATE
 
     async def _read(self, job: Job) -> ForgeJob | ForgeError:
         try:

@@ -12,7 +12,7 @@ from autoscaler.core import Core, make_launcher
 from autoscaler.health import Health
 from autoscaler.http.view import Condition
 from autoscaler.metrics import Metrics
-from autoscaler.model import Job, JobState, Requeue, Settle
+from autoscaler.model import EndReason, InstanceState, Job, JobState, Requeue, Settle
 from autoscaler.spi import (
     Conclusion,
     Forge,
@@ -32,7 +32,7 @@ from autoscaler.spi import (
     Telling,
 )
 from autoscaler.store.memory import MemoryStore
-from tests.admin_world import GITHUB, job
+from tests.admin_world import GITHUB, instance, job
 from tests.config_files import ENVIRON, minimal_document, write
 from tests.unit.observing import NOW, REPO, QuietForge, seen_job
 from tests.unit.test_health import SetClock
@@ -44,6 +44,7 @@ class TroubledForge(QuietForge):
     def __init__(self) -> None:
         self.fails: dict[str, ForgeError] = {}
         self.listing = JobListing(jobs=(), repos=frozenset({REPO}))
+        self.shown = JobStatus.DONE
 
     def _answer(self, call: str) -> None:
         if (error := self.fails.get(call)) is not None:
@@ -63,7 +64,8 @@ class TroubledForge(QuietForge):
 
     async def get_job(self, repo: str, forge_job_id: str) -> ForgeJob:
         self._answer("get_job")
-        return seen_job(int(forge_job_id), JobStatus.DONE, conclusion=Conclusion.FAILURE)
+        conclusion = Conclusion.FAILURE if self.shown is JobStatus.DONE else None
+        return seen_job(int(forge_job_id), self.shown, conclusion=conclusion)
 
     async def requeue(
         self, repo: str, run_id: str, forge_job_ids: Sequence[str], *, with_failures: bool = True
@@ -251,3 +253,16 @@ async def test_a_lost_job_outlives_a_configuration_without_its_forge(world: Worl
     await world.do(action)
     assert world.core.rows.jobs[row.id].state is JobState.LOST
     assert world.held_s(action) > 0
+
+
+async def test_a_job_whose_runner_said_that_it_finished_is_not_ended_before_its_forge_gives_it_up(world: World) -> None:
+    machine = instance(7, NOW, InstanceState.TERMINATED, ending=EndReason.JOB_DONE, runner_name="ours--7")
+    world.core.rows.remember_runner("ours--7", machine)
+    row, action = await lost(world, runner_name="ours--7", lost_at=world.clock.now())
+    world.forge.shown = JobStatus.RUNNING
+    await world.do(action)
+    waiting = world.core.rows.jobs[row.id]
+    assert (waiting.state, waiting.reason.partition(":")[0]) == (JobState.LOST, "its runner said that it finished")
+    world.clock.at += timedelta(minutes=15)
+    await world.do(action)
+    assert row.id not in world.core.rows.jobs, "by then it was run again"
