@@ -48,7 +48,8 @@ def take_rows(learned: MutableMapping[str, Learned], kind: str, read: Callable[[
 
 
 class Unkept(Generic[_K]):
-    """What one module has learned since it was written last: each key at most once a minute, some with each tick."""
+    """What one module has learned since it was written last: each key at most once in its owner's period, some with
+    each tick."""
 
     def __init__(self, kind: str, value_of: Callable[[_K], Any]) -> None:
         """`value_of` is what to write under a key, as JSON knows it; None: it was forgotten meanwhile."""
@@ -61,7 +62,7 @@ class Unkept(Generic[_K]):
         self._changed[key] = now
 
     def make_due(self) -> None:
-        """What changed so far is to be written now; called once a minute."""
+        """What changed so far is to be written now; called once in its owner's period."""
         self._due |= self._changed
         self._changed = {}
 

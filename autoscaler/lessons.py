@@ -25,7 +25,8 @@ from autoscaler.stages import Stages
 
 log = structlog.get_logger()
 
-KEEP_EVERY = timedelta(minutes=1)
+KEEP_EVERY = timedelta(seconds=10)
+"""What a kill -9 makes forgotten at most. A first life is often a short one, and has the most to learn."""
 
 
 class Lessons:
@@ -90,7 +91,7 @@ class Lessons:
                 self.stages.run_finished(run.forge, run.repo, run.run_id)
 
     def keep(self, now: datetime, *, is_last: bool = False) -> None:
-        """Write what changed, each key at most once a minute, a bounded number with one tick."""
+        """Write what changed, each key at most once in KEEP_EVERY, a bounded number with one tick."""
         if is_last or self._due_at is None or now >= self._due_at:
             self._due_at = now + KEEP_EVERY
             for one in self._unkept:

@@ -286,6 +286,10 @@ def _signal_supervisor(folder: Path, number: int) -> None:
         os.close(process)
 
 
+_RECLAIMED = "reclaimed"
+"""How the supervisor's record says that the machine was taken, announced or not."""
+
+
 def _instance(
     provider_id: ProviderId, meta: Mapping[str, Any], state: MachineState, end: Mapping[str, Any] | None
 ) -> CloudInstance:
@@ -308,6 +312,7 @@ def _instance(
         address="127.0.0.1",
         end_detail="" if end is None else str(end.get("detail", "unreadable")),
         ended_by_itself=end is not None and end.get("detail") == "exit 0",
+        is_reclaimed=end is not None and end.get("detail") == _RECLAIMED,
     )
 
 

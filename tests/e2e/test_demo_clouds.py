@@ -11,6 +11,7 @@ import pytest
 from tests.demo_process import running_demo
 
 FAULTS = "reclaim=0.3,no_notice=0.5,lost_answer=0.1"
+OUTCOMES = ("requeued", "opted_out", "abandoned", "late_success")
 PARTS = ("job", "idle", "boot", "lost", "stopped")
 
 pytestmark = pytest.mark.timeout(180)
@@ -56,7 +57,10 @@ async def assert_survives(folder: Path, provider: str, jobs: Path) -> None:
     assert report["jobs"]["done"] == report["jobs"]["submitted"] == 6
     for key in ("unfinished", "served_twice", "instances_left", "registrations_left", "processes_left"):
         assert report[key] == 0, key
-    assert report["jobs"]["lost_forever"] == 0
+    losses = report["jobs"]
+    assert losses["interrupted"] == sum(losses[kind] for kind in OUTCOMES)
+    assert losses["lost_forever"] == report["spills_unnamed"] == report["caps_exceeded"] == 0
+    assert report["losses_missed"] == []
     assert report["world"]["provider"] == provider
     assert report["launches"]["spot"] > 0
     cost = report["cost_usd"]
