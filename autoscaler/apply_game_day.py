@@ -13,7 +13,17 @@ from datetime import datetime
 
 import structlog
 
-from autoscaler.game_day import KEPT, OPEN_STATES, GameDay, GameDayRunning, GameDayState, chosen, load_all, takeable
+from autoscaler.game_day import (
+    KEPT,
+    OPEN_STATES,
+    SETTING,
+    GameDay,
+    GameDayRunning,
+    GameDayState,
+    chosen,
+    load_all,
+    takeable,
+)
 from autoscaler.game_day_report import GameDayReport, GameDayReporter
 from autoscaler.live import LiveRows
 from autoscaler.model import Instance, LedgerEntry
@@ -50,7 +60,12 @@ class GameDays:
         self._new_id = new_id
         self._broke = broke
         self._task: asyncio.Task[None] | None = None
+        self._beginning = asyncio.Lock()
         self._days = {day.id: day for day in load_all(rows.settings)}
+        known = {day.key for day in self._days.values()}
+        for name in [name for name in rows.settings if name.startswith(SETTING) and name not in known]:
+            log.warning("game_day_unreadable", setting=name)
+            rows.set_setting(name, "")
         for day in list(self._days.values()):
             self._stage(day)
             if day.state is GameDayState.ASKING:
@@ -59,6 +74,10 @@ class GameDays:
     async def begin(self, pool: PoolName, *, share: float, is_announced: bool, actor: str) -> GameDayReport:
         """Choose machines, make the game day durable, then have the clouds asked in the background. Raises
         GameDayRunning and StoreError: then nothing was or will be asked."""
+        async with self._beginning:  # the reports of earlier ones take time, in which another order may come
+            return await self._begin(pool, share=share, is_announced=is_announced, actor=actor)
+
+    async def _begin(self, pool: PoolName, *, share: float, is_announced: bool, actor: str) -> GameDayReport:
         for day in [day for day in self._days.values() if day.state in OPEN_STATES]:
             if not (await self.report(day.id)).is_over:
                 raise GameDayRunning(day.id)

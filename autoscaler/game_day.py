@@ -104,8 +104,15 @@ def load(id_: str, text: str) -> GameDay:
 
 
 def load_all(settings: Mapping[str, str]) -> list[GameDay]:
-    """The game days that settings hold, oldest first."""
-    found = [load(key.removeprefix(SETTING), text) for key, text in settings.items() if key.startswith(SETTING)]
+    """The game days that settings hold, oldest first. What cannot be read, as another version wrote it, is none: a
+    report of the past must not keep the daemon from starting."""
+    found = []
+    for key, text in settings.items():
+        if key.startswith(SETTING):
+            try:
+                found.append(load(key.removeprefix(SETTING), text))
+            except (ValueError, TypeError, KeyError):
+                continue
     return sorted(found, key=lambda day: (day.begun_at, day.id))
 
 

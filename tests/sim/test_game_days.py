@@ -1,5 +1,6 @@
 """Game days on a virtual clock: who is taken, what is on record of it, and what it costs, over crashes too."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -124,6 +125,21 @@ def test_one_game_day_at_a_time() -> None:
         await over(day, second.day.id)
 
     live(play)
+
+
+def test_of_two_orders_at_the_same_time_one_is_refused() -> None:
+    async def play(day: Day) -> None:
+        await running(day, GITLAB, jobs=6, duration_s=600)
+        first = await begin(day, 0.2)
+        await day.until(lambda: states(day).count(JobState.RUNNING) == 6 and len(servings(day)) > 6, within_s=300)
+        await day.clock.sleep(60)
+        answers = await asyncio.gather(begin(day, 0.2), begin(day, 0.2), return_exceptions=True)
+        begun = [one for one in answers if isinstance(one, GameDayReport)]
+        assert [type(one) for one in answers if one not in begun] == [GameDayRunning]
+        assert begun[0].day.id != first.day.id
+        await over(day, begun[0].day.id)
+
+    live(play, site=WITH_NOTICE)
 
 
 def test_cloud_that_refuses_is_on_record_and_no_machine_is_taken() -> None:

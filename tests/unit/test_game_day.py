@@ -64,7 +64,8 @@ def test_game_days_come_back_from_settings_as_they_were() -> None:
         state=GameDayState.ASKED,
         detail="aws: a part of it was refused",
     )
-    assert load_all({"spent/2026-01-05/aws": "1.0", day.key: day.dump()}) == [day]
+    unreadable = {"game_day/g-2": "{}", "game_day/g-3": "[]", "game_day/g-4": "no json"}
+    assert load_all({"spent/2026-01-05/aws": "1.0", day.key: day.dump(), **unreadable}) == [day]
     assert KEPT >= 1
 
 
