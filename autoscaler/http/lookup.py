@@ -88,7 +88,7 @@ async def run_of(view: DaemonView, job: Job) -> Sequence[Job]:
 
 
 async def _by_address(view: DaemonView, asked: str) -> Found:
-    path = unquote(urlsplit(asked).path).strip("/")
+    path = _path(asked)
     tried = []
     for place in _places(path):
         if place.job:
@@ -102,7 +102,7 @@ async def _by_address(view: DaemonView, asked: str) -> Found:
             tried.append(f"jobs of the run {place.run} of {place.repo}")
             for repo in _suffixes(place.repo):
                 if jobs := await _of_run(view, repo, place.run):
-                    named = [job for job in jobs if job.url and _path(job.url) == path.lower()]
+                    named = [job for job in jobs if job.url and _path(job.url).lower() == path.lower()]
                     return Found(jobs=named or jobs)
     shape = f"{asked} is no address of a job or a run at GitHub or GitLab"
     return Found(looked_for=tried or [shape])
@@ -156,4 +156,8 @@ def _either(view: DaemonView) -> str:
 
 
 def _path(address: str) -> str:
-    return unquote(urlsplit(address).path).strip("/").lower()
+    """The path of an address; "" for what is none."""
+    try:
+        return unquote(urlsplit(address).path).strip("/")
+    except ValueError:
+        return ""

@@ -201,6 +201,12 @@ async def test_bad_filters_are_refused_with_what_is_allowed(admin: Admin, query:
     assert query.partition("=")[0] in answer["error"]
 
 
+@pytest.mark.parametrize("asked", ["http://[", "https://[::1/acme/shop/actions/runs/1013", "x:%00", "%ff/%00", "%25"])
+async def test_what_names_nothing_is_not_found_however_odd_it_is(admin: Admin, asked: str) -> None:
+    status, said = await admin.get(f"/api/v1/why?q={asked}", **BEARER)
+    assert (status, "nothing is known of" in said["error"]) == (404, True)
+
+
 async def test_why_is_one_sentence(admin: Admin) -> None:
     _, answer = await admin.get("/api/v1/jobs/github:9801/why", **BEARER)
     assert answer["why"] == "Pool gpu has its max of 1 machine."
