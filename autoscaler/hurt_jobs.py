@@ -38,6 +38,9 @@ TAKEN_KEPT = 256
 ACTION = "error_budget"
 """How the ledger calls a step."""
 
+_NO_CLOUDS_DOING = (EndReason.CHAOS, EndReason.SELF_ENDED)
+"""A machine that powers itself off was told to by its own job, most likely: on_demand would not keep it from that."""
+
 _J = JobState
 _Pool = tuple[PoolName]
 
@@ -93,7 +96,7 @@ class ErrorBudgets:
             return False
         machine = self._rows.instances.get(job.instance) if job.instance is not None else None
         machine = machine or self._rows.ended_runners.get(job.runner_name)
-        return machine is None or (_is_spot(machine) and machine.ending is not EndReason.CHAOS)
+        return machine is None or (_is_spot(machine) and machine.ending not in _NO_CLOUDS_DOING)
 
     def _count(self, pool: Pool, *, jobs: int = 0, hurt: int = 0) -> None:
         known = self._unbooked.get(pool.name, (0, 0))

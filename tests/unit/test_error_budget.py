@@ -212,6 +212,13 @@ async def test_a_job_that_a_game_day_took_is_not_hurt(world: Observing) -> None:
     assert hurt_of(world) == (1, 0)
 
 
+async def test_a_job_whose_machine_powered_itself_off_is_lost_and_no_cloud_hurt_it(world: Observing) -> None:
+    """A job with sudo can do that as often as it likes, and on_demand would not keep it from it."""
+    await lose(world, 1, ending=EndReason.SELF_ENDED)
+    await lose(world, 2, ending=EndReason.VANISHED)
+    assert hurt_of(world) == (2, 1)
+
+
 async def test_a_job_on_a_machine_that_a_game_day_has_taken_is_not_hurt_before_the_machine_is_gone(
     world: Observing,
 ) -> None:
