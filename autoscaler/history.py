@@ -50,6 +50,7 @@ class RunTimes:
         if len(self._seconds) > WORKS_KEPT:
             oldest, _ = self._seconds.popitem(last=False)
             del self.hours[oldest]
+            self.unkept.forget(oldest)
 
     def _text(self, work: Work) -> Any:
         known = self._seconds.get(work)

@@ -7,7 +7,7 @@ people and for the store's order, cut to a length that every index takes and mad
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
 import structlog
@@ -21,6 +21,8 @@ LONGEST_NAME = 1000
 """Names that say more than this are made up per run: nothing is learned of them."""
 KEPT_AT_ONCE = 500
 """Texts written with one tick: the works of a 5,000-job matrix must not hold the loop up."""
+
+_FORGOTTEN_AT = datetime.min.replace(tzinfo=UTC)
 
 _K = TypeVar("_K", bound=tuple[str, ...])
 
@@ -52,7 +54,7 @@ class Unkept(Generic[_K]):
     each tick."""
 
     def __init__(self, kind: str, value_of: Callable[[_K], Any]) -> None:
-        """`value_of` is what to write under a key, as JSON knows it; None: it was forgotten meanwhile."""
+        """`value_of` is what to write under a key, as JSON knows it; None: it was forgotten."""
         self._kind = kind
         self._value_of = value_of
         self._changed: dict[_K, datetime] = {}
@@ -60,6 +62,11 @@ class Unkept(Generic[_K]):
 
     def add(self, key: _K, now: datetime) -> None:
         self._changed[key] = now
+
+    def forget(self, key: _K) -> None:
+        """There are too many, and this one goes: from the store as well, or it would grow with whatever names there
+        ever were, and so would the time that the next start takes."""
+        self._changed[key] = _FORGOTTEN_AT
 
     def make_due(self) -> None:
         """What changed so far is to be written now; called once in its owner's period."""
@@ -74,6 +81,5 @@ class Unkept(Generic[_K]):
     def _rows(self, keys: Iterable[tuple[_K, datetime]]) -> Iterator[Learned]:
         for key, at in keys:
             value = self._value_of(key)
-            if value is not None:
-                text = json.dumps([key, value], separators=(",", ":"))
-                yield Learned(key=row_key(self._kind, key), at=at, value=text)
+            text = json.dumps([key, value], separators=(",", ":")) if value is not None else ""
+            yield Learned(key=row_key(self._kind, key), at=at, value=text)

@@ -66,6 +66,7 @@ class RunSizes:
         if len(self._order) > KINDS_KEPT:
             oldest, _ = self._order.popitem(last=False)
             del self.sizes[oldest]
+            self.unkept.forget(oldest)
 
     def _text(self, kind: RunKind) -> Any:
         known = self.sizes.get(kind)

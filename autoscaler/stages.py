@@ -366,6 +366,7 @@ class Stages:
         if len(self._shapes) > WORKFLOWS_KEPT:
             oldest, _ = self._shapes.popitem(last=False)
             del self._expected[oldest]
+            self.unkept.forget(oldest)
 
     def _text(self, workflow: _Workflow) -> Any:
         known = self._shapes.get(workflow)

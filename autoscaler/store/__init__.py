@@ -68,7 +68,8 @@ class Sample:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learned:
     """What history taught under one key ("hours/github/acme/api/CI/build"), in its owner's own text; `at` is when it
-    was added to last. Its owner bounds its length, `prune` forgets what nothing was added to."""
+    was added to last. Its owner bounds its length and how many there are, and has an empty text forget one; `prune`
+    forgets what nothing was added to."""
 
     key: str
     at: datetime

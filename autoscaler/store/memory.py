@@ -174,7 +174,11 @@ class MemoryStore:
                 disk.settings.pop(name, None)
         disk.interruptions.update({one.instance: one for one in changes.interruptions})
         disk.evidence.update({one.capacity_pool: one for one in changes.evidence})
-        disk.learned.update({one.key: one for one in changes.learned})
+        for lesson in changes.learned:
+            if lesson.value:
+                disk.learned[lesson.key] = lesson
+            else:
+                disk.learned.pop(lesson.key, None)
         for line in changes.costs:
             disk.costs[line.instance, line.use] = line
         for instance, use in (changes.job_uses or {}).items():

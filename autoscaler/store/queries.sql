@@ -367,6 +367,10 @@ RETURNING capacity_pool
 INSERT INTO learned (name, at_us, body) VALUES ($1, $2, $3)
 ON CONFLICT (name) DO UPDATE SET at_us = excluded.at_us, body = excluded.body
 
+-- name: delete_learned
+-- What was forgotten for the sake of something newer.
+DELETE FROM learned WHERE name = $1
+
 -- name: learned
 -- All that history taught.
 SELECT body FROM learned ORDER BY name

@@ -214,6 +214,7 @@ class Writes:
     interruptions: Sequence[Columns]
     evidence: Sequence[Columns]
     learned: Sequence[Columns]
+    dropped_learned: Sequence[str]
 
     @property
     def rows(self) -> int:
@@ -221,6 +222,7 @@ class Writes:
         instances = len(self.instance_inserts) + len(self.instance_updates)
         history = len(self.moves) + len(self.ledger) + len(self.consumed) + len(self.samples)
         small = len(self.controls) + len(self.settings) + len(self.dropped_settings) + len(self.job_uses)
+        small += len(self.dropped_learned)
         kept = len(self.costs) + len(self.interruptions) + len(self.evidence) + len(self.learned)
         return jobs + instances + history + kept + small
 
@@ -232,6 +234,7 @@ def writes(changes: Changes) -> Writes:
     job_inserts, job_updates = _split([job_columns(job) for job in jobs], job_versions)
     instance_inserts, instance_updates = _split([instance_columns(row) for row in instances], instance_versions)
     settings = (changes.settings or {}).items()
+    learned = {one.key: one for one in changes.learned}.values()  # the last word counts
     return Writes(
         job_inserts=job_inserts,
         job_updates=job_updates,
@@ -246,7 +249,8 @@ def writes(changes: Changes) -> Writes:
         dropped_settings=[key(name) for name, value in settings if not value],
         costs=[cost_columns(line) for line in changes.costs],
         evidence=[(key(one.capacity_pool.key), micros(one.at), body(one)) for one in changes.evidence],
-        learned=[(key(one.key), micros(one.at), body(one)) for one in changes.learned],
+        learned=[(key(one.key), micros(one.at), body(one)) for one in learned if one.value],
+        dropped_learned=[key(one.key) for one in learned if not one.value],
         job_uses=[(key(instance), str(use)) for instance, use in sorted((changes.job_uses or {}).items())],
         interruptions=[interruption_columns(one) for one in changes.interruptions],
     )

@@ -160,6 +160,7 @@ class SqliteStore:
             ("put_sample", writes.samples),
             ("put_evidence", writes.evidence),
             ("put_learned", writes.learned),
+            ("delete_learned", [(name,) for name in writes.dropped_learned]),
             ("put_control", writes.controls),
             ("put_setting", writes.settings),
             ("delete_setting", [(name,) for name in writes.dropped_settings]),

@@ -31,3 +31,12 @@ class StoreLearnedContract:
             while await store.prune(before=cut, deliveries_before=cut, samples_before=cut):
                 pass
             assert list((await store.load()).learned) == [lesson("b", minute=9)]
+
+    async def test_an_empty_text_forgets_and_the_last_word_of_a_transaction_counts(self, opener: Opener) -> None:
+        async with opener() as store:
+            await store.acquire_lease("a")
+            await store.commit(Changes(learned=[lesson("hours/a"), lesson("hours/b"), lesson("hours/c")]))
+            gone, back = lesson("hours/a", value=""), [lesson("hours/b", value=""), lesson("hours/b", minute=1)]
+            await store.commit(Changes(learned=[gone, *back, lesson("hours/d"), lesson("hours/d", value="")]))
+        async with opener() as store:
+            assert list((await store.load()).learned) == [lesson("hours/b", minute=1), lesson("hours/c")]

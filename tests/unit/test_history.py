@@ -101,6 +101,27 @@ def test_the_least_recently_run_works_are_forgotten_first() -> None:
     assert (GITHUB, REPO, "ci", "first") not in times.hours
 
 
+def test_what_is_forgotten_leaves_the_store_too_so_that_made_up_names_cannot_fill_it() -> None:
+    disk: dict[str, Learned] = {}
+    times = RunTimes({})
+    for number in range(WORKS_KEPT + 700):
+        times.job_ended(done(f"test ({number})", 10), NOW)
+        if number % 500 == 0:
+            keep(times, disk)
+    keep(times, disk)
+    assert len(disk) == WORKS_KEPT
+    assert len(RunTimes(disk).hours) == WORKS_KEPT
+
+
+def keep(times: RunTimes, disk: dict[str, Learned]) -> None:
+    """As a store does it: an empty text forgets."""
+    times.unkept.make_due()
+    for one in times.unkept.take(10**9):
+        disk[one.key] = one
+        if not one.value:
+            del disk[one.key]
+
+
 def test_a_name_longer_than_any_index_takes_is_kept_under_a_short_key_of_its_own() -> None:
     times = RunTimes({})
     for name in ("x" * 800 + "a", "x" * 800 + "b"):
