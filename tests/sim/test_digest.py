@@ -27,16 +27,18 @@ def _digest(seed: int, hash_seed: str) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("seed", [12, 27])
+# Short days that have all there is: kills of the daemon, reclaims, and in one of them machines that die by themselves.
+@pytest.mark.parametrize("seed", [19, 41])
 def test_digest_is_the_same_in_every_run_and_under_every_hash_seed(seed: int) -> None:
-    assert case_of(seed).rates.crashes > 0
-    assert {run_seed(seed).digest, run_seed(seed).digest, _digest(seed, "1"), _digest(seed, "2")} == {
-        _digest(seed, "0")
-    }
+    rates = case_of(seed).rates
+    assert rates.crashes > 0
+    assert rates.reclaims > 0
+    digests = {run_seed(seed).digest, run_seed(seed).digest, _digest(seed, "0"), _digest(seed, "1")}
+    assert len(digests) == 1
 
 
 def test_seeds_differ() -> None:
-    assert run_seed(1).digest != run_seed(2).digest
+    assert run_seed(19).digest != run_seed(41).digest
 
 
 def test_many_seeds_are_run_and_counted(capsys: pytest.CaptureFixture[str]) -> None:
