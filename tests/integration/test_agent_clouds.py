@@ -230,13 +230,14 @@ async def test_a_rebalance_recommendation_and_far_maintenance_are_told_once_and_
     looked = len(daemon.memory.events), daemon.memory.heartbeats
     await until(lambda: daemon.memory.heartbeats > looked[1] + 15)
     assert len(daemon.memory.events) == looked[0]
-    details = [event["detail"] for event in daemon.memory.events.values()]
-    assert [(one["kind"], one["source"]) for one in details] == [
-        ("rebalance", "rebalance"),
-        ("maintenance", "instance-retirement"),
-        ("maintenance", "instance-reboot"),
-    ]
-    assert details[1]["reclaim_at"] == "1895216443.000"
+    # They may become true between two questions of one look: then maintenance is told first.
+    details = {event["detail"]["source"]: event["detail"] for event in daemon.memory.events.values()}
+    assert {source: one["kind"] for source, one in details.items()} == {
+        "rebalance": "rebalance",
+        "instance-retirement": "maintenance",
+        "instance-reboot": "maintenance",
+    }
+    assert details["instance-retirement"]["reclaim_at"] == "1895216443.000"
     assert agent.process.returncode is None
 
 
