@@ -26,7 +26,7 @@ demo: $(VENV)/.run-installed ## Watch the autoscaler serve a made-up day on this
 
 test: $(VENV)/.dev-installed ## Run the tests
 	@.ci/system-tools
-	@$(BIN)/python -m pytest -n 2 $(ARGS)
+	@$(BIN)/python -m pytest -n 4 --dist worksteal $(ARGS)
 
 lint: $(VENV)/.dev-installed ## Check style, types, import rules and deployment files
 	@.ci/system-tools

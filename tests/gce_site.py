@@ -19,7 +19,6 @@ from google.auth.credentials import AnonymousCredentials
 from google.oauth2.credentials import Credentials
 
 from autoscaler.calls import Calls
-from autoscaler.clock import SystemClock
 from autoscaler.sandbox.cloud_account import CloudAccount, CloudTimes
 from autoscaler.sandbox.cloud_capacity import Capacity, Supply
 from autoscaler.sandbox.cloud_driver import CloudDriver
@@ -48,6 +47,7 @@ from autoscaler.spi import (
     Surroundings,
 )
 from providers.gce import create
+from tests.hurried_clock import HurriedClock
 
 PROJECT = "sandbox-project"
 REGION, OTHER_REGION = "us-central1", "europe-west4"
@@ -148,7 +148,7 @@ class GceSite:
         surroundings = Surroundings(
             deployment=deployment,
             runner_prefix=f"{deployment}-",
-            clock=SystemClock(),
+            clock=HurriedClock(),
             gates=calls,
             public_url=lambda: PUBLIC_URL,
         )

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from autoscaler.calls import Calls
-from autoscaler.clock import SystemClock
 from autoscaler.sandbox.aws_access import anything
 from autoscaler.sandbox.aws_limits import AwsLimits
 from autoscaler.sandbox.cloud_account import CloudTimes
@@ -41,6 +40,7 @@ from tests.aws_site import (
     subnet,
     usual_supplies,
 )
+from tests.hurried_clock import HurriedClock
 
 NAME = ProviderName("aws")
 SLOTS = 3
@@ -83,7 +83,7 @@ class AwsDriver:
     def make(self, deployment: str, **options: Any) -> AwsProvider:
         calls = Calls()
         surroundings = Surroundings(
-            deployment=deployment, runner_prefix=f"{deployment}--", clock=SystemClock(), gates=calls
+            deployment=deployment, runner_prefix=f"{deployment}--", clock=HurriedClock(), gates=calls
         )
         made = create(self.settings(**options), surroundings)
         assert isinstance(made, AwsProvider)

@@ -17,7 +17,6 @@ from moto.ec2.models.spot_requests import SpotInstanceRequest
 from moto.server import ThreadedMotoServer
 
 from autoscaler.calls import Calls
-from autoscaler.clock import SystemClock
 from autoscaler.spi import (
     BatchToken,
     CapacityType,
@@ -36,6 +35,7 @@ from autoscaler.spi import (
 )
 from providers.aws import AwsProvider, create
 from tests.aws_messages import warning
+from tests.hurried_clock import HurriedClock
 from tests.polling import until
 
 REGION = "us-east-1"
@@ -107,7 +107,7 @@ class Account:
             name=ProviderName("aws"), kind="aws", regions=(REGION,), endpoint_url=self.url, options=options
         )
         surroundings = Surroundings(
-            deployment=deployment, runner_prefix=f"{deployment}--", clock=SystemClock(), gates=self._calls
+            deployment=deployment, runner_prefix=f"{deployment}--", clock=HurriedClock(), gates=self._calls
         )
         made = create(settings, surroundings)
         assert isinstance(made, AwsProvider)

@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 
 import pytest
 
-from autoscaler.clock import SystemClock
 from autoscaler.sandbox.github_world import GitHubWorld
 from autoscaler.sandbox.gitlab_model import Offer, RunnerType
 from autoscaler.sandbox.gitlab_runners import RunnerRequest
@@ -17,6 +16,7 @@ from autoscaler.sandbox.inprocess_gitlab import GitLabInProcess, GitLabSite
 from autoscaler.sandbox.workload import JobSpec, RunSpec
 from autoscaler.spi import ForgeName, Labels, Registration, Scope
 from tests.contract.forge_contract import LABELS, ForgeContract
+from tests.hurried_clock import HurriedClock
 
 
 class BreakableRoad(ClearRoad):
@@ -58,7 +58,7 @@ class GitHubDriver(_Driver):
     def __init__(self) -> None:
         super().__init__()
         world = GitHubWorld(["acme/web", "acme/api", "stranger/repo"])
-        self.site = GitHubSite(world, SystemClock(), send=self.taken.append)
+        self.site = GitHubSite(world, HurriedClock(), send=self.taken.append)
         self.forge = GitHubInProcess(
             self.site, name=ForgeName("gh"), scopes=[self.scope], runner_prefix=self.prefix, road=self.road
         )
@@ -103,7 +103,7 @@ class GitLabDriver(_Driver):
         world = GitLabWorld()
         for path in (self.repo, self.other_repo, "stranger/repo"):
             world.add_project(path, now())
-        self.site = GitLabSite(world, SystemClock(), send=self.taken.append)
+        self.site = GitLabSite(world, HurriedClock(), send=self.taken.append)
         self.forge = GitLabInProcess(
             self.site, name=ForgeName("gl"), scopes=[self.scope], runner_prefix=self.prefix, road=self.road
         )

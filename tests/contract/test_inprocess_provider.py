@@ -5,13 +5,13 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from autoscaler.clock import SystemClock
 from autoscaler.sandbox.cloud_account import CloudAccount, CloudTimes
 from autoscaler.sandbox.cloud_capacity import Capacity
 from autoscaler.sandbox.inprocess_cloud import Cloud, CloudWorld, evidence_of, local_supplies
 from autoscaler.sandbox.inprocess_provider import InProcessProvider
 from autoscaler.spi import BatchToken, Evidence, LaunchBatch, Offering, PoolName, ProviderId, ProviderName
 from tests.contract.provider_contract import ProviderContract
+from tests.hurried_clock import HurriedClock
 
 NAME = ProviderName("local")
 
@@ -28,7 +28,7 @@ class CloudSite:
             times=CloudTimes(boot=(0.01, 0.05), end=(0.01, 0.05), notice_s=0.0),
             images=frozenset({"image"}),
         )
-        self.cloud = Cloud(CloudWorld(account), SystemClock())
+        self.cloud = Cloud(CloudWorld(account), HurriedClock())
         self.provider = self.restarted()
 
     @property
