@@ -18,7 +18,19 @@ from autoscaler.forge_line import ForgeLine, one_line
 from autoscaler.live import LiveRows
 from autoscaler.metrics import Metrics
 from autoscaler.model import Abandon, CancelRun, EndReason, Job, JobState, LedgerEntry, Requeue, job_id
-from autoscaler.sightings import HANGING, REQUEUED, Sightings, dump_hanging, dump_requeued, heritage_of, work_key
+from autoscaler.plan_requeue import unsettled_until
+from autoscaler.sightings import (
+    HANGING,
+    REQUEUED,
+    SPARED,
+    Sightings,
+    dump_hanging,
+    dump_requeued,
+    dump_spared,
+    heritage_of,
+    run_key,
+    work_key,
+)
 from autoscaler.spi import (
     AlreadyRequeued,
     Clock,
@@ -77,6 +89,7 @@ class RequeueCalls:
         self._rows.move_job(job, JobState.ABANDONED, reason=action.reason, finished_at=now)
         self._note("abandon", job.id, job.pool or "", action.reason, "done")
         self._count(job, "abandoned")
+        self._spare(job)
         self._not_hanging(job)
         return partial(self._end, job)
 
@@ -85,8 +98,15 @@ class RequeueCalls:
         with contextlib.suppress(ForgeError):
             await self._line.call(job.forge, "end_job", lambda forge: forge.end_job(job.repo, job.forge_job_id))
 
+    def _spare(self, job: Job) -> None:
+        """For good: others of its run may be lost long after it."""
+        self._seen.spared.setdefault(run_key(job.forge, job.repo, job.run_id), []).append(job.forge_job_id)
+        self._rows.set_setting(SPARED, dump_spared(self._seen.spared))
+
     async def _requeue(self, action: Requeue) -> None:
         jobs = [job for id_ in action.jobs if (job := self._rows.jobs.get(id_)) and job.state is JobState.LOST]
+        if not self._line.runs_jobs_alone(action.forge) and await self._is_partial(action):
+            return  # what became of the others is planned together with these
         if not (jobs := await self._still_lost(jobs, action)):
             return
         self._seen.requeuing.update(job.id for job in jobs)
@@ -97,12 +117,15 @@ class RequeueCalls:
 
     async def _ask(self, jobs: list[Job], action: Requeue) -> None:
         ids = [job.forge_job_id for job in jobs]
+        spared = self._spared_of(action)
         result, outcome = RequeueResult(successors={}), "requeued"
         try:
             result = await self._line.call(
                 action.forge,
                 "requeue",
-                lambda forge: forge.requeue(action.repo, action.run_id, ids, with_failures=action.with_failures),
+                lambda forge: forge.requeue(
+                    action.repo, action.run_id, ids, with_failures=action.with_failures, spared=spared
+                ),
             )
         except AlreadyRequeued as error:
             outcome = "already requeued"
@@ -114,7 +137,12 @@ class RequeueCalls:
                 self._not_yet([job], self._patience(job, wait) if error.is_told else wait, one_line(error))
             jobs = []
         except (JobNotFound, ForgeRefusedForGood) as error:
-            self._give_up(jobs, one_line(error))
+            if running := [job for job in self._others_of(action) if job.state is JobState.RUNNING]:
+                # The run is over, and what a job of it ended as decides whether somebody else ended it.
+                await asyncio.gather(*(self._look_at(job) for job in running))
+                self._not_yet(jobs, LATER, one_line(error))
+            else:
+                self._give_up(jobs, one_line(error))
             jobs = []
         except ForgeError as error:
             self._backoff.failed(action.key, error)
@@ -122,6 +150,39 @@ class RequeueCalls:
         self._backoff.worked(action.key)
         self._settle(jobs, result, action, outcome)
         await self._rows.flush()
+
+    def _others_of(self, action: Requeue) -> list[Job]:
+        """The other live jobs of the run."""
+        run, asked = (action.forge, action.repo, action.run_id), frozenset(action.jobs)
+        rows = self._rows.jobs.values()
+        return [job for job in rows if (job.forge, job.repo, job.run_id) == run and job.id not in asked]
+
+    def _spared_of(self, action: Requeue) -> list[str]:
+        """What must not run again with the jobs of this action: for good, or as far as is known by now."""
+        unsure = [job.forge_job_id for job in self._others_of(action) if job.finished_at is not None]
+        return [*self._seen.spared.get(run_key(action.forge, action.repo, action.run_id), ()), *unsure]
+
+    async def _is_partial(self, action: Requeue) -> bool:
+        """Whether another job of the run was lost since, or may have been: its machine is gone or going, and what its
+        forge says of it may be news."""
+        others, now = self._others_of(action), self._clock.now()
+        if any(job.state is JobState.LOST or unsettled_until(job, now) is not None for job in others):
+            return True
+        going = [job for job in others if job.state is JobState.RUNNING and self._is_going(job)]
+        return any(await asyncio.gather(*(self._look_at(job) for job in going)))
+
+    def _is_going(self, job: Job) -> bool:
+        if job.instance is None or job.finished_at is not None:
+            return False
+        return job.instance in self._rows.interruptions or job.instance not in self._rows.instances
+
+    async def _look_at(self, job: Job) -> bool:
+        """Whether it is over, which is a fact then."""
+        seen = await self._read(job)
+        if isinstance(seen, ForgeError) or seen.status is not JobStatus.DONE:
+            return False
+        self._report(JobRead(job=job.id, seen=seen))
+        return True
 
     async def _still_lost(self, jobs: Sequence[Job], action: Requeue) -> list[Job]:
         """Those that the forge does not know to have ended well, or to be gone: a job that succeeded is not run again,

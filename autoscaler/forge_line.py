@@ -44,6 +44,11 @@ class ForgeLine:
         self._health = health
         self._gates: defaultdict[ForgeName, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(16))
 
+    def runs_jobs_alone(self, name: ForgeName) -> bool:
+        """Whether the forge runs each lost job again by itself, and not as one of its run."""
+        forge = self.forges.get(name)
+        return forge is not None and forge.traits.requeues_at_once
+
     async def call(self, name: ForgeName, what: str, make: Callable[[Forge], Any], *, is_vital: bool = True) -> Any:
         """One bounded call; its outcome counts for the forge's health if it `is_vital`. Raises ForgeError only."""
         forge = self.forges.get(name)

@@ -15,6 +15,7 @@ from autoscaler.model import Instance, Interruption, Job, JobId, JobState, Ledge
 from autoscaler.sightings import (
     HANGING,
     REQUEUED,
+    SPARED,
     Requeued,
     Sightings,
     dump_hanging,
@@ -22,6 +23,7 @@ from autoscaler.sightings import (
     heritage_of,
     load_hanging,
     load_requeued,
+    load_spared,
     work_key,
 )
 from autoscaler.spi import CapacityType, Conclusion, Forge, ForgeJob, ForgeName
@@ -46,6 +48,7 @@ class Recoveries:
         """After a restart."""
         self._seen.requeued = load_requeued(self._rows.settings.get(REQUEUED, ""))
         self._seen.hanging = load_hanging(self._rows.settings.get(HANGING, ""))
+        self._seen.spared = load_spared(self._rows.settings.get(SPARED, ""))
 
     # ------------------------------------------------------------------ losses
 

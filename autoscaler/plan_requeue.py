@@ -16,6 +16,8 @@ from autoscaler.spi import ForgeName, PoolName
 
 USUAL_BOOT = timedelta(seconds=60)
 """How long a pool's machines are taken to boot until some of them did."""
+SETTLED_WITHIN = timedelta(minutes=2)
+"""How long the lost jobs of a run wait for the word on another one that its forge gave up: lost too, most likely."""
 SPARED_AFTER = timedelta(seconds=30)
 """A machine that its cloud has not taken by then is not being taken: its job needs no other one."""
 
@@ -34,7 +36,11 @@ def plan_requeue(snapshot: Snapshot, rules: Rules, now: datetime) -> Requeues:
     """Requeues and abandonments that are due now."""
     made = Requeues()
     runs: dict[tuple[ForgeName, str, str], list[Job]] = defaultdict(list)
+    unsettled: dict[tuple[ForgeName, str, str], datetime] = {}
     for job in snapshot.jobs.values():
+        if (until := unsettled_until(job, now)) is not None:
+            run = job.forge, job.repo, job.run_id
+            unsettled[run] = max(until, unsettled.get(run, until))
         if job.state is not JobState.LOST:
             continue
         if (refusal := not_requeued(job, rules)) is not None:
@@ -45,6 +51,10 @@ def plan_requeue(snapshot: Snapshot, rules: Rules, now: datetime) -> Requeues:
         # All of a run together: once it is run again for one of them, GitHub refuses the others.
         if all(job.retry_at is not None and job.retry_at > now for job in jobs):
             made.wake(min(job.retry_at for job in jobs if job.retry_at is not None))
+            continue
+        until = unsettled.get((forge, repo, run_id))
+        if until is not None and not _goes_alone(snapshot, forge):
+            made.wake(until)
             continue
         ids = tuple(sorted(job.id for job in jobs))
         reason = f"{len(ids)} jobs of the run lost their machines"
@@ -59,6 +69,19 @@ def plan_requeue(snapshot: Snapshot, rules: Rules, now: datetime) -> Requeues:
             )
         )
     return made
+
+
+def unsettled_until(job: Job, now: datetime) -> datetime | None:
+    """Until when a job that its forge gave up, and of which nobody knows yet whether its machine was gone first, keeps
+    lost jobs of its run waiting: GitHub runs them again together or one after the other."""
+    if job.state is not JobState.RUNNING or job.finished_at is None:
+        return None
+    until = job.finished_at + SETTLED_WITHIN
+    return until if until > now else None
+
+
+def _goes_alone(snapshot: Snapshot, forge: ForgeName) -> bool:
+    return forge in snapshot.forges and snapshot.forges[forge].traits.requeues_at_once
 
 
 def not_requeued(job: Job, rules: Rules) -> str | None:

@@ -100,6 +100,9 @@ class Sightings:
     hanging: dict[JobId, None] = field(default_factory=dict)
     """Lost jobs that their forge still ran when it was asked to run them again: it may have been asked to end them, so
     that a cancellation of theirs is ours. Kept in the store's settings too."""
+    spared: dict[str, list[str]] = field(default_factory=dict)
+    """Lost jobs that must not run again, as ids of their forge, by `run_key`: whoever runs others of their run again
+    must not take them along. Kept in the store's settings too."""
     staged: dict[InstanceId, datetime] = field(default_factory=dict)
     """Machines that a game day was told to take, and until when their end counts as its doing; kept with game days."""
 
@@ -153,7 +156,13 @@ REQUEUED = "requeued"
 """The setting that holds `Sightings.requeued` as JSON, newest last."""
 HANGING = "hanging"
 """The setting that holds `Sightings.hanging` as JSON, newest last."""
+SPARED = "spared"
+"""The setting that holds `Sightings.spared` as JSON, newest last."""
 KEPT = 500
+
+
+def run_key(forge: ForgeName, repo: str, run_id: str) -> str:
+    return f"{forge}|{repo}|{run_id}"
 
 
 def work_key(forge: ForgeName, repo: str, run_id: str, name: str) -> str:
@@ -187,6 +196,15 @@ def dump_hanging(hanging: Mapping[JobId, None]) -> str:
 
 def load_hanging(text: str) -> dict[JobId, None]:
     return dict.fromkeys(json.loads(text or "[]"))
+
+
+def dump_spared(spared: Mapping[str, list[str]]) -> str:
+    return json.dumps(dict(list(spared.items())[-KEPT:]))
+
+
+def load_spared(text: str) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = json.loads(text or "{}")
+    return found
 
 
 def _text(at: datetime | None) -> str | None:

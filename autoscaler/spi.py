@@ -697,11 +697,18 @@ class Forge(Protocol):
         ...
 
     async def requeue(
-        self, repo: str, run_id: str, forge_job_ids: Sequence[str], *, with_failures: bool = True
+        self,
+        repo: str,
+        run_id: str,
+        forge_job_ids: Sequence[str],
+        *,
+        with_failures: bool = True,
+        spared: Collection[str] = (),
     ) -> RequeueResult:
         """Run lost jobs of one run again. Dead jobs that would keep their run from ending for long are cancelled where
         nothing else of the run is alive. `with_failures` False: never run a genuine failure of the same run again with
-        them; lost jobs that cannot go without one are then answered as `later`. Raises NotYet while the forge cannot,
+        them; lost jobs that cannot go without one are then answered as `later`. `spared` are lost jobs of the run that
+        must not run again, and are as little alive as the others. Raises NotYet while the forge cannot,
         AlreadyRequeued, JobNotFound, and ForgeRefusedForGood where a person ended the run."""
         ...
 

@@ -130,9 +130,15 @@ class GitHubForge:
         """Nothing to do: jobs without a runner wait."""
 
     async def requeue(
-        self, repo: str, run_id: str, forge_job_ids: Sequence[str], *, with_failures: bool = True
+        self,
+        repo: str,
+        run_id: str,
+        forge_job_ids: Sequence[str],
+        *,
+        with_failures: bool = True,
+        spared: Collection[str] = (),
     ) -> RequeueResult:
-        return await self._requeuer.requeue(repo, run_id, forge_job_ids, with_failures=with_failures)
+        return await self._requeuer.requeue(repo, run_id, forge_job_ids, with_failures=with_failures, spared=spared)
 
     async def tell(self, telling: Telling) -> None:
         await self._teller.tell(telling)

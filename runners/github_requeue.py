@@ -5,7 +5,7 @@ run, once. Before that the attempts are compared, because GitHub would re-run a 
 only dead jobs are left is cancelled first, and ended by force if that does not help.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from autoscaler.spi import Clock, ForgeRefusedForGood, JobNotFound, NotYet, RequeueResult
 from runners.github_errors import Answer, Purpose, refusal
@@ -26,7 +26,13 @@ class Requeuer:
         self._endings = Endings()
 
     async def requeue(
-        self, repo: str, run_id: str, job_ids: Sequence[str], *, with_failures: bool = True
+        self,
+        repo: str,
+        run_id: str,
+        job_ids: Sequence[str],
+        *,
+        with_failures: bool = True,
+        spared: Collection[str] = (),
     ) -> RequeueResult:
         """Raises NotYet while the run runs, AlreadyRequeued when newer attempts ran all of them, JobNotFound."""
         if not job_ids:
@@ -35,7 +41,7 @@ class Requeuer:
         path = f"/repos/{repo}/actions/runs/{run_id}"
         run = await self._rest.read(path, RunPayload, account=account, purpose=_READ)
         listed = await self._listed(repo, run_id) if run is not None else []
-        step = next_step(repo, run, listed, job_ids, with_failures=with_failures)
+        step = next_step(repo, run, listed, job_ids, with_failures=with_failures, spared=spared)
         if isinstance(step, EndRun):
             raise await self._end(repo, run_id, step)
         self._endings.forget(run_id)

@@ -4,12 +4,13 @@ nothing, so that the sandbox's in-process GitHub decides the same.
     run not over, jobs of it alive ............ wait: GitHub re-runs only whole attempts of finished runs
     run not over, only dead jobs left ......... end the run, or GitHub waits minutes for their runners
     newer attempt ran all of them again ....... nothing: somebody was faster
+    run over, a spared job among its failed ... re-run of one lost job after the other, never of "the failed jobs"
     run over .................................. re-run, once: a second re-run must wait for the new attempt to end
 
 An attempt keeps the jobs that it does not run again as they were: of those, lost ones are lost still.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -68,9 +69,11 @@ def next_step(
     job_ids: Sequence[str],
     *,
     with_failures: bool,
+    spared: Collection[str] = (),
 ) -> EndRun | Rerun:
-    """What to do now. `listed` are the jobs of all attempts. Raises NotYet, AlreadyRequeued, JobNotFound, and
-    ForgeRefusedForGood where a person ended the run or no call could run them again."""
+    """What to do now. `listed` are the jobs of all attempts, `spared` those that were lost too and must not run again.
+    Raises NotYet, AlreadyRequeued, JobNotFound, and ForgeRefusedForGood where a person ended the run or no call could
+    run them again."""
     known = {str(job.id): job for job in listed}
     lost = [known[id_] for id_ in job_ids if id_ in known]
     if run is None or len(lost) < len(job_ids):
@@ -82,8 +85,9 @@ def next_step(
             f"run {run.id} of {repo} is in attempt {attempt}", successor=newest.successors[job_ids[0]]
         )
     if run.status != "completed":
-        return _end_or_wait(repo, run, listed, frozenset(job_ids))
-    return _rerun(repo, run, listed, lost, newest, with_failures=with_failures)
+        return _end_or_wait(repo, run, listed, frozenset(job_ids).union(spared))
+    stay = [known[id_] for id_ in sorted(spared) if id_ in known and id_ not in job_ids]
+    return _rerun(repo, run, listed, lost, newest, stay=stay, with_failures=with_failures)
 
 
 def _end_or_wait(repo: str, run: RunPayload, listed: Sequence[JobPayload], dead: frozenset[str]) -> EndRun:
@@ -105,20 +109,24 @@ def _rerun(
     lost: Sequence[JobPayload],
     newest: _Newest,
     *,
+    stay: Sequence[JobPayload],
     with_failures: bool,
 ) -> Rerun:
     ours = {str(job.id) for job in lost} | set(newest.kept.values())
-    others = [job for job in _newest_of_each_name(listed) if str(job.id) not in ours]
+    rest = [job for job in _newest_of_each_name(listed) if str(job.id) not in ours]
+    kept_out = [job for job in rest if any(_is_copy(job, one) for one in stay)]
+    others = [job for job in rest if job not in kept_out]
     failed = [job for job in others if job.conclusion in _FAILED]
     cancelled = [job for job in others if job.conclusion == "cancelled" and not _ended_before(job, lost)]
     because_of_us = [job for job in cancelled if _follows(job, lost) and not _follows(job, failed)]
-    if any(not _follows(job, [*lost, *failed]) for job in cancelled):
+    if any(not _follows(job, [*lost, *stay, *failed]) for job in cancelled):
         # Never our doing: we end runs of which nothing else is alive. Nor a matrix's, which cancels after a failure.
         raise ForgeRefusedForGood(f"somebody cancelled run {run.id} of {repo} after machines of it were lost")
     genuine = tuple(sorted(job.name for job in failed))
     first = next(iter(newest.kept.values()))
-    if genuine and not with_failures:
-        return _alone(repo, run, newest, genuine)
+    never = tuple(sorted(job.name for job in kept_out if job.conclusion not in _ENDED_WELL))
+    if never or (genuine and not with_failures):
+        return _alone(repo, run, newest, never or genuine)
     if len(newest.kept) == 1 and first and not because_of_us:
         return Rerun(job=first, successors=newest.successors)
     known = {str(job.id): job for job in listed}
@@ -129,13 +137,13 @@ def _rerun(
     )
 
 
-def _alone(repo: str, run: RunPayload, newest: _Newest, genuine: Sequence[str]) -> Rerun:
+def _alone(repo: str, run: RunPayload, newest: _Newest, never: Sequence[str]) -> Rerun:
     """One lost job now, the others when the attempt that this begins has ended."""
     able = [(old, new) for old, new in newest.kept.items() if new]
     if not able:
         raise ForgeRefusedForGood(
-            f"GitHub cannot run the lost jobs of run {run.id} of {repo} again without {', '.join(genuine)}, which "
-            'failed by themselves; mixed_failures = "ride_along" would run those again too'
+            f"GitHub cannot run the lost jobs of run {run.id} of {repo} again without {', '.join(never)}, which "
+            "must not run again: opted out, out of attempts, or failed by itself where mixed_failures says wait"
         )
     old, new = able[0]
     return Rerun(job=new, successors=newest.successors, later=frozenset(newest.kept) - {old})

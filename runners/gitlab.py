@@ -110,10 +110,16 @@ class GitLabForge:
         await self._runners.hold_queue(scope=scope, labels=labels, name=name)
 
     async def requeue(
-        self, repo: str, run_id: str, forge_job_ids: Sequence[str], *, with_failures: bool = True
+        self,
+        repo: str,
+        run_id: str,
+        forge_job_ids: Sequence[str],
+        *,
+        with_failures: bool = True,
+        spared: Collection[str] = (),
     ) -> RequeueResult:
         """GitLab retries single jobs: `with_failures` changes nothing."""
-        return await self._requeuer.requeue(repo, run_id, forge_job_ids)
+        return await self._requeuer.requeue(repo, run_id, forge_job_ids, spared=spared)
 
     async def tell(self, telling: Telling) -> None:
         await self._teller.tell(telling)

@@ -13,7 +13,7 @@ looked up. The same look-up settles a retry without an answer.
 """
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from autoscaler.spi import (
@@ -58,14 +58,16 @@ class Requeuer:
     def __init__(self, rest: Rest) -> None:
         self._rest = rest
 
-    async def requeue(self, repo: str, run_id: str, forge_job_ids: Sequence[str]) -> RequeueResult:
+    async def requeue(
+        self, repo: str, run_id: str, forge_job_ids: Sequence[str], *, spared: Collection[str] = ()
+    ) -> RequeueResult:
         """Run each job again that nobody did. Raises AlreadyRequeued where that was none of them, JobNotFound, NotYet.
 
         May be repeated after any failure: what was retried before is found as a successor.
         """
         pipeline = await self._pipeline(repo, run_id)
         is_open = any(_successor(pipeline, job_id) is None for job_id in forge_job_ids)
-        if is_open and was_cancelled_by_somebody(pipeline, forge_job_ids):
+        if is_open and was_cancelled_by_somebody(pipeline, forge_job_ids, spared=spared):
             raise ForgeRefusedForGood(f"somebody cancelled pipeline {run_id} of {repo} after machines of it were lost")
         successors: dict[str, str] = {}
         made_one = False

@@ -278,10 +278,17 @@ class GitHubInProcess:
         """Nothing to do: GitHub keeps jobs queued for a day."""
 
     async def requeue(
-        self, repo: str, run_id: str, forge_job_ids: Sequence[str], *, with_failures: bool = True
+        self,
+        repo: str,
+        run_id: str,
+        forge_job_ids: Sequence[str],
+        *,
+        with_failures: bool = True,
+        spared: Collection[str] = (),
     ) -> RequeueResult:
         return await self._call(
-            "requeue", lambda: self._requeue(repo, run_id, forge_job_ids, with_failures=with_failures)
+            "requeue",
+            lambda: self._requeue(repo, run_id, forge_job_ids, with_failures=with_failures, spared=spared),
         )
 
     async def tell(self, telling: Telling) -> None:
@@ -318,7 +325,9 @@ class GitHubInProcess:
 
         await self._call("cancel_run", cancel)
 
-    def _requeue(self, repo: str, run_id: str, forge_job_ids: Sequence[str], *, with_failures: bool) -> RequeueResult:
+    def _requeue(
+        self, repo: str, run_id: str, forge_job_ids: Sequence[str], *, with_failures: bool, spared: Collection[str]
+    ) -> RequeueResult:
         if not forge_job_ids:
             return RequeueResult(successors={})
         run = self._run(repo, run_id)
@@ -331,6 +340,7 @@ class GitHubInProcess:
             [JobPayload.model_validate(row) for row in listed],
             forge_job_ids,
             with_failures=with_failures,
+            spared=spared,
         )
         assert run is not None
         if isinstance(step, EndRun):

@@ -222,9 +222,15 @@ class GitLabInProcess:
         return job
 
     async def requeue(
-        self, repo: str, run_id: str, forge_job_ids: Sequence[str], *, with_failures: bool = True
+        self,
+        repo: str,
+        run_id: str,
+        forge_job_ids: Sequence[str],
+        *,
+        with_failures: bool = True,
+        spared: Collection[str] = (),
     ) -> RequeueResult:
-        return await self._call("requeue", lambda: self._requeue(repo, run_id, forge_job_ids))
+        return await self._call("requeue", lambda: self._requeue(repo, run_id, forge_job_ids, spared=spared))
 
     async def tell(self, telling: Telling) -> None:
         def write() -> None:
@@ -263,10 +269,12 @@ class GitLabInProcess:
 
         await self._call("cancel_run", cancel)
 
-    def _requeue(self, repo: str, run_id: str, forge_job_ids: Sequence[str]) -> RequeueResult:
+    def _requeue(
+        self, repo: str, run_id: str, forge_job_ids: Sequence[str], *, spared: Collection[str]
+    ) -> RequeueResult:
         jobs = [self._job(repo, id_) for id_ in forge_job_ids]
         if any(self._successor(job) is None for job in jobs):
-            self._check_wanted(jobs[0].pipeline_id, forge_job_ids)
+            self._check_wanted(jobs[0].pipeline_id, forge_job_ids, spared)
         successors: dict[str, str] = {}
         made_one = False
         for id_, job in zip(forge_job_ids, jobs, strict=True):
@@ -282,10 +290,10 @@ class GitLabInProcess:
             raise AlreadyRequeued(f"{', '.join(forge_job_ids)} were requeued before", successor=newest)
         return RequeueResult(successors=successors)
 
-    def _check_wanted(self, pipeline_id: int, forge_job_ids: Sequence[str]) -> None:
+    def _check_wanted(self, pipeline_id: int, forge_job_ids: Sequence[str], spared: Collection[str]) -> None:
         listed = self._world.list_pipeline_jobs(self._world.pipeline(pipeline_id), include_retried=True)
         rows = {str(job.id): self._world.show_job(job, self._site.now) for job in listed}
-        if was_cancelled_by_somebody(rows, forge_job_ids):
+        if was_cancelled_by_somebody(rows, forge_job_ids, spared=spared):
             raise ForgeRefusedForGood(f"somebody cancelled pipeline {pipeline_id} after machines of it were lost")
 
     def _successor(self, job: Job) -> str | None:

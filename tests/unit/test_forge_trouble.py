@@ -68,7 +68,13 @@ class TroubledForge(QuietForge):
         return seen_job(int(forge_job_id), self.shown, conclusion=conclusion)
 
     async def requeue(
-        self, repo: str, run_id: str, forge_job_ids: Sequence[str], *, with_failures: bool = True
+        self,
+        repo: str,
+        run_id: str,
+        forge_job_ids: Sequence[str],
+        *,
+        with_failures: bool = True,
+        spared: Collection[str] = (),
     ) -> RequeueResult:
         self._answer("requeue")
         return RequeueResult(successors={})

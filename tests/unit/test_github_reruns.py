@@ -58,8 +58,8 @@ class Site:
         jobs = self.world.run(int(self.run_id)).jobs
         return {name: str(job.conclusion or job.status) for name, job in sorted(jobs.items())}
 
-    async def requeue(self, *ids: str, with_failures: bool = True) -> RequeueResult:
-        return await self.forge.requeue(REPO, self.run_id, ids, with_failures=with_failures)
+    async def requeue(self, *ids: str, with_failures: bool = True, spared: tuple[str, ...] = ()) -> RequeueResult:
+        return await self.forge.requeue(REPO, self.run_id, ids, with_failures=with_failures, spared=spared)
 
     async def not_yet(self, *ids: str, is_told: bool | None = None) -> float:
         """A requeue that must wait, and does."""
@@ -261,3 +261,30 @@ async def test_cancel_of_the_run_is_known_although_its_dead_job_failed_later() -
     here.end("lost", "failure")
     with pytest.raises(ForgeRefusedForGood, match="somebody cancelled run"):
         await here.requeue(lost)
+
+
+@pytest.mark.parametrize("ended", ["failure", "cancelled"])
+async def test_job_that_must_not_run_again_is_left_out_and_is_neither_genuine_nor_a_persons_cancel(ended: str) -> None:
+    here = Site("deploy", "lost-1", "lost-2")
+    here.begin()
+    for name in ("deploy", "lost-1", "lost-2"):
+        here.end(name, ended)
+    ids, deploy = [here.id_of("lost-1"), here.id_of("lost-2")], here.id_of("deploy")
+    first = await here.requeue(*ids, spared=(deploy,))
+    assert here.states() == {"deploy": ended, "lost-1": "queued", "lost-2": ended}
+    assert (first.later, first.rode_along) == (frozenset({ids[1]}), ())
+    here.begin()
+    here.end("lost-1")
+    await here.requeue(ids[1], spared=(deploy,))
+    assert here.states() == {"deploy": ended, "lost-1": "success", "lost-2": "queued"}
+
+
+async def test_run_is_ended_although_a_dead_job_of_it_shall_not_run_again() -> None:
+    here = Site("deploy", "lost")
+    here.begin()
+    lost, deploy = here.id_of("lost"), here.id_of("deploy")
+    for _ in range(3):
+        with pytest.raises(NotYet) as later:
+            await here.requeue(lost, spared=(deploy,))
+        here.clock.step(later.value.retry_after_s)
+    assert here.world.run(int(here.run_id)).cancelled

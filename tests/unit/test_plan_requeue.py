@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from autoscaler.model import Arrivals, InstanceState, Interruption, Job, JobState, Requeue, Snapshot
-from autoscaler.plan_requeue import Replacements, replacements
+from autoscaler.plan_requeue import SETTLED_WITHIN, Replacements, replacements
 from autoscaler.plan_tick import Purpose
 from autoscaler.spi import ForgeName, InstanceId, PoolName, ProviderName
 from tests.admin_world import GITHUB, LINUX, SPOT, pool, rules_of
@@ -130,3 +130,16 @@ def test_genuine_failures_may_run_again_with_lost_jobs_where_every_pool_of_the_r
     jobs = [lost(1), lost(2, pool=careful.name)]
     assert only(planned(world(jobs[:1]), POOL, careful), Requeue).with_failures
     assert not only(planned(world(jobs), POOL, careful), Requeue).with_failures
+
+
+def test_lost_jobs_of_a_run_wait_for_the_word_on_another_one_that_their_forge_gave_up() -> None:
+    """GitHub would run them again without it, and it only once they are done."""
+    given_up = replace(queued(2), state=JobState.RUNNING, run_id="500", finished_at=ago(5))
+    plan = planned(world([lost(1), given_up]))
+    assert [action for action in plan.actions if isinstance(action, Requeue)] == []
+    assert plan.wake_at is not None
+    assert plan.wake_at <= ago(5) + SETTLED_WITHIN
+    long_ago = replace(given_up, finished_at=ago(SETTLED_WITHIN.total_seconds()))
+    assert only(planned(world([lost(1), long_ago])), Requeue).jobs == (lost(1).id,)
+    elsewhere = replace(given_up, run_id="501")
+    assert only(planned(world([lost(1), elsewhere])), Requeue).jobs == (lost(1).id,)
