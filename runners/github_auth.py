@@ -69,6 +69,10 @@ class Auth(Protocol):
         """What an App was granted, as its newest token of this account says; None where nobody says."""
         ...
 
+    def wrote(self, app_id: int, client_id: str | None) -> bool:
+        """Whether that App is the one that we are."""
+        ...
+
     def budget_of(self, account: str) -> str:
         """Whose primary rate limit a call for this account draws on."""
         ...
@@ -95,6 +99,9 @@ class TokenAuth:
 
     def permissions_of(self, account: str) -> Mapping[str, str] | None:
         return None
+
+    def wrote(self, app_id: int, client_id: str | None) -> bool:
+        return False
 
     def budget_of(self, account: str) -> str:
         return "token"
@@ -125,6 +132,7 @@ class AppAuthenticator:
         self._held: dict[str, _Held] = {}
         self._permissions: dict[str, Mapping[str, str]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
+        self._app_id = credentials.app_id
         self._app = AppAuth(credentials.app_id, credentials.private_key.reveal(), jwt_expiry=_JWT_LIFETIME_S)
         try:
             self._app.create_jwt()
@@ -156,6 +164,9 @@ class AppAuthenticator:
 
     def permissions_of(self, account: str) -> Mapping[str, str] | None:
         return self._permissions.get(account.lower())
+
+    def wrote(self, app_id: int, client_id: str | None) -> bool:
+        return self._app_id in (str(app_id), client_id)
 
     def budget_of(self, account: str) -> str:
         return account.lower()

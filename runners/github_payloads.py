@@ -147,8 +147,14 @@ class RunnerGroupsPagePayload(_Payload):
     runner_groups: list[RunnerGroupPayload]
 
 
+class AppPayload(_Payload):
+    id: int
+    client_id: str | None = None
+
+
 class CheckRunPayload(_Payload):
     external_id: str | None = None
+    app: AppPayload | None = None
 
 
 class CheckRunsPagePayload(_Payload):

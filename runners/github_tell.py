@@ -13,7 +13,7 @@ from autoscaler.spi import ForgeRefusedForGood, ForgeUnauthorized, JobNotFound, 
 from runners.github_auth import Auth
 from runners.github_budgets import CONTENT, Budgets
 from runners.github_errors import Answer, Purpose, refusal
-from runners.github_payloads import CheckRunsPagePayload, JobPayload, StatusesPayload
+from runners.github_payloads import CheckRunPayload, CheckRunsPagePayload, JobPayload, StatusesPayload
 from runners.github_rest import Rest, parsed
 
 CHECKS = "repository permission Checks: write"
@@ -74,7 +74,7 @@ class Teller:
         query = f"check_name={quote(name, safe='')}&filter=all&per_page=100"
         answer = await self._look(telling, f"commits/{sha}/check-runs?{query}", looking)
         known = parsed(CheckRunsPagePayload, answer, looking).check_runs
-        if any(one.external_id == telling.key for one in known):
+        if any(one.external_id == telling.key and self._is_ours(one) for one in known):
             return
         body: dict[str, Any] = {
             "name": name,
@@ -87,6 +87,10 @@ class Teller:
         if telling.url:
             body["details_url"] = telling.url
         await self._write(telling, "check-runs", body, writing)
+
+    def _is_ours(self, check_run: CheckRunPayload) -> bool:
+        """Any App can write our key, the one of workflows as well: it would keep people from being told."""
+        return check_run.app is not None and self._auth.wrote(check_run.app.id, check_run.app.client_id)
 
     async def _status(self, telling: Telling, sha: str, looking: Purpose, writing: Purpose) -> None:
         answer = await self._look(telling, f"commits/{sha}/statuses?per_page=100", looking)

@@ -3,21 +3,24 @@
 The merge request is the one that the pipeline's ref names (`refs/merge-requests/N/head`), else the newest open one that
 its commit belongs to. A pipeline without one has no place where people would read it. The note ends with a comment
 that GitLab does not show and that carries the telling's key; it is looked for among the newest hundred before one is
-written. Facts: the notes and merge request API; 60 notes a minute is a fifth of what GitLab takes by default.
+written, and only in our own notes: anybody who comments could write it as well, and nobody would be told. Facts: the
+notes and merge request API; 60 notes a minute is a fifth of what GitLab takes by default.
 """
 
 import re
+from collections.abc import Sequence
 
 from autoscaler.calls import WindowLimit
 from autoscaler.spi import Clock, ForgeRefusedForGood, JobNotFound, RateLimited, Telling
 from runners.gitlab_errors import Absent, Operation
-from runners.gitlab_rest import Query, Rest
+from runners.gitlab_rest import Query, Rest, Row
 from runners.gitlab_scopes import project_path
 
 _NEEDS = "scope api and the role Reporter in the project"
 _PIPELINE = Operation(doing="read a pipeline", needs=_NEEDS)
 _FIND = Operation(doing="look for a commit's merge requests", needs=_NEEDS)
 _LOOK = Operation(doing="look whether people were told", needs=_NEEDS)
+_WHO = Operation(doing="learn whose token it is", needs="scope api")
 _WRITE = Operation(doing="tell people what happened to a job", needs=_NEEDS, is_write=True)
 
 _MERGE_REF = re.compile(r"refs/merge-requests/(\d+)/(?:head|merge|train)")
@@ -34,6 +37,7 @@ class Teller:
         self._rest = rest
         self._clock = clock
         self._notes = WindowLimit(limit=NOTES_PER_MINUTE, window_s=60)
+        self._user_id: int | None = None
 
     async def tell(self, telling: Telling) -> None:
         """Raises JobNotFound, ForgeRefusedForGood where there is no merge request, RateLimited."""
@@ -50,11 +54,18 @@ class Teller:
         mark = f"<!-- autoscaler:{telling.key} -->"
         newest: Query = {"order_by": "created_at", "sort": "desc"}
         try:
-            if any(mark in str(note.get("body")) for note in await self._rest.page(notes, _LOOK, newest)):
+            known = await self._rest.page(notes, _LOOK, newest)
+            marked = [note for note in known if mark in str(note.get("body"))]
+            if marked and await self._wrote_any(marked):
                 return
             await self._rest.post(notes, _WRITE, {"body": f"**{telling.title}**\n\n{telling.text}\n\n{mark}"})
         except Absent as error:
             raise ForgeRefusedForGood(str(error)) from error
+
+    async def _wrote_any(self, notes: Sequence[Row]) -> bool:
+        if self._user_id is None:
+            self._user_id = int((await self._rest.get("/user", _WHO))["id"])
+        return any((note.get("author") or {}).get("id") == self._user_id for note in notes)
 
     async def _merge_request(self, path: str, telling: Telling) -> int:
         try:

@@ -39,6 +39,7 @@ class CheckBook:
         details_url: str = "",
         title: str = "",
         summary: str = "",
+        app_id: int | None = None,
     ) -> CheckRun:
         """A check run. GitHubError 422 for what GitHub does not take."""
         if not self._has_commit(repo, head_sha):
@@ -57,6 +58,7 @@ class CheckBook:
             title=title,
             summary=summary,
             created_at=now,
+            app_id=app_id,
         )
         self._check_runs[repo, head_sha].append(check_run)
         return check_run

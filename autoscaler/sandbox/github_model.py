@@ -172,6 +172,8 @@ class CheckRun:
     title: str
     summary: str
     created_at: float
+    app_id: int | None = None
+    """Of another App; None: of the one that installations are of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

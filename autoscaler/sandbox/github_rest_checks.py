@@ -6,6 +6,7 @@ of jobs are listed with the others, as GitHub lists them.
 
 import zlib
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from aiohttp import web
 
@@ -54,7 +55,7 @@ class ChecksApi:
         if request[CALLER].kind != "installation":
             raise GitHubError(403, "You must authenticate via a GitHub App.")
         output = body.get("output") or {}
-        texts = {key: body.get(key) or "" for key in ("name", "head_sha", "external_id", "details_url")}
+        texts: dict[str, Any] = {key: body.get(key) or "" for key in ("name", "head_sha", "external_id", "details_url")}
         texts |= {key: output.get(key) or "" for key in ("title", "summary")} if isinstance(output, dict) else {}
         if not all(isinstance(text, str) for text in texts.values()) or (output and not texts.get("summary")):
             raise GitHubError(422, "Invalid request.")
@@ -129,10 +130,10 @@ class ChecksApi:
             raise GitHubError(403, NOT_PERMITTED)
 
     def _shown(self, made: CheckRun, where: payloads.Urls) -> Json:
-        at = payloads.iso(made.created_at)
+        at, app = payloads.iso(made.created_at), self._app_of(made)
         output = {"title": made.title or None, "summary": made.summary or None, "text": None}
         return {
-            **_frame(made.repo, made.id, self._app.app_id if self._app is not None else 0, made.head_sha, where),
+            **_frame(made.repo, made.id, app["id"] if app is not None else 0, made.head_sha, where),
             "head_sha": made.head_sha,
             "external_id": made.external_id,
             "details_url": made.details_url,
@@ -142,9 +143,15 @@ class ChecksApi:
             "started_at": at,
             "completed_at": at if made.status == "completed" else None,
             "name": made.name,
-            "app": {"id": self._app.app_id, "slug": self._app.slug} if self._app is not None else None,
+            "app": app,
             "output": {**output, **_annotations(made.repo, made.id, 0, where)},
         }
+
+    def _app_of(self, made: CheckRun) -> Json | None:
+        if made.app_id is not None:
+            return {"id": made.app_id, "slug": "another"}
+        own = self._app
+        return {"id": own.app_id, "slug": own.slug, "client_id": own.client_id} if own is not None else None
 
     def _of_job(self, job: Job, where: payloads.Urls) -> Json:
         row = payloads.job(job, self._world.runs[job.run_id], where)

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -60,6 +61,23 @@ async def test_a_name_that_means_something_in_an_address_is_looked_for_as_it_is(
 
     (made,) = driver.face.world.checks.everything()
     assert made.name == f"Runner interrupted: {telling.job_name}"
+
+
+async def test_a_check_run_that_another_app_wrote_keeps_nobody_from_being_told(driver: GitHubDriver) -> None:
+    """A workflow may write check runs with its own token, under any name and id."""
+    telling = await doomed(driver)
+    forged: dict[str, Any] = {
+        "name": f"Runner interrupted: {telling.job_name}",
+        "external_id": telling.key,
+        "app_id": 15368,
+    }
+    driver.face.world.checks.add_check_run(driver.repo, telling.commit, now=now(), conclusion="success", **forged)
+
+    for _ in range(2):
+        await driver.forge.tell(telling)
+
+    _, made = driver.face.world.checks.everything()
+    assert (made.conclusion, made.summary) == ("neutral", telling.text)
 
 
 async def test_a_missing_permission_is_named_with_its_remedy(driver: GitHubDriver) -> None:

@@ -83,6 +83,18 @@ async def test_earlier_notes_of_others_change_nothing(site: Site) -> None:
     assert len(notes(site, 3)) == 121
 
 
+async def test_a_mark_that_somebody_else_wrote_keeps_nobody_from_being_told(site: Site) -> None:
+    telling = lost(site, ref="refs/merge-requests/3/head")
+    forge, mark = site.forge(), f"<!-- autoscaler:{telling.key} -->"
+    there = site.world.merge_requests.get(site.world.find_project(REPO).id, 3)
+    site.world.merge_requests.add_note(there, mark, site.world.pipeline(int(telling.run_id)).user, 1.0)
+
+    for _ in range(2):
+        await forge.tell(telling)
+
+    assert [note.startswith("**Infrastructure") for note in notes(site, 3)] == [False, True]
+
+
 async def test_token_that_may_not_write_says_what_it_needs(site: Site) -> None:
     forge = site.forge(credentials={"token": Secret(RUNNER_TOKEN)})
     with pytest.raises(ForgeUnauthorized, match="needs scope api and the role Reporter"):
