@@ -41,6 +41,7 @@ from autoscaler.model import (
 )
 from autoscaler.placement import Openings, ranking_of
 from autoscaler.plan_frees import freed
+from autoscaler.plan_minting import Minting, minting
 from autoscaler.plan_tally import Part, Tally
 from autoscaler.risk import USUAL_LIFE_H
 from autoscaler.spi import BatchToken, CapacityType, ForgeName, InstanceId, Labels, PoolName, ProviderName, Scope
@@ -50,6 +51,8 @@ PICKUP = lognormal(median_s=1.5, sigma=0.6)
 """From a runner that is up to the job's start, as its forge tells."""
 PICKUP_S = 1.0
 """The same in one number."""
+REFILL_S = 1.0
+"""How late a registration is asked for that the budget had no room for."""
 REGISTRATION = lognormal(median_s=3.0, sigma=0.6)
 """From a machine that stands ready to a job's start on it."""
 LONGEST_S = 3600.0
@@ -202,6 +205,10 @@ class _Queue:
         if count > 0:
             self._coming.append(Coming(count=count, by=by, weight=weight))
 
+    def _spare(self) -> int:
+        """Machines on their way that no job waits for: no machine is launched for the next jobs."""
+        return max(0, sum(one.count for one in self._coming) - len(self._waiting)) if self._room else 0
+
     def _missing(self) -> int:
         return max(0, len(self._waiting) - sum(one.count for one in self._coming))
 
@@ -235,11 +242,11 @@ class _Queue:
             case BlockedBy.BOOTS:
                 self._launch_later(min(count, 1), wait_s, weight=2.0)
             case BlockedBy.BUDGET:
-                per_s = sum(forge.registrations_per_s for forge in self._snapshot.forges.values())
-                wait_s = max(wait_s, self._first_s())  # a budget that nobody uses does not grow
                 size = max(1, math.ceil(count / 12))
-                for number in range(0, count, size) if per_s > 0 else ():
-                    self._launch_later(min(size, count - number), wait_s + (number + size / 2) / per_s)
+                mints = [self._minting(name) for name in {job.forge for job in self._waiting}]
+                for number in range(0, count, size):
+                    grown_s = min(mint.grown_s(number + size / 2) for mint in mints)
+                    self._launch_later(min(size, count - number), max(wait_s, grown_s))
             case BlockedBy.CAPACITY:
                 self._launch_later(count, 0.0)
             case BlockedBy.CAP | BlockedBy.SHARE:
@@ -247,9 +254,10 @@ class _Queue:
             case BlockedBy.OPERATOR:
                 self._is_open = False
 
-    def _first_s(self) -> float:
-        """When the next machine comes, of those that are counted so far."""
-        return _when([math.fsum(one.count * one.by(seconds) for one in self._coming) for seconds in GRID_S], 1.0)
+    def _minting(self, forge: ForgeName) -> Minting:
+        """What the forge's budget makes of the machines that are counted so far."""
+        means = [self._mean(seconds) for seconds in GRID_S]
+        return minting(self._snapshot.forges[forge], lambda seconds: _at(means, seconds))
 
     def _frees(self) -> Iterator[tuple[Chance, int]]:
         """What the end of a machine makes room for: of this pool where its own cap binds, else of all."""
@@ -267,14 +275,18 @@ class _Queue:
         if all(job.prediction is not None for job in self._waiting):
             return
         means = [self._mean(seconds) for seconds in GRID_S]
-        round_s, tallies, first_s = self._rounding(), dict[int, list[tuple[float, Tally]]](), _when(means, 1.0)
-        rests = self._rests()
+        round_s, tallies = self._rounding(), dict[int, list[tuple[float, Tally]]]()
+        rests, mints = self._rests(), dict[ForgeName, Minting]()
         ahead: Counter[ForgeName] = Counter()
         for number, job in enumerate(self._waiting, start=1):
             ahead[job.forge] += 1
             if job.prediction is not None:
                 continue
-            left_s, soonest_s = self._left_s(job), self._mint_s(job.forge, ahead[job.forge], first_s)
+            left_s, soonest_s = self._left_s(job), 0.0
+            if ahead[job.forge] > self._snapshot.forges[job.forge].registrations_left:
+                if job.forge not in mints:
+                    mints[job.forge] = self._minting(job.forge)
+                soonest_s = mints[job.forge].served_s(ahead[job.forge]) + REFILL_S
             breach = 1.0
             if left_s > soonest_s:
                 step = math.ceil(left_s / round_s)
@@ -321,6 +333,7 @@ class _Queue:
         if self._flow is None:
             self._flow = self._rate()
         rate, burst = self._flow
+        seconds -= self._spare() / rate if rate else 0.0  # the first of them are covered by what is spare
         extra = rate * self._integral(seconds) if rate and seconds > 0 else 0.0
         return extra, extra * burst
 
@@ -329,8 +342,9 @@ class _Queue:
         are over are not among those that are seen: the time over which these came is the shorter for it."""
         if not self._is_open or not self._lately:
             return 0.0, 1.0
-        sizes = sorted(self._lately.values())
-        most = max(4, USUAL_RUNS * sizes[len(sizes) // 2])
+        sizes = list(self._lately.values())
+        usual = sorted([*sizes, *[2] * (5 - len(sizes))])  # one train among few runs is no usual one
+        most = max(4, USUAL_RUNS * usual[len(usual) // 2])
         sizes = [min(size, most) for size in sizes]
         boot_s = min(LATELY.total_seconds(), self._boot_s())
         run_s = max(5.0, self._snapshot.expected_life_h.get(self._pool.name, USUAL_LIFE_H) * 3600 - boot_s)
@@ -356,7 +370,7 @@ class _Queue:
             rest = 1
             while rest < longest and _beyond(size, rest + 1, others) >= share * any_more:
                 rest += max(1, rest // 8)
-            found.append((any_more / 3, min(rest, self._room)))
+            found.append((any_more / 3, min(max(0, rest - self._spare()), self._room)))
         return found
 
     def _boot_s(self) -> float:
@@ -366,14 +380,6 @@ class _Queue:
         """Seconds times the mean chance of a machine that is launched within them."""
         steps = 6
         return seconds * math.fsum(self._usual.by(seconds * (step + 0.5) / steps) for step in range(steps)) / steps
-
-    def _mint_s(self, forge: ForgeName, number: int, first_s: float) -> float:
-        """When its forge can have registered so many runners. What is left now is taken for all that there ever is:
-        it does not grow until the first machine comes."""
-        view = self._snapshot.forges.get(forge)
-        if view is None or number <= view.registrations_left:
-            return 0.0
-        return first_s + (number - view.registrations_left) / max(1e-3, view.registrations_per_s)
 
 
 def _covered(
@@ -414,6 +420,15 @@ def _beyond(size: int, rest: int, others: Sequence[int]) -> float:
 
 def _delayed(by: Chance, wait_s: float) -> Chance:
     return lambda seconds: by(seconds - wait_s)
+
+
+def _at(means: Sequence[float], seconds: float) -> float:
+    """What is expected between the times of the grid."""
+    at = bisect_left(GRID_S, seconds)
+    if at == 0 or at >= len(GRID_S):
+        return means[min(at, len(GRID_S) - 1)] if at else means[0] * seconds / GRID_S[0]
+    part = (seconds - GRID_S[at - 1]) / (GRID_S[at] - GRID_S[at - 1])
+    return means[at - 1] + part * (means[at] - means[at - 1])
 
 
 def _when(means: Sequence[float], count: float) -> float:

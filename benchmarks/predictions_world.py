@@ -69,6 +69,8 @@ FLUSH_EVERY = 2000
 WORKFLOWS = 12
 ODD = 0.2
 """The share of runs that have another number of jobs than their workflow usually has."""
+FULL_S = 60.0
+"""A full budget of registrations holds what a minute gives."""
 APART_S = 0.03
 """Between two jobs of a run, as their forge makes them."""
 _S = InstanceState
@@ -100,7 +102,6 @@ class Weather:
     target_s: float = 60.0
     most: int = 2000
     mint_per_s: float = 3.0
-    mint_burst: float = 180.0
     webhook_loss: float = 0.01
 
 
@@ -140,7 +141,7 @@ class Day:
         """At the forge, in its order: also those of which we have not heard."""
         self._idle: deque[InstanceId] = deque()
         self._tick_at = math.inf
-        self._mints = weather.mint_burst
+        self._mints = FULL_S * weather.mint_per_s
         self._minted_at = 0.0
         self._spells: dict[CapacityPool, _Spell] = {}
         self._pool = _pool(weather)
@@ -399,7 +400,7 @@ class Day:
 
     def _snapshot(self) -> Snapshot:
         weather = self._weather
-        self._mints = min(weather.mint_burst, self._mints + (self._now_s - self._minted_at) * weather.mint_per_s)
+        self._mints = min(FULL_S * weather.mint_per_s, self._mints + (self._now_s - self._minted_at) * weather.mint_per_s)
         self._minted_at = self._now_s
         forge = ForgeView(
             name=FORGE,
