@@ -43,6 +43,7 @@ from autoscaler.placement import Openings, ranking_of
 from autoscaler.plan_frees import freed
 from autoscaler.plan_minting import Minting, minting
 from autoscaler.plan_tally import Part, Tally
+from autoscaler.plan_unseen import Unseen, unseen
 from autoscaler.risk import USUAL_LIFE_H
 from autoscaler.spi import BatchToken, CapacityType, ForgeName, InstanceId, Labels, PoolName, ProviderName, Scope
 from autoscaler.spill import Curve, Outlook, after
@@ -59,8 +60,6 @@ LONGEST_S = 3600.0
 """What is said of a job for which no machine is in sight."""
 LATELY = timedelta(minutes=5)
 """Jobs come at the rate of this time ..."""
-ANY_SIZE = 0.5
-"""How many runs it is worth that a run may be of any size."""
 USUAL_RUNS = 3
 """... but for runs of more than so many times the usual number of jobs: those are not to be expected again."""
 DISTINCT = 40
@@ -275,7 +274,7 @@ class _Queue:
         if all(job.prediction is not None for job in self._waiting):
             return
         means = [self._mean(seconds) for seconds in GRID_S]
-        round_s, tallies = self._rounding(), dict[int, list[tuple[float, Tally]]]()
+        round_s, tallies = self._rounding(), dict[tuple[int, int], Tally]()
         rests, mints = self._rests(), dict[ForgeName, Minting]()
         ahead: Counter[ForgeName] = Counter()
         for number, job in enumerate(self._waiting, start=1):
@@ -291,8 +290,10 @@ class _Queue:
             if left_s > soonest_s:
                 step = math.ceil(left_s / round_s)
                 if step not in tallies:
-                    tallies[step] = [(weight, self._tally(step * round_s, rest)) for weight, rest in rests]
-                breach = 1.0 - math.fsum(weight * tally.at_least(number) for weight, tally in tallies[step])
+                    tallies[step] = [(one, self._tally(step * round_s, one.more)) for one in rests]
+                breach = 1.0 - math.fsum(
+                    one.chance * tally.at_least(number + one.older) for one, tally in tallies[step]
+                )
             yield job.id, self._said(job, breach=breach, until_s=max(soonest_s, _when(means, number - 0.5)))
 
     def _said(self, job: Job, *, breach: float, until_s: float) -> Prediction:
@@ -351,27 +352,19 @@ class _Queue:
         seen_s = boot_s + run_s * (1.0 - math.exp((boot_s - LATELY.total_seconds()) / run_s))
         return sum(sizes) / seen_s, sum(size * size for size in sizes) / sum(sizes)
 
-    def _rests(self) -> list[tuple[float, int]]:
-        """How many jobs of the run whose jobs are just coming are likely not seen yet: chances and numbers."""
+    def _rests(self) -> list[Unseen]:
+        """What of the run whose jobs are just coming is likely not seen yet."""
         seen: dict[str, list[Job]] = defaultdict(list)
         for job in self._waiting:
             if job.prediction is None and job.seen_by is SeenBy.WEBHOOK:
                 seen[job.run_id].append(job)
         if not seen or not self._is_open:
-            return [(1.0, 0)]
+            return [Unseen(chance=1.0)]
         run_id, jobs = max(seen.items(), key=lambda item: (len(item[1]), item[0]))
-        size = len(jobs) + self._lately.get(run_id, 0)
-        one = jobs[0]
+        one, size = jobs[0], len(jobs) + self._lately.get(run_id, 0)
         known = self._snapshot.run_sizes.get((one.forge, one.repo, one.workflow, self._pool.name), ())
         others = known or [other for run, other in self._lately.items() if run != run_id]
-        any_more, longest = _beyond(size, 1, others), 10 * size
-        found = [(1.0 - any_more, 0)]
-        for share in (5 / 6, 1 / 2, 1 / 6):
-            rest = 1
-            while rest < longest and _beyond(size, rest + 1, others) >= share * any_more:
-                rest += max(1, rest // 8)
-            found.append((any_more / 3, min(max(0, rest - self._spare()), self._room)))
-        return found
+        return list(unseen(size, others, room=self._room, spare=self._spare()))
 
     def _boot_s(self) -> float:
         return _when([self._usual.by(seconds) for seconds in GRID_S], 0.5)
@@ -408,14 +401,6 @@ def _covered(
         else:
             covered.append((job, PICKUP.by))
     return covered, waiting
-
-
-def _beyond(size: int, rest: int, others: Sequence[int]) -> float:
-    """The chance that a run of which so many jobs are seen has so many more, from what others had, and a little as if
-    it were of any size."""
-    longer = [other for other in others if other >= size]
-    any_size = size / (size + rest)
-    return (sum(1 for other in longer if other >= size + rest) + any_size * ANY_SIZE) / (len(longer) + ANY_SIZE)
 
 
 def _delayed(by: Chance, wait_s: float) -> Chance:

@@ -5,11 +5,12 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable
 
-from benchmarks import fleets, latency, life, plan, recovery, webhooks
+from benchmarks import fleets, latency, life, plan, predictions, recovery, webhooks
 from benchmarks.figures import Figure, as_json, table
 
 BENCHMARKS: dict[str, Callable[..., Awaitable[list[Figure]]]] = {
     "plan": plan.run,
+    "predictions": predictions.run,
     "webhooks": webhooks.run,
     "latency": latency.run,
     "life": life.run,

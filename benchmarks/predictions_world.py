@@ -400,7 +400,8 @@ class Day:
 
     def _snapshot(self) -> Snapshot:
         weather = self._weather
-        self._mints = min(FULL_S * weather.mint_per_s, self._mints + (self._now_s - self._minted_at) * weather.mint_per_s)
+        grown = (self._now_s - self._minted_at) * weather.mint_per_s
+        self._mints = min(FULL_S * weather.mint_per_s, self._mints + grown)
         self._minted_at = self._now_s
         forge = ForgeView(
             name=FORGE,
