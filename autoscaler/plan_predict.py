@@ -289,11 +289,11 @@ class _Queue:
             breach = 1.0
             if left_s > soonest_s:
                 step = math.ceil(left_s / round_s)
-                if step not in tallies:
-                    tallies[step] = [(one, self._tally(step * round_s, one.more)) for one in rests]
-                breach = 1.0 - math.fsum(
-                    one.chance * tally.at_least(number + one.older) for one, tally in tallies[step]
-                )
+                breach = 0.0
+                for one in rests:
+                    if (step, one.more) not in tallies:
+                        tallies[step, one.more] = self._tally(step * round_s, one.more)
+                    breach += one.chance * (1.0 - tallies[step, one.more].at_least(number + one.older))
             yield job.id, self._said(job, breach=breach, until_s=max(soonest_s, _when(means, number - 0.5)))
 
     def _said(self, job: Job, *, breach: float, until_s: float) -> Prediction:
