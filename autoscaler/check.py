@@ -5,7 +5,7 @@ and may run beside a live daemon. The first two decide exit code 2, a probe that
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from autoscaler.clock import SystemClock
 from autoscaler.config_types import Config, ConfigError, Problem
 from autoscaler.core import runner_prefix
 from autoscaler.plugins import make_forges, make_providers
+from autoscaler.reach import reach_note, reach_of
+from autoscaler.rules import rules_of
 from autoscaler.spi import Finding, Forge, Provider, Surroundings, Verdict
 
 EXIT_DONE, EXIT_CONFIG, EXIT_REFUSED = 0, 2, 3
@@ -102,6 +104,7 @@ async def _check_adapters(config: Config, calls: Calls, *, online: bool) -> list
     except ConfigError as error:
         findings += _invalid(error.problems)
     try:
+        findings += targets(config, providers)
         findings += await probe_host(config, providers)
         if online:
             findings += await probe_online(config, forges, providers)
@@ -110,6 +113,27 @@ async def _check_adapters(config: Config, calls: Calls, *, online: bool) -> list
             await forge.aclose()
         for provider in providers:
             await provider.aclose()
+    return findings
+
+
+def targets(config: Config, providers: Sequence[Provider]) -> list[Finding]:
+    """Pools without machines that stand ready whose wait target no boot can keep, as far as anybody knows before the
+    first machine came: the daemon measures, and its page says what would keep it."""
+    at_once = {provider.name for provider in providers if provider.traits.is_up_at_once}
+    findings = []
+    for number, pool in enumerate(rules_of(config).pools.values()):
+        note = reach_note(pool, reach_of(pool, {}))
+        if note and not pool.min and at_once.isdisjoint(pool.providers):
+            message = f"a target of {pool.target.total_seconds():g} s {note}"
+            findings.append(
+                Finding(
+                    verdict=Verdict.WARNING,
+                    key=f"pool[{number}].wait.target",
+                    message=message,
+                    remedy="raise the target, bake an image that boots quicker, or set min: the status page says how "
+                    "many machines would do once jobs came",
+                )
+            )
     return findings
 
 

@@ -323,12 +323,14 @@ class Finding:
 class ProviderTraits:
     """What differs between providers, as data. `stoppable`: capacity types whose machines can be stopped and started.
     `minimum_billed_s` is the least that one start is billed; `reclaimed_free_s` the first time in which a machine
-    that the cloud itself takes costs nothing; `stopped_share` what a stopped machine costs of its on_demand price."""
+    that the cloud itself takes costs nothing; `stopped_share` what a stopped machine costs of its on_demand price.
+    `is_up_at_once`: its machines are processes and need not boot."""
 
     stoppable: frozenset[CapacityType] = frozenset()
     minimum_billed_s: float = 0.0
     reclaimed_free_s: float = 0.0
     stopped_share: float = 0.0
+    is_up_at_once: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

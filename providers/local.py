@@ -115,7 +115,7 @@ class LocalProvider:
 
     @property
     def traits(self) -> ProviderTraits:
-        return ProviderTraits()
+        return ProviderTraits(is_up_at_once=True)
 
     @property
     def isolation(self) -> str:

@@ -3,13 +3,18 @@
 import json
 import socket
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from autoscaler.check import CheckReport, check
+from autoscaler.check import CheckReport, check, targets
+from autoscaler.config_types import WaitConfig
+from autoscaler.simulate.seeds import make_config, make_pool
+from autoscaler.simulate.stage import LOCAL
 from autoscaler.spi import Verdict
+from benchmarks.null_provider import NullProvider
 from tests.config_files import ENVIRON, minimal_document, replaced, write
 
 
@@ -167,3 +172,18 @@ async def test_json_report_holds_what_the_text_says(document: dict[str, Any], tm
     assert [one["key"] for one in shown["findings"]] == [one.key for one in report.findings]
     assert all(one.message in report.text() and one.remedy in report.text() for one in report.findings)
     assert not [secret for secret in ENVIRON.values() if secret in report.text()]
+
+
+def test_a_target_that_no_boot_keeps_is_told_unless_machines_stand_ready() -> None:
+    cloud = NullProvider(LOCAL)
+    pools = (make_pool("quick", ("a",), wait=WaitConfig(target=timedelta(minutes=5))), make_pool("cold", ("b",)))
+    ready = make_pool("ready", ("c",), min=2)
+    (found,) = targets(make_config("ci", (*pools, ready)), [cloud])
+    assert (found.key, found.verdict) == ("pool[1].wait.target", Verdict.WARNING)
+    assert "a target of 60 s cannot be met by booting" in found.message
+    assert "machines that stand ready (min) would meet it" in found.message
+
+
+async def test_no_target_of_local_machines_is_doubted(document: dict[str, Any], tmp_path: Path) -> None:
+    document["pool"][0] |= {"wait": {"target": "5s"}}
+    assert not [key for key in verdicts(await checked(document, tmp_path)) if key.endswith("wait.target")]
