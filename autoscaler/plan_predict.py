@@ -164,8 +164,7 @@ class _Queue:
             now=now,
             boots=self._boots,
         )
-        self._usual = self._outlook.spot if pool.spot_enabled else self._outlook.on_demand
-        """What happens to a machine that is asked for next."""
+        self._usual = self._outlook.usual
 
     def _boots(self, provider: ProviderName) -> Boots:
         return pool_boots(self._pool, provider, self._snapshot.arrivals)

@@ -11,8 +11,8 @@ ANY_SIZE = 0.5
 """How many runs it is worth that a run may be of any size."""
 LONGEST = 10
 """A run is not taken to have more than so many times what is seen of it."""
-OVERTAKEN = 10
-"""Webhooks overtake each other by tenths of a second: not more than so many jobs."""
+OVERTAKEN = 3
+"""Webhooks overtake each other by tenths of a second: not more than so many jobs, and mostly fewer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +34,7 @@ def unseen(size: int, others: Sequence[int], *, room: int, spare: int) -> Iterat
         while rest < LONGEST * size and _beyond(size, rest + 1, others) >= share * any_more:
             rest += max(1, rest // 8)
         more, most_older = min(max(0, rest - spare), room), min(rest, OVERTAKEN)
-        for older, part in ((0, 1 / 4), ((most_older + 1) // 2, 1 / 2), (most_older, 1 / 4)):
+        for older, part in ((0, 0.5), ((most_older + 2) // 3, 0.3), (most_older, 0.2)):
             yield Unseen(chance=any_more / 3 * part, more=more, older=older)
 
 

@@ -118,6 +118,14 @@ class Outlook:
         self.on_demand = Curve(tries=bought)
         self._known: dict[int, Odds] = {}
 
+    @property
+    def usual(self) -> Curve:
+        """What becomes of a machine that is asked for next, for a job that has just come."""
+        target_s = self._pool.target.total_seconds()
+        odds = Odds(spot=1.0 - self.spot.by(target_s), on_demand=1.0 - self.on_demand.by(target_s))
+        is_spilled = self._pool.spill_enabled and self._is_worth(odds)
+        return self.on_demand if is_spilled or not self._pool.spot_enabled else self.spot
+
     def odds(self, job: Job, *, is_new: bool = False) -> Odds:
         """For a job that waits since it was queued; `is_new`: it will be queued by the time that the machine is up."""
         age = timedelta(0) if is_new else self._now - job.queued_at
@@ -131,15 +139,16 @@ class Outlook:
 
     def spills(self, job: Job, odds: Odds) -> bool:
         """Whether a job should have on_demand."""
+        return self._is_worth(odds) and (odds.gain >= self._pool.spill_margin - 1e-9 or not self._is_pause(job))
+
+    def _is_worth(self, odds: Odds) -> bool:
         if not self.on_demand.tries:
             return False
         if odds.gain >= self._pool.spill_margin - 1e-9:
             return True
         is_late = odds.on_demand > 1.0 - self._pool.spill_margin
-        if not is_late or self.outage is None:
-            return False
         opens_soon = self.opens_at is not None and self.opens_at <= self._now + SOON
-        return not opens_soon and not self._is_pause(job)
+        return is_late and self.outage is not None and not opens_soon
 
     def try_of(self, offerings: Sequence[Offering]) -> Try:
         """A launch that names these offerings."""
