@@ -1,6 +1,7 @@
 """Days on which spot runs dry: on_demand stands in with its reason, and gives way again; what was learned survives."""
 
 from collections.abc import Callable, Coroutine
+from itertools import pairwise
 from typing import Any
 
 from autoscaler.config_types import SpillConfig
@@ -47,6 +48,44 @@ def test_on_demand_stands_in_within_seconds_and_spot_is_back_when_it_can_be_had(
         day.loop.call_later(130, day.stage.submit, GITHUB, run_of(GITHUB, jobs=2))
         await day.until(lambda: states(day) == [JobState.DONE] * 6)
         assert len(of_type(day, CapacityType.ON_DEMAND)) == bought, "spot had machines again"
+
+    live(play, slots=1)
+
+
+def test_capacity_that_comes_and_goes_switches_no_oftener_than_it_does() -> None:
+    """Spot is dry for every other two minutes. No time hysteresis damps that: cooldowns do."""
+
+    async def play(day: Day) -> None:
+        day.daemon.start()
+        began = day.loop.time()
+        account = day.stage.cloud.world.account
+        spots = [place for place in account.capacity.supplies if place.capacity_type is CapacityType.SPOT]
+        for phase in range(1, 9):
+            change = account.capacity.exhausted.update if phase % 2 else account.capacity.exhausted.difference_update
+            day.loop.call_at(began + 120.0 * phase, change, spots)
+        for number in range(80):
+            day.loop.call_at(began + 12.0 * number + 1, day.stage.submit, GITHUB, run_of(GITHUB, duration_s=5))
+        await day.until(lambda: states(day) == [JobState.DONE] * 80, within_s=1200)
+        bought = [row for row in day.rows() if row.provider_id is not None and row.capacity_pool is not None]
+        words = [row.capacity_pool.capacity_type for row in sorted(bought, key=lambda row: row.created_at)]
+        switches = sum(before is not after for before, after in pairwise(words))
+        assert CapacityType.ON_DEMAND in words
+        assert switches <= 2 * 8, "not with every launch"
+        assert all("predicted breach" in causes(day, row)[0] for row in of_type(day, CapacityType.ON_DEMAND))
+        waits = sorted((job.started_at - job.queued_at).total_seconds() for job in day.jobs() if job.started_at)
+        assert waits[len(waits) * 19 // 20] < 60, "the target is kept all the same"
+
+    live(play, slots=20)
+
+
+def test_every_job_is_told_once_how_likely_it_is_to_be_late() -> None:
+    async def play(day: Day) -> None:
+        day.daemon.start()
+        day.stage.submit(GITHUB, run_of(GITHUB, jobs=4, duration_s=20))
+        await day.until(lambda: len(day.jobs()) == 4 and all(job.prediction is not None for job in day.jobs()))
+        said = {job.id: job.prediction for job in day.jobs()}
+        await day.until(lambda: states(day) == [JobState.DONE] * 4)
+        assert {job.id: job.prediction for job in day.jobs()} == said, "what was said first stands"
 
     live(play, slots=1)
 
