@@ -9,6 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
+from statistics import median
 
 from autoscaler.boots import Boots
 from autoscaler.model import Instance, InstanceState, Job, Pool, Snapshot
@@ -18,7 +19,7 @@ TEARDOWN_S = 4.0
 """From a job's end until its machine is known to be gone."""
 SPREAD = 0.4
 """How far run times of the same work differ, in logarithms (specs, policy 2: 0.3 beside what the median hides)."""
-UNKNOWN_SPREAD = 1.0
+UNKNOWN_SPREAD = 0.8
 ROUNDS = 4
 
 _S = InstanceState
@@ -34,10 +35,14 @@ def freed(
     now: datetime,
     *,
     boots: Boots,
+    waiting: Sequence[Job],
 ) -> Iterator[tuple[Callable[[float], float], int]]:
-    """Groups of machines that come in the places of those that end, and of these: their curve and their number."""
+    """Groups of machines that come in the places of those that end, and of these: their curve and their number.
+    `waiting` are the jobs that they will run."""
     boot_s, boot_sd = _moments([boots.quantile(share) for share in (0.125, 0.375, 0.625, 0.875)])
-    mean_s = snapshot.expected_life_h.get(pool.name, USUAL_LIFE_H) * 3600
+    known = [hours for job in waiting if (hours := snapshot.hours.get(job.work)) is not None]
+    lives_s = snapshot.expected_life_h.get(pool.name, USUAL_LIFE_H) * 3600
+    mean_s = median(known) * 3600 if known else max(5.0, lives_s - boot_s)
     groups: dict[tuple[int, int], list[tuple[float, float]]] = defaultdict(list)
     for row in rows:
         ends = _ends(row, snapshot, now, boot_s=boot_s, boot_sd=boot_sd, mean_s=mean_s)

@@ -262,7 +262,7 @@ class _Queue:
         own = [row for row in self._snapshot.instances.values() if row.pool == self._pool.name]
         rows = own if len(own) >= self._pool.max else list(self._snapshot.instances.values())
         boots = self._boots(self._pool.providers[0]) if self._pool.providers else PRIOR
-        yield from freed(rows, self._snapshot, self._pool, self._now, boots=boots)
+        yield from freed(rows, self._snapshot, self._pool, self._now, boots=boots, waiting=self._waiting)
 
     # ------------------------------------------------------------------ what that means
 
