@@ -56,6 +56,8 @@ _log = structlog.get_logger(__name__)
 
 _IDENTITY_WINDOW_S = 60.0
 _LIFETIME_MARGIN = timedelta(minutes=2)  # the agent ends itself first, and says why
+HOOK = "hook_"
+"""How the boot document's names of the image's own hooks begin."""
 _DEPLOYMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -207,7 +209,7 @@ class LocalProvider:
 
     def _launch(self, batch: LaunchBatch) -> LaunchResult:
         document = _parse_user_data(batch)
-        if problem := self._isolation.problem_with_image(batch.image):
+        if problem := self._isolation.problem_with_image(document["image"]):
             raise InvalidRequest(problem)
         with self._machines.locked():
             present = self._machines.read_all()
@@ -242,7 +244,7 @@ class LocalProvider:
         command = self._isolation.command(
             self._machines.root / provider_id,
             uid=uid,
-            image=batch.image,
+            image=document["image"],
             program=(
                 *("{folder}/agent.pyz", "--folder", "{folder}", "--boot", "{folder}/boot.json"),
                 *("--evidence", "local", "--instance", provider_id, "--key-fd", "{key_fd}"),
@@ -317,20 +319,24 @@ def _fits(offering: Offering, shape: Shape) -> bool:
 
 
 def _parse_user_data(batch: LaunchBatch) -> Mapping[str, Any]:
-    """The boot document. Raises InvalidRequest for one that no agent could start with, and for a missing image."""
+    """The boot document, its image being the batch's with the hooks that the document adds. Raises InvalidRequest for
+    one that no agent could start with, and for a missing image or hook."""
     try:
         document = json.loads(batch.user_data)
     except ValueError:
         raise InvalidRequest("user data is not a boot document") from None
     if not isinstance(document, dict):
         raise InvalidRequest("user data is not a boot document")
-    for key, path in batch.image.items():
+    named = document.get("image")
+    hooks = {key: str(path) for key, path in named.items() if key.startswith(HOOK)} if isinstance(named, dict) else {}
+    image = {**batch.image, **hooks}
+    for key, path in image.items():
         if not Path(path).exists():
             raise InvalidRequest(f"image.{key}: {path} does not exist on this host")
     github = batch.image.get("github_runner")
     if github is not None and not (Path(github) / "run.sh").is_file():
         raise InvalidRequest(f"image.github_runner: {github} holds no run.sh")
-    return document
+    return {**document, "image": image}
 
 
 def _is_loopback(address: str) -> bool:

@@ -74,7 +74,11 @@ async def test_unknown_pools_and_game_days_are_not_found() -> None:
 
 
 async def a_busy_daemon(here: Site) -> Any:
-    daemon = here.daemon(pools=pool_text("data", "gitlab", "data"))
+    hook = here.folder / "save.sh"
+    hook.write_text('#!/bin/sh\n[ -w "$HOME" ] && [ -n "$RUNNER_NAME" ]\n')
+    hook.chmod(0o755)
+    hooks = f'[image.hooks]\non_interruption = "{hook}"\n'
+    daemon = here.daemon(pools=pool_text("data", "gitlab", "data") + hooks)
     text = daemon.config.read_text().replace('tick = "0.3s"', 'tick = "0.3s"\nchaos = true')
     daemon.config.write_text(text.replace("keep_ended_s = 30", "keep_ended_s = 30\nnotice_s = 4"))
     await daemon.start()
@@ -115,5 +119,12 @@ async def test_game_day_on_real_machines_tells_what_it_cost(capsys: pytest.Captu
         assert again["jobs"] == report["jobs"]
         taken = await daemon.api(f"instances/{report['machines'][0]}")
         assert (taken["ending"], taken["interruption"]["game_day"]) == ("chaos", True)
+        assert 0 <= taken["interruption"]["hook_s"] < 4
+        (hook,) = [
+            line
+            for line in (await daemon.api(f"ledger?subject={taken['job']}"))["ledger"]
+            if line["action"] == "interruption_hook"
+        ]
+        assert (hook["actor"], hook["outcome"]) == ("agent", "ok")
         ledger = (await daemon.api(f"ledger?subject={report['id']}"))["ledger"]
         assert [line["actor"] for line in ledger] == ["operator with token 1"] * 2

@@ -6,13 +6,24 @@ import os
 import random
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
-from autoscaler.spi import BatchToken, CloudInstance, MachineState, PoolName, ProviderId, ProviderName, Shape
+from autoscaler.spi import (
+    BatchToken,
+    CloudInstance,
+    InvalidRequest,
+    MachineState,
+    PoolName,
+    ProviderId,
+    ProviderName,
+    Shape,
+)
 from providers.local_isolation import RUNGS, UIDS
 from providers.local_machines import Machines, Plan
 from providers.local_supervisor import start_ticks
@@ -55,6 +66,14 @@ async def daemon() -> AsyncIterator[AgentDaemon]:
     yield server
     await server.stop()
     assert server.violations == []
+
+
+@pytest.fixture
+def readable() -> Iterator[Path]:
+    """A folder that any user may read, unlike pytest's own."""
+    with TemporaryDirectory(prefix="hooks-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
 
 
 def new_mark() -> str:
@@ -152,6 +171,45 @@ async def test_a_reclaim_is_announced_to_the_agent_and_enforced(tmp_path: Path, 
         assert processes_with(mark)
         await until(lambda: find(site.provider, machine.provider_id, ENDED))
         assert processes_with(mark) == []
+
+
+WORKING = """\
+#!/bin/bash
+trap 'exit 0' INT TERM
+bash -e "$ACTIONS_RUNNER_HOOK_JOB_STARTED"
+while true; do sleep 0.05; done
+"""
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+async def test_the_images_hook_runs_in_the_machine_that_is_taken(
+    readable: Path, daemon: AgentDaemon, rung: str
+) -> None:
+    hook = readable / "save.sh"
+    hook.write_text('#!/bin/sh\n[ "$(id -u)" != 0 ] && [ "$RUNNER_NAME" = x-1 ] && [ -w "$HOME" ]\n')
+    hook.chmod(0o755)
+    async with local_site(readable, isolation=rung, daemon_url=daemon.url, notice_s=2) as site:
+        site.write_runner(WORKING)
+        offerings = await site.provider.offerings(Shape())
+        batch = site.batch("b-1", count=1, offerings=offerings[:1])
+        document = json.loads(batch.user_data)
+        document["image"]["hook_on_interruption"] = str(hook)
+        launched = await site.provider.launch(replace(batch, user_data=json.dumps(document)))
+        await until(lambda: "job_started" in daemon.memory.kinds())
+        await site.provider.interrupt([launched.instances[0].provider_id])
+        await until(lambda: "hook_ended" in daemon.memory.kinds())
+        assert daemon.memory.detail("hook_ended")["outcome"] == "ok"
+        await until(lambda: "ending" in daemon.memory.kinds())
+
+
+async def test_a_hook_that_is_not_on_the_host_is_refused_before_any_machine(tmp_path: Path) -> None:
+    async with local_site(tmp_path) as site:
+        batch = site.batch("b-1", count=1, offerings=await site.provider.offerings(Shape()))
+        document = json.loads(batch.user_data)
+        document["image"]["hook_on_interruption"] = str(tmp_path / "nothing")
+        with pytest.raises(InvalidRequest, match=r"image\.hook_on_interruption"):
+            await site.provider.launch(replace(batch, user_data=json.dumps(document)))
+        assert not await site.provider.list_instances()
 
 
 async def test_a_job_is_kept_apart_from_the_host(
