@@ -24,7 +24,7 @@ from autoscaler.model import (
     Terminate,
 )
 from autoscaler.spi import InstanceId
-from autoscaler.states import TIMER_ENDS, end_reason_said
+from autoscaler.states import REGISTERED_STATES, TIMER_ENDS, WORKING_STATES, end_reason_said
 
 NO_POOL_BOOT = timedelta(minutes=10)
 NO_POOL_RUNTIME = timedelta(hours=6)
@@ -35,6 +35,11 @@ RECLAIM_GRACE = timedelta(seconds=30)
 """How much later than it said a cloud may take a machine before we end it ourselves."""
 OLD_SPREAD_S = 3600
 """Over so long the machines that stand by are replaced that were launched together."""
+
+
+_TOLD_OF = REGISTERED_STATES | {InstanceState.LAUNCHED, InstanceState.READY}
+"""States in which a machine ends because of what is said of it."""
+_STANDING = frozenset({InstanceState.READY, InstanceState.IDLE})
 
 
 @dataclass(slots=True)
@@ -86,50 +91,50 @@ def _due(
     instance: Instance, snapshot: Snapshot, rules: Rules, now: datetime, ends: Ends
 ) -> tuple[EndReason, str, bool] | None:
     """Why this machine must end now and whether its runner must be released first; None when it may stay."""
-    pool = rules.pools.get(instance.pool)
+    pool, state = rules.pools.get(instance.pool), instance.state
+    if state in WORKING_STATES:
+        return _working_due(instance, snapshot, pool, now, ends)
+    if state is InstanceState.TERMINATING:
+        again_at = instance.since + rules.terminate_again_after
+        if now < again_at:
+            ends.wake(again_at)
+            return None
+        return instance.ending or EndReason.SURPLUS, "not gone yet: asked again", False
+    if state in _TOLD_OF and (told := _told_due(instance, snapshot)) is not None:
+        return told
+    return _deadline_due(instance, pool, rules, now, ends)
+
+
+def _told_due(instance: Instance, snapshot: Snapshot) -> tuple[EndReason, str, bool] | None:
+    """What was said of a machine that has no job."""
+    id_, is_registered = instance.id, instance.state in REGISTERED_STATES
+    if id_ in snapshot.interruptions:
+        return *_taken(snapshot.interruptions[id_]), is_registered
+    if id_ in snapshot.disputed:
+        return EndReason.DISPUTED, "two claims with valid evidence: replaced", is_registered
+    if id_ in snapshot.ending:
+        return _said_reason(instance, snapshot), f"its agent ended: {snapshot.ending[id_]}", is_registered
+    if is_registered and id_ in snapshot.releasing:
+        return (*snapshot.releasing[id_], True)
+    return None
+
+
+def _deadline_due(
+    instance: Instance, pool: Pool | None, rules: Rules, now: datetime, ends: Ends
+) -> tuple[EndReason, str, bool] | None:
     state = instance.state
-    match state:
-        case InstanceState.BUSY | InstanceState.DRAINING:
-            return _working_due(instance, snapshot, pool, now, ends)
-        case InstanceState.TERMINATING:
-            again_at = instance.since + rules.terminate_again_after
-            if now < again_at:
-                ends.wake(again_at)
-                return None
-            return instance.ending or EndReason.SURPLUS, "not gone yet: asked again", False
-        case InstanceState.LAUNCHED | InstanceState.READY if instance.id in snapshot.interruptions:
-            return *_taken(snapshot.interruptions[instance.id]), False
-        case InstanceState.REGISTERING | InstanceState.IDLE if instance.id in snapshot.interruptions:
-            return *_taken(snapshot.interruptions[instance.id]), True
-        case InstanceState.LAUNCHED | InstanceState.READY if instance.id in snapshot.disputed:
-            return EndReason.DISPUTED, "two claims with valid evidence: replaced", False
-        case InstanceState.REGISTERING | InstanceState.IDLE if instance.id in snapshot.disputed:
-            return EndReason.DISPUTED, "two claims with valid evidence: replaced", True
-        case InstanceState.LAUNCHED | InstanceState.READY if instance.id in snapshot.ending:
-            return _said_reason(instance, snapshot), f"its agent ended: {snapshot.ending[instance.id]}", False
-        case InstanceState.REGISTERING | InstanceState.IDLE if instance.id in snapshot.ending:
-            return _said_reason(instance, snapshot), f"its agent ended: {snapshot.ending[instance.id]}", True
-        case InstanceState.REGISTERING | InstanceState.IDLE if instance.id in snapshot.releasing:
-            return (*snapshot.releasing[instance.id], True)
-        case InstanceState.REQUESTED:
-            if _passed(instance, rules.launch_timeout, now, ends):
-                return EndReason.REFUSED, "the cloud never showed the machine that was asked for", False
-        case InstanceState.LAUNCHED:
-            limit = pool.boot_timeout if pool is not None else NO_POOL_BOOT
-            if not instance.adopted and _passed(instance, limit, now, ends):
-                return EndReason.BOOT_TIMEOUT, f"its agent said nothing within {limit}", False
-        case InstanceState.REGISTERING:
-            if _passed(instance, rules.registering_timeout, now, ends):
-                return EndReason.BOOT_TIMEOUT, f"its runner did not start within {rules.registering_timeout}", True
-        case InstanceState.READY | InstanceState.IDLE if pool is not None and pool.min:
-            if _is_old(instance, pool, now, ends):
-                return (
-                    EndReason.MAX_LIFETIME,
-                    "too old to be given a job that may run long",
-                    state is InstanceState.IDLE,
-                )
-        case _:
-            pass
+    if state is InstanceState.REQUESTED:
+        if _passed(instance, rules.launch_timeout, now, ends):
+            return EndReason.REFUSED, "the cloud never showed the machine that was asked for", False
+    elif state is InstanceState.LAUNCHED:
+        limit = pool.boot_timeout if pool is not None else NO_POOL_BOOT
+        if not instance.adopted and _passed(instance, limit, now, ends):
+            return EndReason.BOOT_TIMEOUT, f"its agent said nothing within {limit}", False
+    elif state is InstanceState.REGISTERING:
+        if _passed(instance, rules.registering_timeout, now, ends):
+            return EndReason.BOOT_TIMEOUT, f"its runner did not start within {rules.registering_timeout}", True
+    elif state in _STANDING and pool is not None and pool.min and _is_old(instance, pool, now, ends):
+        return EndReason.MAX_LIFETIME, "too old to be given a job that may run long", state is InstanceState.IDLE
     return None
 
 

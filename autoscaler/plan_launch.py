@@ -50,17 +50,16 @@ def wanted(tick: Tick, pool: Pool, needs: Needs, *, standing: int, fleet: Fleet)
 
 
 def place_in_turn(tick: Tick, turns: Sequence[Turn]) -> None:
-    """Find a place for what pools of equal priority want: for each as much as its turns give it, then for the rest of
-    all of them, as some may have left what they could have had."""
+    """Find a place for what pools of equal priority want: for each as much as its turns give it, then for all others
+    that somebody waits for, as some may have left what they could have had, and then for the rest."""
     blocked = tick.supply.blocked
     told_before = len(blocked)
     given = portions(tick, turns)
-    for turn, count in zip(turns, given, strict=True):
-        if turn.wants[:count]:
-            Placing(tick, turn.pool, turn.fleet, turn.wants[:count]).place()
-    for turn, count in zip(turns, given, strict=True):
-        if turn.wants[count:]:
-            Placing(tick, turn.pool, turn.fleet, turn.wants[count:]).place()
+    cuts = [(0, count, max(count, turn.urgent), len(turn.wants)) for turn, count in zip(turns, given, strict=True)]
+    for part in range(3):
+        for turn, cut in zip(turns, cuts, strict=True):
+            if wants := turn.wants[cut[part] : cut[part + 1]]:
+                Placing(tick, turn.pool, turn.fleet, wants).place()
     fresh = blocked[told_before:]
     del blocked[told_before:]
     for turn in turns:
@@ -80,9 +79,7 @@ def _within_budget(tick: Tick, pool: Pool, unserved: Sequence[Job], fleet: Fleet
     """The jobs whose forges can register a runner by the time that a machine is up. What the caps leave no machine for
     draws on no budget, as other pools would miss it."""
     mint_soon, within, beyond = tick.limits.mint_soon, list[Job](), list[Job]()
-    drawing: float = len(unserved)
-    if drawing > min(mint_soon.values(), default=0.0):
-        drawing = most_launches(tick, pool, fleet)
+    drawing = most_launches(tick, pool, fleet) if unserved else 0.0
     for job in unserved:
         if len(within) >= drawing:
             within.append(job)

@@ -278,7 +278,7 @@ class Placing:
             asked.add(provider)
             usable, count = self._affordable(batch, missing, is_spill=is_spill)
             parts, unspread = shared_out(usable, count, held=held, most=most) if count else ([], 0)
-            if count < missing:
+            if count < missing and not unspread:
                 spent.add(provider)
             full.update(one.place for one in batch)
             for part, size in parts:

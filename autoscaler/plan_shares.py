@@ -18,7 +18,7 @@ from datetime import timedelta
 from autoscaler.model import Blocked, BlockedBy, Job, JobId, Pool
 from autoscaler.placement import Ranking, ranking_of
 from autoscaler.plan_limits import Room, runtime_h_of
-from autoscaler.plan_tick import Fleet, Tick, Want
+from autoscaler.plan_tick import Fleet, Purpose, Tick, Want
 from autoscaler.spi import ForgeName, ProviderName
 from autoscaler.states import WORKING_STATES
 
@@ -39,6 +39,11 @@ class Turn:
     jobs: list[Job]
     is_short: bool = False
     wants: list[Want] = field(default_factory=list)
+
+    @property
+    def urgent(self) -> int:
+        """How many of the wants, which come first, somebody waits for."""
+        return sum(1 for want in self.wants if want.purpose not in (Purpose.FORESEEN, Purpose.MIN))
 
 
 # --------------------------------------------------------------------------- repos within a pool
@@ -78,8 +83,10 @@ def is_short(tick: Tick, pool: Pool, fleet: Fleet, jobs: Sequence[Job]) -> bool:
 
 def most_launches(tick: Tick, pool: Pool, fleet: Fleet) -> float:
     """How many machines a pool may launch at most by every cap, if it gets its cheapest ones."""
-    ranking = _ranking(tick, pool)
-    price = min((one.offering.price_usd_hour for one in (*ranking.spot, *ranking.on_demand)), default=0.0)
+    price = 0.0
+    if _is_capped_in_money(tick):
+        ranking = _ranking(tick, pool)
+        price = min((one.offering.price_usd_hour for one in (*ranking.spot, *ranking.on_demand)), default=0.0)
     return _room(tick, pool, fleet, price)
 
 
@@ -98,7 +105,7 @@ def _fitting(room: Room, price: float, runtime_h: float) -> float:
 
 def _price(tick: Tick, pool: Pool) -> float:
     """What a machine of the pool costs an hour, roughly: nobody knows yet where it will be."""
-    if not any(_is_in_money(room) for room in (tick.limits.deployment, *tick.limits.providers.values())):
+    if not _is_capped_in_money(tick):
         return 0.0
     ranking = _ranking(tick, pool)
     best = (*ranking.spot[:1], *ranking.on_demand[:1])
@@ -111,23 +118,25 @@ def _ranking(tick: Tick, pool: Pool) -> Ranking:
     return ranking_of(pool, offerings, evidence=snapshot.evidence, life_h=life_h)
 
 
-def _is_in_money(room: Room) -> bool:
-    return not (math.isinf(room.usd_per_hour) and math.isinf(room.usd_today))
+def _is_capped_in_money(tick: Tick) -> bool:
+    rooms = (tick.limits.deployment, *tick.limits.providers.values())
+    return not all(math.isinf(room.usd_per_hour) and math.isinf(room.usd_today) for room in rooms)
 
 
 # --------------------------------------------------------------------------- pools of equal priority
 
 
 def portions(tick: Tick, turns: Sequence[Turn]) -> list[int]:
-    """How many of the machines that each pool wants it may launch before the others have had their turn."""
-    asked = [len(turn.wants) for turn in turns]
+    """How many of the machines that each pool wants it may launch before the others have had their turn. Where a cap
+    may bind, what nobody waits for yet has to wait for that."""
     asking = [turn for turn in turns if turn.wants]
     if len(asking) < 2 or not _may_bind(tick, asking):
-        return asked
+        return [len(turn.wants) for turn in turns]
+    asked = [turn.urgent for turn in turns]
     shared = _Shared(tick)
     prices = [_price(tick, turn.pool) for turn in turns]
     given = [0] * len(turns)
-    queue = [(turn.fleet.live, at) for at, turn in enumerate(turns) if turn.wants]
+    queue = [(turn.fleet.live, at) for at, turn in enumerate(turns) if asked[at]]
     heapq.heapify(queue)
     while queue:
         live, at = heapq.heappop(queue)

@@ -75,6 +75,13 @@ def test_the_first_machines_are_never_held_up_by_the_spread() -> None:
     assert (made.count, made.reason) == (FEW, f"{FEW} queued jobs have no machine")
 
 
+def test_what_a_cap_leaves_is_used_where_the_spread_cannot_be_kept() -> None:
+    """The cap cut what was wanted, and the one capacity pool held its share already: nothing was launched at all."""
+    machines = [machine(number, S.BUSY, job=queued(900 + number).id) for number in range(6)]
+    made = planned(world([queued(1), queued(2)], machines), replace(POOL, max=7))
+    assert [one.count for one in actions_of(made, Launch)] == [1]
+
+
 def test_with_too_few_capacity_pools_the_spread_gives_way_and_says_so() -> None:
     dry = with_offerings(*SPOTS, cooldowns=cooling(*SPOTS[1:]))
     (made,) = launches(planned(world(jobs(60), **dry), WIDE))
