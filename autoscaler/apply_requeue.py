@@ -255,11 +255,12 @@ class RequeueCalls:
         for job in jobs:
             if (current := self._lost(job)) is None:
                 continue
+            if (refusal := result.refused.get(job.forge_job_id)) is not None:
+                self._give_up([current], refusal)
+                continue
             if job.forge_job_id in result.later:
-                why = (
-                    f"{action.reason}; it goes after others of its run: what failed there by itself shall not run again"
-                )
-                self._not_yet([current], LATER, why)
+                why = f"{action.reason}; it goes after others of its run, with which its forge could not run it again"
+                self._not_yet([current], timedelta(seconds=result.later_s), why)
                 continue
             self._requeued(current, result.successors.get(job.forge_job_id), action, outcome)
         if result.rode_along:

@@ -594,11 +594,13 @@ class Registration:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequeueResult:
     """A forge accepted a requeue. `successors` maps old forge job ids to new ones where already known. Those in `later`
-    could not go with the others: ask again when those have ended. `rode_along` are the names of jobs that had failed
-    by themselves and run again too."""
+    could not go with the others: ask again after `later_s`. Those in `refused` never will, for the reason beside them.
+    `rode_along` are the names of jobs that had failed by themselves and run again too."""
 
     successors: Mapping[str, str]
     later: frozenset[str] = frozenset()
+    later_s: float = 20.0
+    refused: Mapping[str, str] = field(default_factory=dict)
     rode_along: tuple[str, ...] = ()
 
 

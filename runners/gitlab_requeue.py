@@ -17,7 +17,6 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from autoscaler.spi import (
-    AlreadyRequeued,
     ForgeError,
     ForgeOutcomeUnknown,
     ForgeRefused,
@@ -29,7 +28,7 @@ from autoscaler.spi import (
 )
 from runners.gitlab_errors import Absent, Forbidden, NotRetryable, Operation
 from runners.gitlab_jobs import status_of
-from runners.gitlab_pipelines import was_cancelled_by_somebody
+from runners.gitlab_pipelines import Retries, was_cancelled_by_somebody
 from runners.gitlab_rest import Rest, Row
 from runners.gitlab_scopes import project_path
 
@@ -61,7 +60,8 @@ class Requeuer:
     async def requeue(
         self, repo: str, run_id: str, forge_job_ids: Sequence[str], *, spared: Collection[str] = ()
     ) -> RequeueResult:
-        """Run each job again that nobody did. Raises AlreadyRequeued where that was none of them, JobNotFound, NotYet.
+        """Run each job again that nobody did. Raises AlreadyRequeued where that was none of them, and JobNotFound,
+        NotYet and the like where it holds for all of them.
 
         May be repeated after any failure: what was retried before is found as a successor.
         """
@@ -69,22 +69,16 @@ class Requeuer:
         is_open = any(_successor(pipeline, job_id) is None for job_id in forge_job_ids)
         if is_open and was_cancelled_by_somebody(pipeline, forge_job_ids, spared=spared):
             raise ForgeRefusedForGood(f"somebody cancelled pipeline {run_id} of {repo} after machines of it were lost")
-        successors: dict[str, str] = {}
-        made_one = False
+        retries = Retries()
         for job_id in forge_job_ids:
-            if job_id not in pipeline:
-                raise JobNotFound(f"{self._rest.name}: pipeline {run_id} of {repo} has no job {job_id}")
-            known = _successor(pipeline, job_id)
-            if known is None:
-                known, was_ours = await self._retry(repo, run_id, pipeline[job_id])
-                made_one = made_one or was_ours
-            successors[job_id] = known
-        if not made_one:
-            raise AlreadyRequeued(
-                f"{self._rest.name}: {', '.join(forge_job_ids)} of {repo} were requeued before",
-                successor=next(iter(successors.values())) if len(successors) == 1 else "",
-            )
-        return RequeueResult(successors=successors)
+            try:
+                known, was_ours = await self._run_again(repo, run_id, pipeline, job_id)
+            except ForgeError as error:
+                if not retries.failed(job_id, error):
+                    break
+            else:
+                retries.found(job_id, known, is_made=was_ours)
+        return retries.result(forge_job_ids)
 
     async def end_job(self, repo: str, job_id: str) -> None:
         """Cancel a job whose runner is dead: GitLab notices that after an hour. Raises JobNotFound."""
@@ -112,6 +106,13 @@ class Requeuer:
         except Absent as error:
             raise JobNotFound(str(error)) from error
         return {str(row["id"]): row for row in rows if isinstance(row.get("id"), int)}
+
+    async def _run_again(self, repo: str, run_id: str, pipeline: Mapping[str, Row], job_id: str) -> tuple[str, bool]:
+        """The successor's id, and whether this call made it."""
+        if job_id not in pipeline:
+            raise JobNotFound(f"{self._rest.name}: pipeline {run_id} of {repo} has no job {job_id}")
+        known = _successor(pipeline, job_id)
+        return (known, False) if known is not None else await self._retry(repo, run_id, pipeline[job_id])
 
     async def _retry(self, repo: str, run_id: str, row: Row) -> tuple[str, bool]:
         """The successor's id, and whether this call made it."""

@@ -129,6 +129,8 @@ class Job:
     user: User
     token: str = field(repr=False)
     retried: bool = False
+    deployment_rejected: bool = False
+    """Nobody may run it again any more: who had to approve of it did not."""
     pending_at: float | None = None
     started_at: float | None = None
     finished_at: float | None = None

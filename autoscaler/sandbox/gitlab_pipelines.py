@@ -274,7 +274,7 @@ class Pipelines:
 
     def retry(self, job: Job, user: User, now: float) -> Job:
         """Clone a job that has ended; the jobs that were skipped because of it wait again (spec 3.1)."""
-        if job.retried or job.status not in RETRYABLE:
+        if job.retried or job.deployment_rejected or job.status not in RETRYABLE:
             raise GitLabRefusal(403, "403 Forbidden - Job is not retryable")
         pipeline = self.pipelines[job.pipeline_id]
         job.retried = True

@@ -32,9 +32,9 @@ from autoscaler.sandbox.inprocess import (
     WorldTimer,
     travel,
 )
+from autoscaler.sandbox.inprocess_gitlab_requeue import Requeues
 from autoscaler.sandbox.workload import RunSpec
 from autoscaler.spi import (
-    AlreadyRequeued,
     Clock,
     ForgeJob,
     ForgeName,
@@ -47,7 +47,6 @@ from autoscaler.spi import (
     JobListing,
     JobNotFound,
     Labels,
-    NotYet,
     RateBudget,
     RateLimited,
     Recovery,
@@ -63,15 +62,12 @@ from autoscaler.spi import (
     label_set,
 )
 from runners.gitlab_jobs import job_from_rest
-from runners.gitlab_pipelines import was_cancelled_by_somebody
 from runners.gitlab_settings import WebhookKeys
 from runners.gitlab_webhooks import WebhookReader
 
 CALLS_PER_MINUTE = 2000
 HANDOVER_S = 1.0
 """A job handed over just before its runner was paused shows up within this time."""
-CANCELING_RETRY_AFTER_S = 30.0
-FORCED_RETRY_AFTER_S = 1.0
 HOLDER_SYSTEM = "s_00000000hold"
 TRAITS = ForgeTraits(
     seals_runners=True,
@@ -166,6 +162,7 @@ class GitLabInProcess:
         self._road = road or ClearRoad()
         self._by_path = sorted(((scope.lower(), scope) for scope in scopes), key=lambda pair: (-len(pair[0]), pair[0]))
         self._calls = WindowLimit(limit=CALLS_PER_MINUTE, window_s=60)
+        self._requeues = Requeues(site.world, lambda: site.now)
         self._holders: dict[str, int] = {}
         keys = WebhookKeys(signing=(), plain=(Secret(site.webhook_secret),))
         self._reader = WebhookReader(name, keys, site.clock, base_url=site.world.base_url, scope_of=self.scope_of)
@@ -230,7 +227,13 @@ class GitLabInProcess:
         with_failures: bool = True,
         spared: Collection[str] = (),
     ) -> RequeueResult:
-        return await self._call("requeue", lambda: self._requeue(repo, run_id, forge_job_ids, spared=spared))
+        def jobs() -> list[Job]:
+            found = [self._job(repo, id_) for id_ in forge_job_ids]
+            if any(str(job.pipeline_id) != run_id for job in found):
+                raise JobNotFound(f"pipeline {run_id} of {repo} has no jobs {', '.join(forge_job_ids)}")
+            return found
+
+        return await self._call("requeue", lambda: self._requeues.ask(jobs(), forge_job_ids, spared=spared))
 
     async def tell(self, telling: Telling) -> None:
         def write() -> None:
@@ -268,54 +271,6 @@ class GitLabInProcess:
             self._world.cancel_pipeline(pipeline.id, self._site.now)
 
         await self._call("cancel_run", cancel)
-
-    def _requeue(
-        self, repo: str, run_id: str, forge_job_ids: Sequence[str], *, spared: Collection[str]
-    ) -> RequeueResult:
-        jobs = [self._job(repo, id_) for id_ in forge_job_ids]
-        if any(self._successor(job) is None for job in jobs):
-            self._check_wanted(jobs[0].pipeline_id, forge_job_ids, spared)
-        successors: dict[str, str] = {}
-        made_one = False
-        for id_, job in zip(forge_job_ids, jobs, strict=True):
-            if str(job.pipeline_id) != run_id:
-                raise JobNotFound(f"pipeline {run_id} of {repo} has no job {id_}")
-            successor = self._successor(job)
-            if successor is None:
-                successor, was_made = self._retry(job)
-                made_one = made_one or was_made
-            successors[id_] = successor
-        if not made_one:
-            newest = next(iter(successors.values()), "") if len(successors) == 1 else ""
-            raise AlreadyRequeued(f"{', '.join(forge_job_ids)} were requeued before", successor=newest)
-        return RequeueResult(successors=successors)
-
-    def _check_wanted(self, pipeline_id: int, forge_job_ids: Sequence[str], spared: Collection[str]) -> None:
-        listed = self._world.list_pipeline_jobs(self._world.pipeline(pipeline_id), include_retried=True)
-        rows = {str(job.id): self._world.show_job(job, self._site.now) for job in listed}
-        if was_cancelled_by_somebody(rows, forge_job_ids, spared=spared):
-            raise ForgeRefusedForGood(f"somebody cancelled pipeline {pipeline_id} after machines of it were lost")
-
-    def _successor(self, job: Job) -> str | None:
-        newest = self._world.pipeline(job.pipeline_id).latest[job.spec.key]
-        return str(newest) if newest > job.id else None
-
-    def _retry(self, job: Job) -> tuple[str, bool]:
-        now = self._site.now
-        if job.status in (Word.CREATED, Word.PENDING):
-            return str(job.id), False
-        if job.status is Word.RUNNING:
-            self._world.cancel_job(job.id, now)
-        try:
-            return str(self._world.retry_job(job.id, now).id), True
-        except GitLabRefusal as error:
-            if job.status not in (Word.CANCELING, Word.RUNNING):
-                raise ForgeRefusedForGood(str(error)) from error
-            wait_s = CANCELING_RETRY_AFTER_S
-            if job.status is Word.CANCELING:
-                self._world.cancel_job(job.id, now, force=True)
-                wait_s = FORCED_RETRY_AFTER_S
-            raise NotYet(f"job {job.id} is still {job.status}", retry_after_s=wait_s) from error
 
     # ------------------------------------------------------------------ runners
 

@@ -430,3 +430,19 @@ async def test_there_are_no_deliveries_to_recover(site: Site) -> None:
     recovery = await site.forge().recover_deliveries(datetime.now(UTC) - timedelta(hours=1))
     assert (recovery.failed, recovery.redelivered) == (0, 0)
     assert datetime.now(UTC) - recovery.complete_until < timedelta(seconds=5)
+
+
+async def test_job_that_gitlab_refuses_to_retry_holds_up_no_other_of_its_pipeline(site: Site) -> None:
+    forge = site.forge()
+    run_id, job_ids = site.submit("linux", count=3)
+    for number in range(3):
+        made = await forge.register(scope=GROUP, group="", name=f"{PREFIX}{number}", labels=LINUX)
+        offer = site.take(made)
+        assert offer is not None
+        site.finish(offer, state="failed")
+    site.world.job(int(job_ids[1])).deployment_rejected = True
+    result = await forge.requeue("acme/api", run_id, job_ids)
+    assert set(result.successors) == {job_ids[0], job_ids[2]}
+    assert set(result.refused) == {job_ids[1]}
+    with pytest.raises(ForgeRefusedForGood):
+        await forge.requeue("acme/api", run_id, [job_ids[1]])

@@ -409,3 +409,23 @@ async def test_next_page_is_asked_of_the_address_we_know() -> None:
         await forge.aclose()
     assert len(pages) == 2
     assert "cursor=a%2Bb%3D" in pages[1]
+
+
+async def test_job_that_may_not_be_retried_by_our_user_holds_up_no_other_of_its_pipeline() -> None:
+    """A deployment to a protected environment, say: the others run again, and it is asked for again later."""
+
+    async def answer(request: web.Request) -> web.Response:
+        if request.path.endswith("/5/retry"):
+            return web.json_response({"message": "403 Forbidden"}, status=403)
+        if request.path.endswith("/retry"):
+            return web.json_response({"id": 10 + int(request.path.split("/")[-2])}, status=201)
+        rows = [{"id": id_, "name": f"job {id_}", "status": "failed"} for id_ in (5, 6, 7)]
+        return web.json_response(rows)
+
+    async with scripted(answer) as (url, calls):
+        forge = forge_at(url, calls)
+        result = await forge.requeue("acme/api", "2", ["5", "6", "7"])
+        assert (result.successors, result.later, result.refused) == ({"6": "16", "7": "17"}, frozenset({"5"}), {})
+        with pytest.raises(ForgeUnauthorized):
+            await forge.requeue("acme/api", "2", ["5"])
+        await forge.aclose()

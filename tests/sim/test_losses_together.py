@@ -8,7 +8,7 @@ from autoscaler.config_types import RequeueConfig
 from autoscaler.model import JobState
 from autoscaler.sandbox.workload import JobSpec
 from autoscaler.simulate.seeds import Day
-from autoscaler.simulate.stage import GITHUB, Site
+from autoscaler.simulate.stage import GITHUB, GITLAB, Site
 from autoscaler.spi import ForgeName
 from tests.sim.test_interruption_promises import ledger, machines_of, run, running
 from tests.sim.test_scenarios import both_forges, live, states
@@ -127,3 +127,19 @@ def test_end_of_a_job_that_opted_out_is_no_persons_cancel_of_the_rest(forge: For
         assert attempts_made(day, ("a", "deploy")) == {"a": 2, "deploy": 1}
 
     live(play, labels=("linux", "deploy"), requeue=RequeueConfig(opt_out_labels=("deploy",)))
+
+
+def test_job_that_its_forge_refuses_to_run_again_is_given_up_alone() -> None:
+    async def play(day: Day) -> None:
+        day.daemon.start()
+        day.stage.submit(GITLAB, run(GITLAB, "a", "b", "c"))
+        jobs = await running(day, 3)
+        (refused,) = (job for job in jobs if job.name == "a")
+        day.stage.gitlab.world.job(int(refused.forge_job_id)).deployment_rejected = True
+        for machine in machines_of(day, jobs):
+            day.stage.reclaim(machine, notice_s=0)
+        await is_over(day)
+        assert attempts_made(day, ("a", "b", "c")) == {"a": 1, "b": 2, "c": 2}
+        assert [line.subject for line in ledger(day, "requeue") if line.outcome == "refused for good"] == [refused.id]
+
+    live(play)
