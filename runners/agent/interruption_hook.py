@@ -105,7 +105,7 @@ class InterruptionHook:
         try:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait(_REAP_S)
-        except (ProcessLookupError, subprocess.TimeoutExpired):
+        except (ProcessLookupError, PermissionError, subprocess.TimeoutExpired):
             pass
         return HookEnd(seconds, outcome)
 

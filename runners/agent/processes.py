@@ -29,7 +29,9 @@ def descendants(root: int) -> list[int]:
 
 
 def kill(pid: int, number: int) -> None:
+    """A process that is gone, or that became another user's (where the agent is not root), is left alone: it must not
+    keep the rest from being ended."""
     try:
         os.kill(pid, number)
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):
         return

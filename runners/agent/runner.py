@@ -175,7 +175,7 @@ class Runner:
         if self._process.poll() is None:
             try:
                 os.killpg(self._process.pid, number)
-            except ProcessLookupError:
+            except (ProcessLookupError, PermissionError):
                 return
 
     def _wait(self) -> None:

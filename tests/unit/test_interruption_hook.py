@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from runners.agent.interruption_hook import AHEAD_S, HookEnd, InterruptionHook
+from runners.agent.processes import kill
 from runners.agent.user import User
 
 NEVER = float("inf")
@@ -137,3 +138,15 @@ def test_a_hook_begins_with_the_notice_but_not_days_before_maintenance(
 
 def test_an_image_without_a_hook_never_has_one_due() -> None:
     assert not InterruptionHook("", limit_s=None, wake=lambda: None).is_due(0.0, 10.0)
+
+
+def test_a_process_that_became_another_users_keeps_nobody_from_ending_the_rest() -> None:
+    if not (child := os.fork()):  # as an agent that is not root; signal 0 only asks
+        try:
+            if os.getuid() == 0:
+                os.setuid(65534)
+            kill(1, 0)
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
