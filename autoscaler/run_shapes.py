@@ -7,7 +7,7 @@ differ in nothing but their matrix are one kind, so that a workflow has as many 
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
@@ -33,10 +33,15 @@ class Kind:
     stem: str
     pool: PoolName
     labels: Labels
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """They are looked up with each move, so a kind remembers its hash. Of all that it is: thousands of jobs of one
+        run may share their stem."""
+        object.__setattr__(self, "_hash", hash((self.stem, self.pool, self.labels)))
 
     def __hash__(self) -> int:
-        """They are looked up with each move; most differ in their stem, and a text remembers its hash."""
-        return hash(self.stem)
+        return self._hash
 
     def labels_in(self, run_id: str) -> Labels:
         """Their labels in one run: a binding label names it."""
@@ -103,6 +108,11 @@ def shape_of(jobs: Mapping[Kind, Sequence[Job]]) -> Shape | None:
     return Shape(
         kinds=kinds, is_cut=any(job.conclusion is Conclusion.CANCELLED for one in jobs.values() for job in one)
     )
+
+
+def weight_of(shape: Shape) -> int:
+    """How much there is to remember of it."""
+    return sum(1 + len(one.after) for one in shape.kinds.values())
 
 
 def _ran_s(job: Job) -> float | None:

@@ -15,7 +15,17 @@ from typing import Any
 
 from autoscaler.learned_texts import Unkept, is_nameable, take_rows
 from autoscaler.model import Arrivals, Foreseen, Job, JobId, JobState, Pool, Work
-from autoscaler.run_shapes import RUNS_KEPT, Expectation, Kind, Shape, expectations, kind_of, shape_of, shapes_from
+from autoscaler.run_shapes import (
+    RUNS_KEPT,
+    Expectation,
+    Kind,
+    Shape,
+    expectations,
+    kind_of,
+    shape_of,
+    shapes_from,
+    weight_of,
+)
 from autoscaler.run_shapes import shapes_text as text_of
 from autoscaler.spi import Conclusion, ForgeName, Labels, PoolName, ProviderName, Scope
 from autoscaler.states import is_live_job
@@ -30,6 +40,9 @@ MANY = 200
 MANY_EVERY = timedelta(seconds=1)
 """Runs of many jobs are reckoned anew no oftener: each of thousands that ends would mean a look at all others."""
 WORKFLOWS_KEPT = 5000
+WEIGHT_KEPT = 1_000_000
+"""Kinds of job in all shapes together, and what each of them follows: some 75 MB. A run in 64 steps, five times, counts
+for ten thousand, and who may name workflows may make up many of those."""
 KINDS_REMEMBERED = 10_000
 USUAL_ARRIVAL_S = 60.0
 
@@ -119,6 +132,8 @@ class Stages:
         self._hours = hours
         self._arrivals = arrivals
         self._shapes: OrderedDict[_Workflow, list[Shape]] = OrderedDict()
+        self._weights: dict[_Workflow, int] = {}
+        self._weight = 0
         self._expected: dict[_Workflow, tuple[Expectation, ...]] = {}
         self._runs: dict[RunKey, _Run] = {}
         self._kinds: dict[tuple[str, PoolName, Labels], Kind] = {}
@@ -353,6 +368,8 @@ class Stages:
         shape = shape_of({kind: tuple(one.ended.values()) for kind, one in run.kinds.items() if one.ended})
         if shape is None or not run.is_whole or not is_nameable(run.workflow):
             return
+        if not all(is_nameable((kind.stem, *kind.labels)) for kind in shape.kinds):
+            return
         known = self._shapes.get(run.workflow)
         if known is None and not any(one.after for one in shape.kinds.values()):
             return  # nothing follows anything: most workflows are like that
@@ -363,8 +380,12 @@ class Stages:
         self._shapes[workflow] = shapes[-RUNS_KEPT:]
         self._shapes.move_to_end(workflow)
         self._expected[workflow] = expectations(self._shapes[workflow])
-        if len(self._shapes) > WORKFLOWS_KEPT:
+        self._weight -= self._weights.get(workflow, 0)
+        self._weights[workflow] = weight = sum(map(weight_of, self._shapes[workflow]))
+        self._weight += weight
+        while len(self._shapes) > WORKFLOWS_KEPT or self._weight > WEIGHT_KEPT:
             oldest, _ = self._shapes.popitem(last=False)
+            self._weight -= self._weights.pop(oldest)
             del self._expected[oldest]
             self.unkept.forget(oldest)
 

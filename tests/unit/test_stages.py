@@ -1,5 +1,6 @@
 """What live runs will queue next, by how the last runs of their workflow unfolded; when runs with lost jobs end."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -10,9 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoscaler.model import Arrivals, Job, JobId, JobState
-from autoscaler.run_shapes import Follows, Kind, Shape, expectations, shape_of, shapes_from, shapes_text
+from autoscaler.run_shapes import (
+    KINDS_KEPT,
+    RUNS_KEPT,
+    Follows,
+    Kind,
+    Shape,
+    expectations,
+    shape_of,
+    shapes_from,
+    shapes_text,
+)
 from autoscaler.spi import Conclusion, PoolName, ProviderName
-from autoscaler.stages import QUIET, Stages
+from autoscaler.stages import QUIET, WEIGHT_KEPT, Stages
 from autoscaler.store import Learned
 from tests.admin_world import GITHUB, GPU, LINUX, job, pool
 from tests.unit.observing import NOW
@@ -458,3 +469,39 @@ def test_no_more_is_expected_than_some_run_had(made: list[Shape]) -> None:
 def test_a_run_of_more_kinds_than_a_workflow_has_is_not_kept() -> None:
     rows = {Kind(f"made up {n}", LINUX, ()): (job(n, NOW, S.DONE, finished_at=NOW),) for n in range(100)}
     assert shape_of(rows) is None
+
+
+def test_kinds_that_share_their_stem_do_not_share_their_hash() -> None:
+    """Each of thousands of jobs of one name would be compared with all others, with each of their moves."""
+    assert len({hash(Kind("test", LINUX, (f"label-{number}",))) for number in range(1000)}) > 990
+
+
+def test_workflows_made_up_to_be_long_cost_no_more_memory_than_all_others() -> None:
+    steps = [Kind(f"step {number}", LINUX, ("linux",)) for number in range(KINDS_KEPT)]
+    long = Shape(
+        kinds={
+            kind: Follows(count=1, after=frozenset(steps[:number]), pause_s=1.0, run_s=5.0)
+            for number, kind in enumerate(steps)
+        }
+    )
+    value = shapes_text([long] * RUNS_KEPT)
+    rows = [row_of(f"made up {number}", value, minute=number) for number in range(110)]
+    stages = workshop({row.key: row for row in rows}).stages
+    assert stages._weight == sum(stages._weights.values()) <= WEIGHT_KEPT
+    assert 90 < len(stages._shapes) < 110
+    assert (GITHUB, REPO, "made up 109") in stages._shapes
+    assert stages._shapes.keys() == stages._weights.keys() == stages._expected.keys()
+
+
+def test_kinds_with_names_made_up_to_be_long_are_not_learned(shop: Workshop) -> None:
+    for run in ("1", "2"):
+        shop.stage(run, "build", seconds=BUILD_S)
+        shop.stage(run, "x" * 5000, seconds=TEST_S)
+        shop.over(run)
+    shop.stages.unkept.make_due()
+    assert not shop.stages.unkept.take(10)
+
+
+def row_of(workflow: str, value: Any, *, minute: int) -> Learned:
+    text = json.dumps([[GITHUB, REPO, workflow], value])
+    return Learned(key=f"stages/{workflow}", at=NOW + timedelta(minutes=minute), value=text)
