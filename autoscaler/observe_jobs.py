@@ -175,7 +175,7 @@ class JobObserver:
             if job is None or self._machine_of(job) is not None:
                 return
             if fact.seen.status is JobStatus.QUEUED and job.state in _BEGUN:
-                self._recoveries.settled(job)
+                self._recoveries.back_in_queue(job, now)
                 self._back_in_queue(job)
             elif fact.seen.status is not JobStatus.DONE and job.state is JobState.RUNNING:
                 self._lost_or_not_yet(job, now)
@@ -378,7 +378,7 @@ class JobObserver:
             self._recoveries.given_up(job, conclusion, seen.finished_at, now)
             return
         if seen.runner_name and job.instance is None:
-            machine = self._rows.by_runner(seen.runner_name)
+            machine = self._rows.by_runner(seen.runner_name) or self._rows.ended_runners.get(seen.runner_name)
             if machine is not None:
                 job = self._rows.amend_job(job, instance=machine.id, runner_name=seen.runner_name)
         self._machine_done_with(seen, job.id, now)

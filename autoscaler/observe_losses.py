@@ -33,6 +33,8 @@ LONGEST_NOTICE = timedelta(hours=1)
 ever, and instants beyond all dates could not be counted with."""
 TOLD_LATE = timedelta(minutes=10)
 """A cloud's own time of a notice is believed as far back as this."""
+CORRECTED_BY = timedelta(seconds=5)
+"""A later word that is so much earlier than what the ledger says gets a line of its own; clocks and roundings less."""
 _HOOK_OUTCOMES = {
     "ok": "ok",
     "failed": "failed",
@@ -162,6 +164,26 @@ class LossObserver:
         merged = replace(before, sources=sources, reclaim_at=min(told, default=None), job=row.job or before.job)
         if merged != before:
             self._rows.record(merged)
+            self._correct(before, merged, source, now)
+
+    def _correct(self, before: Interruption, merged: Interruption, source: str, now: datetime) -> None:
+        """The ledger is never rewritten, and what it says of the time must be what the record says."""
+        if merged.reclaim_at is None or not merged.is_announced:
+            return
+        if before.reclaim_at is not None and before.reclaim_at - merged.reclaim_at < CORRECTED_BY:
+            return
+        instead = f", not at {before.reclaim_at:%H:%M:%S}" if before.reclaim_at is not None else ""
+        self._rows.note(
+            LedgerEntry(
+                at=now,
+                actor=merged.provider,
+                action="interruption_corrected",
+                subject=merged.instance,
+                pool=merged.pool,
+                reason=f"its cloud takes it back at {merged.reclaim_at:%H:%M:%S}{instead}: told by {source}",
+                outcome="earlier" if instead else "dated",
+            )
+        )
 
     def _first_word(self, row: Instance, first: Interruption, now: datetime) -> None:
         """Count it once, and say it once."""

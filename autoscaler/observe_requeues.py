@@ -71,6 +71,13 @@ class Recoveries:
             del self._seen.hanging[job.id]
             self._rows.set_setting(HANGING, dump_hanging(self._seen.hanging))
 
+    def back_in_queue(self, job: Job, now: datetime) -> None:
+        """Its forge queued the very same job again: what was lost runs again without us."""
+        if job.state is JobState.LOST:
+            self._note(job, now, action="requeue", reason="its forge put it back into its queue", outcome="requeued")
+            self._metrics.requeues_total.labels(pool=job.pool or "", outcome="by_others").inc()
+            self.settled(job)
+
     def given_up(self, job: Job, conclusion: Conclusion, finished_at: datetime | None, now: datetime) -> None:
         """Its forge failed or cancelled a lost job: it may run again now, unless somebody cancelled it since."""
         if job.id not in self._seen.hanging and was_cancelled_since(job, conclusion, finished_at):

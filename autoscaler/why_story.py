@@ -17,6 +17,7 @@ _LEDGER_WORDS = {
     "abandon": "Given up",
     "tell": "People were told",
     "interruption": "Its cloud takes the machine",
+    "interruption_corrected": "Its cloud was more exact",
     "interruption_hook": "",
     "requeue_landed": "",
     "runner_stolen": "",

@@ -36,6 +36,7 @@ _ACTIONS = {
     "launch": "Launch:",
     "control": "Pool",
     "interruption": "Taken back:",
+    "interruption_corrected": "Taken back earlier:",
     "tell": "People were told of",
     "cancel_run": "Cancelled the run of",
     "error_budget": "Error budget of",

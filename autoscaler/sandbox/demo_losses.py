@@ -61,8 +61,17 @@ def outcome_of(row: Job) -> str:
             return "opted_out" if row.reason.startswith("opted_out") else "abandoned"
         case JobState.DONE if row.reason.startswith("late_success"):
             return "late_success"
+        case _ if _runs_as_itself(row):
+            return "requeued"
         case _:
             return "open"
+
+
+def _runs_as_itself(row: Job) -> bool:
+    """Whether the forge queued the very same job again, which then began anew if it began."""
+    if row.state is JobState.LOST or row.lost_at is None:
+        return False
+    return row.state is JobState.QUEUED or (row.started_at is not None and row.started_at > row.lost_at)
 
 
 def loss_counts(rows: Iterable[Job]) -> dict[str, int]:

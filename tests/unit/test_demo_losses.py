@@ -158,3 +158,12 @@ def test_predictions_are_held_against_the_waits_that_forges_tell() -> None:
         {"predicted": 0.83, "observed": 1.0, "jobs": 2},
     ]
     assert prediction_document(a_demo())["brier"] is None
+
+
+def test_a_loss_whose_very_job_was_queued_again_counts_as_requeued_whatever_comes_of_it() -> None:
+    waits = a_row("a", JobState.QUEUED, lost_at=at(5), started_at=None)
+    ran = a_row("b", JobState.DONE, lost_at=at(5), started_at=at(9))
+    lost_again = a_row("c", JobState.LOST, lost_at=at(12), started_at=at(9))
+    assert [outcome_of(row) for row in (waits, ran, lost_again)] == ["requeued", "requeued", "open"]
+    counts = loss_counts([waits, ran])
+    assert (counts["interrupted"], counts["requeued"]) == (2, 2)

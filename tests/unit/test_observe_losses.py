@@ -475,3 +475,16 @@ async def test_a_hook_of_a_machine_that_nobody_takes_is_no_news(world: Observing
     await world.see(HookEnded(instance=row.id, seconds=3.0, outcome="ok"))
     assert world.rows.interruption_of(row.id) is None
     assert not await world.store.ledger(limit=9, subject=id_of(1))
+
+
+async def test_later_word_of_an_earlier_reclaim_is_on_record_and_in_the_ledger_once(world: Observing) -> None:
+    """A warning says two minutes, and the cloud's own list less."""
+    row = await busy(world)
+    await notice(world, in_s=120)
+    at = world.now + timedelta(seconds=6)
+    for _ in range(2):
+        await world.machines(replace(listed_machine(1), reclaim_at=at))
+    assert record(world, row).reclaim_at == at
+    lines = [entry for _, entry in await world.store.ledger(limit=9, subject=row.id) if "interruption" in entry.action]
+    assert [line.action for line in lines] == ["interruption_corrected", "interruption"]
+    assert f"at {at:%H:%M:%S}, not at {world.now + timedelta(seconds=120):%H:%M:%S}: told by listing" in lines[0].reason

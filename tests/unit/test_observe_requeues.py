@@ -264,3 +264,16 @@ async def test_job_that_a_person_cancels_on_a_machine_that_lives_is_cancelled_at
     world.wait(60)
     await world.webhook(completed(conclusion=Conclusion.CANCELLED, finished_at=world.now))
     assert (await world.ended()).conclusion is Conclusion.CANCELLED
+
+
+async def test_lost_job_that_its_forge_queues_again_by_itself_is_requeued_on_record(world: Observing) -> None:
+    """The very same job: a runner that had not begun it died, say."""
+    before = await announced_loss(world)
+    await world.listing(seen_job())
+    await world.answer(id_of(1), seen_job())
+    job = world.job()
+    assert job is not None
+    assert (job.state, job.lost_at) == (JobState.QUEUED, before.lost_at)
+    (line,) = await ledger(world, 1, "requeue")
+    assert (line.reason, line.outcome) == ("its forge put it back into its queue", "requeued")
+    assert counted(world, "by_others") == 1
