@@ -100,7 +100,7 @@ class RequeueCalls:
 
     def _spare(self, job: Job) -> None:
         """For good: others of its run may be lost long after it."""
-        self._seen.spared.setdefault(run_key(job.forge, job.repo, job.run_id), []).append(job.forge_job_id)
+        self._seen.note_spared(run_key(job.forge, job.repo, job.run_id), job.forge_job_id)
         self._rows.set_setting(SPARED, dump_spared(self._seen.spared))
 
     async def _requeue(self, action: Requeue) -> None:
@@ -279,7 +279,7 @@ class RequeueCalls:
             return
         known = self._rows.interruption_of(job.instance) if job.instance is not None else None
         self._rows.move_job(job, JobState.REQUEUED, successor=successor, reason=action.reason)
-        self._seen.requeued[work_key(job.forge, job.repo, job.run_id, job.name)] = heritage_of(job, known)
+        self._seen.note_requeued(work_key(job.forge, job.repo, job.run_id, job.name), heritage_of(job, known))
         self._note("requeue", job.id, job.pool or "", action.reason, outcome)
         self._count(job, "requeued" if outcome == "requeued" else "by_others")
 

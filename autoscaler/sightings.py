@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import TypeVar
 
 from autoscaler.model import (
     Cooldown,
@@ -37,6 +38,9 @@ from autoscaler.spi import (
 
 FIRST_HOLD = timedelta(seconds=15)
 LONGEST_HOLD = timedelta(minutes=10)
+
+
+_V = TypeVar("_V")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +114,14 @@ class Sightings:
         until = self.staged.get(instance)
         return until is not None and now < until
 
+    def note_requeued(self, work: str, heritage: Requeued) -> None:
+        """A requeue was accepted: whoever turns up under this `work_key` takes the heritage over."""
+        _put_newest(self.requeued, work, heritage)
+
+    def note_spared(self, run: str, forge_job_id: str) -> None:
+        """A lost job of the run of this `run_key` must not run again."""
+        _put_newest(self.spared, run, [*self.spared.get(run, ()), forge_job_id])
+
     def note_offerings(self, pool: PoolName, provider: ProviderName, found: Sequence[Offering]) -> None:
         """What a provider offers a pool now, in place of what it offered."""
         others = [o for o in self.offerings.get(pool, ()) if o.capacity_pool.provider != provider]
@@ -159,6 +171,9 @@ HANGING = "hanging"
 SPARED = "spared"
 """The setting that holds `Sightings.spared` as JSON, newest last."""
 KEPT = 500
+"""So many are written down; a thousand jobs that are lost at once are back before a restart."""
+REMEMBERED = 10_000
+"""A successor whose name is not its predecessor's (it may hold the number of its attempt) never takes its entry out."""
 
 
 def run_key(forge: ForgeName, repo: str, run_id: str) -> str:
@@ -205,6 +220,13 @@ def dump_spared(spared: Mapping[str, list[str]]) -> str:
 def load_spared(text: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = json.loads(text or "{}")
     return found
+
+
+def _put_newest(memory: dict[str, _V], key: str, value: _V) -> None:
+    memory.pop(key, None)
+    memory[key] = value
+    if len(memory) > REMEMBERED:
+        del memory[next(iter(memory))]
 
 
 def _text(at: datetime | None) -> str | None:
