@@ -136,7 +136,7 @@ def test_every_machine_on_demand_names_why_or_is_counted_as_unnamed() -> None:
         machines.append((row, moves))
     machines.append(a_machine("spot", (0, S.REQUESTED), (1, S.READY)))
     document = spill_document(a_demo(machines=machines))
-    assert (document["spills"], document["spills_unnamed"]) == (4, 1)
+    assert (document["spills"], document["spills_unnamed"]) == (3, 1)
     assert document["spills_by"] == dict.fromkeys(sorted(causes), 1)
 
 
