@@ -30,8 +30,8 @@ def spill_of(cause: str) -> str:
 
 
 def spill_document(records: DemoRecords) -> dict[str, Any]:
-    """`spills` are machines on demand because of a predicted breach, or for no reason told; `spills_by` has all that are
-    on demand: also those of lost jobs by their attempt, and those that an error budget asks for."""
+    """`spills` are machines on demand because of a predicted breach, or for no reason told; `spills_by` has all that
+    are on demand: also those of lost jobs by their attempt, and those that an error budget asks for."""
     found: Counter[str] = Counter()
     for row in records.instances:
         moves = records.moves.get(row.id, ())
