@@ -296,10 +296,14 @@ class RequeueCalls:
     # ------------------------------------------------------------------ runs that nothing can serve
 
     async def _cancel_run(self, action: CancelRun) -> None:
+        ids = [job.forge_job_id for id_ in action.jobs if (job := self._rows.jobs.get(id_)) is not None]
         try:
             await self._line.call(
-                action.forge, "cancel_run", lambda forge: forge.cancel_run(action.repo, action.run_id)
+                action.forge, "cancel_run", lambda forge: forge.cancel_run(action.repo, action.run_id, ids)
             )
+        except NotYet as error:
+            self._seen.retry_after[action.key] = self._clock.now() + timedelta(seconds=error.retry_after_s)
+            return
         except (JobNotFound, ForgeRefusedForGood) as error:
             outcome = one_line(error)
         except ForgeError as error:

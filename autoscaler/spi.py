@@ -733,8 +733,9 @@ class Forge(Protocol):
         hours. One that ended is success, as is a forge that cannot end one job alone and gives it up within minutes."""
         ...
 
-    async def cancel_run(self, repo: str, run_id: str) -> None:
-        """End a run that no machine can ever serve. One that ended is success."""
+    async def cancel_run(self, repo: str, run_id: str, forge_job_ids: Collection[str]) -> None:
+        """End a run of which no machine can ever serve these jobs, and nothing else is alive. One that ended is
+        success. Raises NotYet while another job of it is alive, whoever runs that, and JobNotFound."""
         ...
 
     async def recover_deliveries(self, since: datetime) -> Recovery:

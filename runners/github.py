@@ -149,8 +149,8 @@ class GitHubForge:
     async def end_job(self, repo: str, forge_job_id: str) -> None:
         """Nothing can be done: GitHub ends whole runs only, and fails the job of a dead runner in ten minutes."""
 
-    async def cancel_run(self, repo: str, run_id: str) -> None:
-        await self._requeuer.cancel_run(repo, run_id)
+    async def cancel_run(self, repo: str, run_id: str, forge_job_ids: Collection[str]) -> None:
+        await self._requeuer.cancel_run(repo, run_id, forge_job_ids)
 
     async def recover_deliveries(self, since: datetime) -> Recovery:
         return await self._deliveries.recover(since)

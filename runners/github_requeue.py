@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from autoscaler.spi import Clock, ForgeRefusedForGood, JobNotFound, NotYet, RequeueResult
 from runners.github_errors import Answer, Purpose, refusal
 from runners.github_payloads import JobPayload, JobsPagePayload, RunPayload
-from runners.github_reruns import ASK_AGAIN_S, Endings, EndRun, Rerun, next_step, not_dead_yet
+from runners.github_reruns import ASK_AGAIN_S, Endings, EndRun, Rerun, check_nothing_else_lives, next_step, not_dead_yet
 from runners.github_rest import Rest, parsed
 
 _READ = Purpose(does="read a run", permission="repository permission Actions: read")
@@ -48,8 +48,16 @@ class Requeuer:
         await self._rerun(repo, run_id, step)
         return RequeueResult(successors=step.successors, later=step.later, rode_along=step.rode_along)
 
-    async def cancel_run(self, repo: str, run_id: str) -> None:
-        """A run that is over is success."""
+    async def cancel_run(self, repo: str, run_id: str, job_ids: Collection[str]) -> None:
+        """A run that is over is success. Raises NotYet while another job of it is alive: GitHub's own runners, or
+        somebody else's, may run it."""
+        account, path = repo.partition("/")[0], f"/repos/{repo}/actions/runs/{run_id}"
+        run = await self._rest.read(path, RunPayload, account=account, purpose=_READ)
+        if run is None:
+            raise JobNotFound(f"{repo} has no run {run_id}")
+        if run.status == "completed":
+            return
+        check_nothing_else_lives(repo, run_id, await self._listed(repo, run_id), job_ids)
         purpose = Purpose(does=f"cancel run {run_id} in {repo}", permission=_WRITE, is_write=True)
         answer = await self._post(repo, f"runs/{run_id}/cancel", purpose)
         if answer.status == 404:

@@ -19,6 +19,8 @@ from runners.github_payloads import JobPayload, RunPayload
 
 ASK_AGAIN_S = 20.0
 """The run's end is announced by a webhook; this is how long a lost one may cost."""
+CANCEL_AGAIN_S = 60.0
+"""Nobody waits for the end of a run that nothing can serve."""
 LOOK_AGAIN_S = 4.0
 """A job that follows one that just ended is listed within this time. Until then a run may only seem to be dead."""
 FORCE_AFTER_S = 10.0
@@ -88,6 +90,13 @@ def next_step(
         return _end_or_wait(repo, run, listed, frozenset(job_ids).union(spared))
     stay = [known[id_] for id_ in sorted(spared) if id_ in known and id_ not in job_ids]
     return _rerun(repo, run, listed, lost, newest, stay=stay, with_failures=with_failures)
+
+
+def check_nothing_else_lives(repo: str, run_id: str, listed: Sequence[JobPayload], job_ids: Collection[str]) -> None:
+    """Raises NotYet where a run has a living job beside these."""
+    alive = [job.name for job in listed if job.status != "completed" and str(job.id) not in job_ids]
+    if alive:
+        raise NotYet(f"{len(alive)} other jobs of run {run_id} of {repo} are not done", retry_after_s=CANCEL_AGAIN_S)
 
 
 def _end_or_wait(repo: str, run: RunPayload, listed: Sequence[JobPayload], dead: frozenset[str]) -> EndRun:

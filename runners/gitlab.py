@@ -131,8 +131,8 @@ class GitLabForge:
     async def end_job(self, repo: str, forge_job_id: str) -> None:
         await self._requeuer.end_job(repo, forge_job_id)
 
-    async def cancel_run(self, repo: str, run_id: str) -> None:
-        await self._requeuer.cancel_run(repo, run_id)
+    async def cancel_run(self, repo: str, run_id: str, forge_job_ids: Collection[str]) -> None:
+        await self._requeuer.cancel_run(repo, run_id, forge_job_ids)
 
     async def recover_deliveries(self, since: datetime) -> Recovery:
         """GitLab keeps no list of failed deliveries to ask for; polling covers them."""

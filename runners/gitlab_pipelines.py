@@ -19,6 +19,8 @@ from autoscaler.spi import (
 
 Row = Mapping[str, Any]
 
+CANCEL_AGAIN_S = 60.0
+"""Nobody waits for the end of a pipeline that nothing can serve."""
 _CANCELLED = ("canceling", "canceled")
 _ALIVE = ("created", "waiting_for_resource", "preparing", "waiting_for_callback", "pending", "running")
 
@@ -38,6 +40,13 @@ def was_cancelled_by_somebody(
     began = min((str(pipeline[id_].get("started_at") or "") for id_ in lost if id_ in pipeline), default="")
     cancelled = [row for row in others if row.get("status") in _CANCELLED and _ended_after(row, began)]
     return bool(cancelled) and not any(row.get("status") in _ALIVE for row in others)
+
+
+def check_nothing_else_lives(pipeline: Mapping[str, Row], run_id: str, job_ids: Collection[str]) -> None:
+    """Raises NotYet where a pipeline has a living job beside these. One that is `created` waits for others of it."""
+    alive = [id_ for id_, row in pipeline.items() if row.get("status") in _ALIVE[1:] and id_ not in job_ids]
+    if alive:
+        raise NotYet(f"{len(alive)} other jobs of pipeline {run_id} are not done", retry_after_s=CANCEL_AGAIN_S)
 
 
 @dataclass(slots=True)

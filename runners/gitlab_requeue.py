@@ -28,7 +28,7 @@ from autoscaler.spi import (
 )
 from runners.gitlab_errors import Absent, Forbidden, NotRetryable, Operation
 from runners.gitlab_jobs import status_of
-from runners.gitlab_pipelines import Retries, was_cancelled_by_somebody
+from runners.gitlab_pipelines import Retries, check_nothing_else_lives, was_cancelled_by_somebody
 from runners.gitlab_rest import Rest, Row
 from runners.gitlab_scopes import project_path
 
@@ -91,8 +91,10 @@ class Requeuer:
         if row.get("status") == "canceling":
             await self._force(repo, job_id)
 
-    async def cancel_run(self, repo: str, run_id: str) -> None:
-        """GitLab says yes whatever state the pipeline is in. Raises JobNotFound."""
+    async def cancel_run(self, repo: str, run_id: str, job_ids: Collection[str]) -> None:
+        """GitLab says yes whatever state the pipeline is in. Raises JobNotFound, and NotYet while another job of it is
+        alive, which somebody else's runner may run."""
+        check_nothing_else_lives(await self._pipeline(repo, run_id), run_id, job_ids)
         try:
             await self._rest.post(f"{project_path(repo)}/pipelines/{run_id}/cancel", _END)
         except Absent as error:

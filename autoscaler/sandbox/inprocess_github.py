@@ -56,7 +56,7 @@ from autoscaler.spi import (
     label_set,
 )
 from runners.github_payloads import JobPayload, RunPayload, forge_job, listed_status
-from runners.github_reruns import Endings, EndRun, next_step, not_dead_yet
+from runners.github_reruns import Endings, EndRun, check_nothing_else_lives, next_step, not_dead_yet
 from runners.github_webhooks import WebhookReader
 
 MINTS_PER_MINUTE = 180
@@ -316,10 +316,12 @@ class GitHubInProcess:
     async def end_job(self, repo: str, forge_job_id: str) -> None:
         """Nothing can be done: GitHub ends whole runs only."""
 
-    async def cancel_run(self, repo: str, run_id: str) -> None:
+    async def cancel_run(self, repo: str, run_id: str, forge_job_ids: Collection[str]) -> None:
         def cancel() -> None:
             if (run := self._run(repo, run_id)) is None:
                 raise JobNotFound(f"{repo} has no run {run_id}")
+            rows = [payloads.job(job, run, self._world.urls) for job in run.history]
+            check_nothing_else_lives(repo, run_id, [JobPayload.model_validate(row) for row in rows], forge_job_ids)
             if run.status != "completed":
                 self._world.cancel(run.id, self._site.now)
 

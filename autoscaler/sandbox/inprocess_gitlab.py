@@ -62,6 +62,7 @@ from autoscaler.spi import (
     label_set,
 )
 from runners.gitlab_jobs import job_from_rest
+from runners.gitlab_pipelines import check_nothing_else_lives
 from runners.gitlab_settings import WebhookKeys
 from runners.gitlab_webhooks import WebhookReader
 
@@ -260,7 +261,7 @@ class GitLabInProcess:
 
         await self._call("end_job", end)
 
-    async def cancel_run(self, repo: str, run_id: str) -> None:
+    async def cancel_run(self, repo: str, run_id: str, forge_job_ids: Collection[str]) -> None:
         def cancel() -> None:
             try:
                 project, pipeline = self._world.find_project(repo), self._world.pipeline(int(run_id))
@@ -268,6 +269,9 @@ class GitLabInProcess:
                 raise JobNotFound(str(error)) from error
             if pipeline.project_id != project.id:
                 raise JobNotFound(f"{repo} has no pipeline {run_id}")
+            listed = self._world.list_pipeline_jobs(pipeline, include_retried=True)
+            rows = {str(job.id): self._world.show_job(job, self._site.now) for job in listed}
+            check_nothing_else_lives(rows, run_id, forge_job_ids)
             self._world.cancel_pipeline(pipeline.id, self._site.now)
 
         await self._call("cancel_run", cancel)

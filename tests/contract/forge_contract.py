@@ -364,14 +364,23 @@ class ForgeContract:
 
     async def test_run_is_cancelled_as_often_as_it_is_asked_for(self, driver: ForgeDriver) -> None:
         run_id = await driver.submit(driver.repo, jobs=("a", "b"))
-        (job, _) = (await driver.forge.list_jobs({driver.repo})).jobs
+        (job, other) = (await driver.forge.list_jobs({driver.repo})).jobs
 
         for _ in range(2):
-            await driver.forge.cancel_run(driver.repo, run_id)
+            await driver.forge.cancel_run(driver.repo, run_id, [job.forge_job_id, other.forge_job_id])
 
         assert (await driver.forge.list_jobs({driver.repo})).jobs == ()
         seen = await driver.forge.get_job(driver.repo, job.forge_job_id)
         assert (seen.status, seen.conclusion) == (JobStatus.DONE, Conclusion.CANCELLED)
+
+    async def test_run_is_not_cancelled_while_another_job_of_it_is_alive(self, driver: ForgeDriver) -> None:
+        run_id = await driver.submit(driver.repo, jobs=("a", "b"))
+        (job, other) = (await driver.forge.list_jobs({driver.repo})).jobs
+
+        with pytest.raises(NotYet):
+            await driver.forge.cancel_run(driver.repo, run_id, [job.forge_job_id])
+
+        assert (await driver.forge.get_job(driver.repo, other.forge_job_id)).status is JobStatus.QUEUED
 
     async def test_job_of_a_dead_machine_may_be_ended_as_often_as_one_likes(self, driver: ForgeDriver) -> None:
         await driver.submit(driver.repo)
@@ -386,7 +395,7 @@ class ForgeContract:
 
     async def test_run_that_the_forge_forgot_cannot_be_cancelled(self, driver: ForgeDriver) -> None:
         with pytest.raises(JobNotFound):
-            await driver.forge.cancel_run(driver.repo, "99999999")
+            await driver.forge.cancel_run(driver.repo, "99999999", ["88888888"])
 
     # ------------------------------------------------------------------ trouble
 

@@ -83,7 +83,9 @@ async def use_everything(driver: GitHubDriver, forge: GitHubForge) -> None:
     for run_id, job_ids in lost:
         await forge.requeue(driver.repo, run_id, job_ids)
     await driver.submit(driver.repo, jobs=[f"{number:03}" for number in range(120)])
-    await forge.cancel_run(driver.repo, lost[0][0])
+    await forge.cancel_run(
+        driver.repo, lost[0][0], [job.forge_job_id for job in (await forge.list_jobs({driver.repo})).jobs]
+    )
     jobs = (await forge.list_jobs({driver.repo})).jobs
     await forge.list_jobs({driver.repo})
     await forge.get_job(driver.repo, jobs[0].forge_job_id)

@@ -85,7 +85,7 @@ class TroubledForge(QuietForge):
     async def end_job(self, repo: str, forge_job_id: str) -> None:
         self._answer("end_job")
 
-    async def cancel_run(self, repo: str, run_id: str) -> None:
+    async def cancel_run(self, repo: str, run_id: str, forge_job_ids: Collection[str]) -> None:
         self._answer("cancel_run")
 
 

@@ -229,13 +229,13 @@ async def test_forgotten_run_is_not_found() -> None:
     with pytest.raises(JobNotFound):
         await here.forge.requeue(REPO, "12345", ["67890"])
     with pytest.raises(JobNotFound):
-        await here.forge.cancel_run(REPO, "12345")
+        await here.forge.cancel_run(REPO, "12345", [])
 
 
 async def test_unservable_run_is_cancelled_once_and_again_is_success() -> None:
     here = Site("a", "b", needs={"b": ("a",)})
     for _ in range(2):
-        await here.forge.cancel_run(REPO, here.run_id)
+        await here.forge.cancel_run(REPO, here.run_id, [here.id_of("a")])
     assert here.states() == {"a": "cancelled", "b": "skipped"}
 
 
