@@ -44,6 +44,7 @@ from autoscaler.spi import (
     NotYet,
     RequeueResult,
 )
+from autoscaler.why_words import listed
 
 Call = Callable[[], Coroutine[Any, Any, None]]
 FINISHED_LATE = timedelta(minutes=15)
@@ -51,6 +52,8 @@ FINISHED_LATE = timedelta(minutes=15)
 LONGEST_PATIENCE = timedelta(minutes=5)
 LATER = timedelta(seconds=20)
 """The end of the attempt that goes first is announced by a webhook; this is how long a lost one may cost."""
+NAMED = 20
+"""Jobs that are named in one line of the ledger."""
 
 
 class RequeueCalls:
@@ -264,7 +267,7 @@ class RequeueCalls:
                 continue
             self._requeued(current, result.successors.get(job.forge_job_id), action, outcome)
         if result.rode_along:
-            names = ", ".join(result.rode_along)
+            names = listed(list(result.rode_along), most=NAMED)
             why = f"{len(result.rode_along)} jobs of the run that had failed by themselves run again with it: {names}"
             self._note("ride_along", action.jobs[0], jobs[0].pool or "", why, "asked")
         self._rows.set_setting(REQUEUED, dump_requeued(self._seen.requeued))

@@ -45,6 +45,7 @@ class TroubledForge(QuietForge):
         self.fails: dict[str, ForgeError] = {}
         self.listing = JobListing(jobs=(), repos=frozenset({REPO}))
         self.shown = JobStatus.DONE
+        self.rode_along: tuple[str, ...] = ()
 
     def _answer(self, call: str) -> None:
         if (error := self.fails.get(call)) is not None:
@@ -77,7 +78,7 @@ class TroubledForge(QuietForge):
         spared: Collection[str] = (),
     ) -> RequeueResult:
         self._answer("requeue")
-        return RequeueResult(successors={})
+        return RequeueResult(successors={}, rode_along=self.rode_along)
 
     async def tell(self, telling: Telling) -> None:
         self._answer("tell")
@@ -272,3 +273,11 @@ async def test_a_job_whose_runner_said_that_it_finished_is_not_ended_before_its_
     world.clock.at += timedelta(minutes=15)
     await world.do(action)
     assert row.id not in world.core.rows.jobs, "by then it was run again"
+
+
+async def test_a_matrix_that_rides_along_does_not_fill_the_ledger_with_its_names(world: World) -> None:
+    _, action = await lost(world)
+    world.forge.rode_along = tuple(f"test ({number})" for number in range(4000))
+    await world.do(action)
+    (line,) = [entry for _, entry in await world.core._store.ledger(limit=9) if entry.action == "ride_along"]
+    assert line.reason.endswith("test (18), test (19) and 3980 more")
