@@ -161,8 +161,13 @@ class CheckRunsPagePayload(_Payload):
     check_runs: list[CheckRunPayload]
 
 
+class UserPayload(_Payload):
+    id: int
+
+
 class StatusPayload(_Payload):
     target_url: str | None = None
+    creator: UserPayload | None = None
 
 
 class StatusesPayload(RootModel[list[StatusPayload]]):

@@ -3,9 +3,11 @@
 A GitHub App writes a check run on the job's commit: neutral, so that it blocks no merge, with the whole text, and with
 the telling's key as its `external_id`. Only Apps may do that (specs github-rest B10). With a token it is a commit
 status: of its four states only `success` neither blocks a merge nor turns the commit red, and the words say what it
-is; its key is the fragment of its address. Either is looked for before it is written, among the newest hundred.
+is; its key is the fragment of its address. Either is looked for before it is written, among the newest hundred; only
+what we wrote ourselves counts, as any workflow can write the like.
 """
 
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -13,7 +15,14 @@ from autoscaler.spi import ForgeRefusedForGood, ForgeUnauthorized, JobNotFound, 
 from runners.github_auth import Auth
 from runners.github_budgets import CONTENT, Budgets
 from runners.github_errors import Answer, Purpose, refusal
-from runners.github_payloads import CheckRunPayload, CheckRunsPagePayload, JobPayload, StatusesPayload
+from runners.github_payloads import (
+    CheckRunPayload,
+    CheckRunsPagePayload,
+    JobPayload,
+    StatusesPayload,
+    StatusPayload,
+    UserPayload,
+)
 from runners.github_rest import Rest, parsed
 
 CHECKS = "repository permission Checks: write"
@@ -21,6 +30,7 @@ STATUSES = "repository permission Commit statuses: write"
 
 _DESCRIPTION_LIMIT = 140
 _TITLE_LIMIT = 255
+_WHO = Purpose(does="learn whose token it is", permission="no permission")
 _READ = Purpose(does="read a job", permission="repository permission Actions: read")
 
 
@@ -32,6 +42,7 @@ class Teller:
         self._auth = auth
         self._budgets = budgets
         self._web_url = web_url
+        self._user_id: int | None = None
 
     async def tell(self, telling: Telling) -> None:
         """Raises JobNotFound and ForgeRefusedForGood where nobody can be told, ForgeUnauthorized without the
@@ -97,7 +108,8 @@ class Teller:
         page = f"{self._web_url}/{telling.repo}/actions/runs/{telling.run_id}/job/{telling.forge_job_id}"
         mark = f"#autoscaler-{quote(telling.key, safe='')}"
         known = parsed(StatusesPayload, answer, looking).root
-        if any((one.target_url or "").endswith(mark) for one in known):
+        marked = [one for one in known if (one.target_url or "").endswith(mark)]
+        if marked and await self._set_any(marked, telling):
             return
         body = {
             "state": "success",
@@ -106,6 +118,16 @@ class Teller:
             "target_url": (telling.url or page) + mark,
         }
         await self._write(telling, f"statuses/{sha}", body, writing)
+
+    async def _set_any(self, statuses: Sequence[StatusPayload], telling: Telling) -> bool:
+        """Whether one of them is ours; so are all where GitHub does not say who we are."""
+        if self._user_id is None:
+            account = telling.repo.partition("/")[0]
+            answer = await self._rest.call("GET", "/user", account=account, purpose=_WHO, is_listing=True)
+            if answer.status != 200:
+                return True
+            self._user_id = parsed(UserPayload, answer, _WHO).id
+        return any(one.creator is not None and one.creator.id == self._user_id for one in statuses)
 
     async def _look(self, telling: Telling, path: str, purpose: Purpose) -> Answer:
         account = telling.repo.partition("/")[0]

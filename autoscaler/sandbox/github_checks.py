@@ -64,7 +64,16 @@ class CheckBook:
         return check_run
 
     def add_status(
-        self, repo: str, sha: str, *, state: str, context: str, now: float, description: str = "", target_url: str = ""
+        self,
+        repo: str,
+        sha: str,
+        *,
+        state: str,
+        context: str,
+        now: float,
+        description: str = "",
+        target_url: str = "",
+        creator: str = "",
     ) -> CommitStatus:
         """A commit status. GitHubError 422 for what GitHub does not take."""
         if not self._has_commit(repo, sha):
@@ -80,6 +89,7 @@ class CheckBook:
             description=description,
             target_url=target_url,
             created_at=now,
+            creator=creator,
         )
         self._statuses[repo, sha].append(status)
         return status

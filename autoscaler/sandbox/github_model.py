@@ -188,6 +188,8 @@ class CommitStatus:
     description: str
     target_url: str
     created_at: float
+    creator: str = ""
+    """Another login than that of the sandbox's one person."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -47,6 +47,7 @@ class ChecksApi:
             web.get(repo + "/commits/{sha}/statuses", self.list_statuses),
             web.get(repo + "/statuses/{sha}", self.list_statuses),  # an older name of the same, which PyGithub uses
             web.get(repo + "/commits/{sha}", self.get_commit),
+            web.get(prefix + "/user", self.get_user),
         ]
 
     async def create_check_run(self, request: web.Request) -> web.Response:
@@ -112,6 +113,12 @@ class ChecksApi:
         self._check(request, "statuses", "read")
         rows = self._world.checks.statuses(repo.full_name, request.match_info["sha"])
         return page(request, rows, lambda row: _status(row, urls(request)))
+
+    async def get_user(self, request: web.Request) -> web.Response:
+        """Whose token it is: the sandbox has one person. An App is none."""
+        if request[CALLER].kind != "token":
+            raise GitHubError(403, NOT_PERMITTED)
+        return answer(200, payloads.sender(urls(request)))
 
     async def get_commit(self, request: web.Request) -> web.Response:
         """As much of a commit as leads clients to what was written onto it."""
@@ -198,5 +205,5 @@ def _status(row: CommitStatus, where: payloads.Urls) -> Json:
         "context": row.context,
         "created_at": payloads.iso(row.created_at),
         "updated_at": payloads.iso(row.created_at),
-        "creator": None,
+        "creator": payloads.user(row.creator, row.id, where) if row.creator else payloads.sender(where),
     }

@@ -80,6 +80,24 @@ async def test_a_check_run_that_another_app_wrote_keeps_nobody_from_being_told(d
     assert (made.conclusion, made.summary) == ("neutral", telling.text)
 
 
+async def test_a_status_that_a_workflow_set_keeps_nobody_from_being_told(driver: GitHubDriver) -> None:
+    await with_token(driver)
+    telling, checks = await doomed(driver), driver.face.world.checks
+    await driver.forge.tell(telling)
+    (ours,) = checks.statuses(driver.repo, telling.commit)
+    again = replace(telling, key="gh:2/i-2")
+    forged = ours.target_url.partition("#")[0] + "#autoscaler-gh%3A2%2Fi-2"
+    said = {"context": "ci", "target_url": forged, "creator": "github-actions[bot]"}
+    checks.add_status(driver.repo, telling.commit, state="success", now=now(), **said)
+
+    for _ in range(2):
+        await driver.forge.tell(again)
+
+    newest, *_ = found = checks.statuses(driver.repo, telling.commit)
+    assert (newest.target_url, newest.context) == (forged, ours.context)
+    assert len(found) == 3
+
+
 async def test_a_missing_permission_is_named_with_its_remedy(driver: GitHubDriver) -> None:
     telling = await doomed(driver)
     for granted in ({}, {"checks": "read"}):
