@@ -4,7 +4,7 @@ HTTP handlers, listings and answers of calls put facts into the loop's mailbox; 
 `started_at` of a listing is when it was asked for: it says nothing about anything younger.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -186,3 +186,17 @@ Fact = (
     | NoticeArrived
     | MachinesDescribed
 )
+
+
+def jobs_in(facts: Sequence[Fact]) -> Iterator[ForgeJob]:
+    """What these facts say of jobs, in their order."""
+    for fact in facts:
+        match fact:
+            case WebhookArrived():
+                yield from fact.webhook.jobs
+            case JobsListed():
+                yield from fact.listing.jobs
+            case JobRead() if fact.seen is not None:
+                yield fact.seen
+            case _:
+                pass

@@ -7,14 +7,14 @@ the forge is asked, and only its answer decides whether the job is done or lost.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
 from autoscaler.cut_off import CutOffs
 from autoscaler.demand import match_pool
-from autoscaler.facts import Fact, JobRead, JobsListed, WebhookArrived
+from autoscaler.facts import Fact, JobRead, JobsListed, WebhookArrived, jobs_in
 from autoscaler.live import LiveRows
 from autoscaler.metrics import Metrics
 from autoscaler.model import EndReason, Instance, InstanceState, Job, JobId, JobState, Rules, SeenBy, job_id
@@ -111,7 +111,7 @@ class JobObserver:
     def unknown_ids(self, facts: Sequence[Fact]) -> list[JobId]:
         """Jobs in these facts that memory does not know: the store may know that they ended long ago."""
         found: dict[JobId, None] = {}
-        for job in _jobs_in(facts):
+        for job in jobs_in(facts):
             id_ = job_id(job.forge, job.forge_job_id)
             if id_ not in self._rows.jobs and id_ not in self._rows.ended_jobs:
                 found[id_] = None
@@ -120,7 +120,7 @@ class JobObserver:
     def unknown_runners(self, facts: Sequence[Fact]) -> list[tuple[str, InstanceId]]:
         """Runners in these facts that may be of a machine whose end only the store remembers."""
         found: dict[str, InstanceId] = {}
-        for seen in _jobs_in(facts):
+        for seen in jobs_in(facts):
             name = seen.runner_name
             if not name or self._rows.by_runner(name) is not None or name in self._rows.ended_runners:
                 continue
@@ -400,6 +400,8 @@ class JobObserver:
         )
         if is_lost:
             self._recoveries.lost(done, now, conclusion=None)
+        elif is_ours and conclusion is not Conclusion.SUCCESS:
+            self._recoveries.spared(done)
 
     def _wait_for(self, word: str, id_: JobId, conclusion: Conclusion, finished_at: datetime, now: datetime) -> None:
         """It runs until that is known. That its forge gave it up is on the row, for the machine's end to find."""
@@ -421,19 +423,6 @@ class JobObserver:
         if counts:
             self._metrics.jobs_done_total.labels(pool=job.pool or "", conclusion=conclusion).inc()
         return done
-
-
-def _jobs_in(facts: Sequence[Fact]) -> Iterator[ForgeJob]:
-    for fact in facts:
-        match fact:
-            case WebhookArrived():
-                yield from fact.webhook.jobs
-            case JobsListed():
-                yield from fact.listing.jobs
-            case JobRead() if fact.seen is not None:
-                yield fact.seen
-            case _:
-                pass
 
 
 def _passed_limit(job: Job) -> bool:

@@ -20,10 +20,12 @@ from autoscaler.sightings import (
     Sightings,
     dump_hanging,
     dump_requeued,
+    dump_spared,
     heritage_of,
     load_hanging,
     load_requeued,
     load_spared,
+    run_key,
     work_key,
 )
 from autoscaler.spi import CapacityType, Conclusion, Forge, ForgeJob, ForgeName
@@ -77,6 +79,11 @@ class Recoveries:
             self._note(job, now, action="requeue", reason="its forge put it back into its queue", outcome="requeued")
             self._metrics.requeues_total.labels(pool=job.pool or "", outcome="by_others").inc()
             self.settled(job)
+
+    def spared(self, job: Job) -> None:
+        """A timer of ours ended it: nothing that we ask for may run it again, for others of its run either."""
+        self._seen.note_spared(run_key(job.forge, job.repo, job.run_id), job.forge_job_id)
+        self._rows.set_setting(SPARED, dump_spared(self._seen.spared))
 
     def given_up(self, job: Job, conclusion: Conclusion, finished_at: datetime | None, now: datetime) -> None:
         """Its forge failed or cancelled a lost job: it may run again now, unless somebody cancelled it since."""

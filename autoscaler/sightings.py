@@ -105,8 +105,8 @@ class Sightings:
     """Lost jobs that their forge still ran when it was asked to run them again: it may have been asked to end them, so
     that a cancellation of theirs is ours. Kept in the store's settings too."""
     spared: dict[str, list[str]] = field(default_factory=dict)
-    """Lost jobs that must not run again, as ids of their forge, by `run_key`: whoever runs others of their run again
-    must not take them along. Kept in the store's settings too."""
+    """Jobs that must not run again (lost ones that were given up, and what a timer of ours ended), as ids of their
+    forge, by `run_key`: whoever runs others of their run again must not take them along. Kept in the store's settings too."""
     staged: dict[InstanceId, datetime] = field(default_factory=dict)
     """Machines that a game day was told to take, and until when their end counts as its doing; kept with game days."""
 
@@ -119,7 +119,7 @@ class Sightings:
         _put_newest(self.requeued, work, heritage)
 
     def note_spared(self, run: str, forge_job_id: str) -> None:
-        """A lost job of the run of this `run_key` must not run again."""
+        """A job of the run of this `run_key` must not run again."""
         _put_newest(self.spared, run, [*self.spared.get(run, ()), forge_job_id])
 
     def note_offerings(self, pool: PoolName, provider: ProviderName, found: Sequence[Offering]) -> None:

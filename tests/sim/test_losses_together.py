@@ -1,6 +1,7 @@
 """Named days on which several jobs of one run are lost, not all of which may run again, or are known to be lost yet."""
 
 from collections.abc import Sequence
+from datetime import timedelta
 
 import pytest
 
@@ -143,3 +144,18 @@ def test_job_that_its_forge_refuses_to_run_again_is_given_up_alone() -> None:
         assert [line.subject for line in ledger(day, "requeue") if line.outcome == "refused for good"] == [refused.id]
 
     live(play)
+
+
+def test_job_that_passed_its_runtime_is_not_run_again_with_lost_ones_of_its_run() -> None:
+    async def play(day: Day) -> None:
+        day.daemon.start()
+        endless = JobSpec(key="c", name="c", labels=("linux",), duration_s=6000)
+        day.stage.submit(GITHUB, run(GITHUB, "a", "b", endless, duration_s=60))
+        jobs = await running(day, 3)
+        for machine in machines_of(day, [job for job in jobs if job.name != "c"]):
+            day.stage.reclaim(machine, notice_s=20)
+        await is_over(day)
+        assert attempts_made(day, ("a", "b", "c")) == {"a": 2, "b": 2, "c": 1}
+        assert not ledger(day, "ride_along")
+
+    live(play, max_job_runtime=timedelta(seconds=90))
