@@ -106,7 +106,8 @@ class Sightings:
     that a cancellation of theirs is ours. Kept in the store's settings too."""
     spared: dict[str, list[str]] = field(default_factory=dict)
     """Jobs that must not run again (lost ones that were given up, and what a timer of ours ended), as ids of their
-    forge, by `run_key`: whoever runs others of their run again must not take them along. Kept in the store's settings too."""
+    forge, by `run_key`: whoever runs others of their run again must not take them along. Kept in the store's settings
+    too."""
     staged: dict[InstanceId, datetime] = field(default_factory=dict)
     """Machines that a game day was told to take, and until when their end counts as its doing; kept with game days."""
 

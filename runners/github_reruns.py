@@ -127,6 +127,7 @@ def _rerun(
     others = [job for job in rest if job not in kept_out]
     failed = [job for job in others if job.conclusion in _FAILED]
     cancelled = [job for job in others if job.conclusion == "cancelled" and not _ended_before(job, lost)]
+    cancelled = [job for job in cancelled if not _needed_them(job, [*lost, *stay])]
     because_of_us = [job for job in cancelled if _follows(job, lost) and not _follows(job, failed)]
     if any(not _follows(job, [*lost, *stay, *failed]) for job in cancelled):
         # Never our doing: we end runs of which nothing else is alive. Nor a matrix's, which cancels after a failure.
@@ -162,6 +163,13 @@ def _ended_before(job: JobPayload, lost: Sequence[JobPayload]) -> bool:
     """Whether it was over when the lost jobs began: whatever cancelled it is no news."""
     began = min((one.started_at for one in lost if one.started_at is not None), default=None)
     return began is not None and job.completed_at is not None and job.completed_at < began
+
+
+def _needed_them(job: JobPayload, lost: Sequence[JobPayload]) -> bool:
+    """Whether it was made only when a lost job had ended, and cancelled before any runner had it: as what needs a job
+    of a run that is being ended."""
+    ends = [one.completed_at for one in lost if one.completed_at is not None]
+    return not job.runner_name and bool(ends) and job.created_at is not None and job.created_at >= min(ends)
 
 
 def _follows(job: JobPayload, failed: Sequence[JobPayload]) -> bool:

@@ -1,6 +1,7 @@
 """Lost jobs at the sandbox's GitHub: when its run is ended, which jobs run again together, and which never do."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 
 import pytest
@@ -10,7 +11,8 @@ from autoscaler.sandbox.github_world import GitHubWorld
 from autoscaler.sandbox.inprocess_github import GitHubInProcess, GitHubSite
 from autoscaler.sandbox.workload import JobSpec, RunSpec
 from autoscaler.spi import AlreadyRequeued, ForgeName, ForgeRefusedForGood, JobNotFound, NotYet, RequeueResult, Scope
-from runners.github_reruns import FORCE_AFTER_S, LOOK_AGAIN_S
+from runners.github_payloads import JobPayload, RunPayload
+from runners.github_reruns import FORCE_AFTER_S, LOOK_AGAIN_S, Rerun, next_step
 from tests.unit.stepping_clock import SteppingClock
 
 REPO = "acme/web"
@@ -288,3 +290,24 @@ async def test_run_is_ended_although_a_dead_job_of_it_shall_not_run_again() -> N
             await here.requeue(lost, spared=(deploy,))
         here.clock.step(later.value.retry_after_s)
     assert here.world.run(int(here.run_id)).cancelled
+
+
+@pytest.mark.parametrize(("created", "is_told"), [(30, False), (0, True)])
+def test_what_needs_a_dead_job_and_is_cancelled_with_the_run_that_we_end_is_no_persons_cancel(
+    created: int, is_told: bool
+) -> None:
+    """It is made when the dead one has ended; what was queued before is alive, and keeps us from ending the run."""
+    begin = datetime(2026, 1, 5, 12, tzinfo=UTC)
+    shared = {"run_id": 1, "run_attempt": 1, "status": "completed", "conclusion": "cancelled"}
+    dead = {"id": 1, "name": "build", "runner_name": "ci-1", "started_at": begin, "created_at": begin, **shared}
+    after = {"id": 2, "name": "after", "created_at": begin + timedelta(seconds=created), **shared}
+    ended = begin + timedelta(seconds=30)
+    listed = [JobPayload.model_validate({**row, "completed_at": ended}) for row in (dead, after)]
+    run = RunPayload.model_validate({"id": 1, "run_attempt": 1, "status": "completed"})
+    if is_told:
+        with pytest.raises(ForgeRefusedForGood, match="somebody cancelled"):
+            next_step(REPO, run, listed, ["1"], with_failures=True)
+    else:
+        step = next_step(REPO, run, listed, ["1"], with_failures=True)
+        assert isinstance(step, Rerun)
+        assert step.job == "1"
