@@ -4,6 +4,7 @@ Reads, never writes. The numbers add up: every lost job is back in the queue (re
 success, or still open.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -13,7 +14,7 @@ from autoscaler.game_day import LONGEST, OPEN_STATES, GameDay, GameDayState
 from autoscaler.live import LiveRows
 from autoscaler.model import Instance, Interruption, Job, JobId, JobState, Use
 from autoscaler.money import NANO, accrued, cost_lines
-from autoscaler.spi import InstanceId, ProviderName, ProviderTraits
+from autoscaler.spi import ForgeName, InstanceId, ProviderName, ProviderTraits
 from autoscaler.states import is_live
 from autoscaler.store import Store
 
@@ -92,6 +93,10 @@ def quantile(values: Sequence[float], share: float) -> float | None:
     return values[min(len(values) - 1, int(share * len(values)))] if values else None
 
 
+_Runs = dict[tuple[str, str], defaultdict[tuple[ForgeName, str], list[Job]]]
+"""The jobs of runs, by forge and name."""
+
+
 class GameDayReporter:
     """Reads live rows in memory, ended ones from the store. `traits` say how each provider bills."""
 
@@ -104,6 +109,7 @@ class GameDayReporter:
         """Raises StoreError."""
         taken = spared = 0
         hits: list[HitJob] = []
+        runs: _Runs = {}
         for id_ in day.machines:
             row = self._rows.instances.get(id_) or await self._store.instance(id_)
             told = self._rows.interruption_of(id_) or await self._store.interruption(id_)
@@ -111,11 +117,13 @@ class GameDayReporter:
             if row is None or not is_live(row):
                 taken, spared = taken + is_hit, spared + (not is_hit)
             job = (row.job if row is not None else None) or (told.job if told is not None else None)
-            if told is not None and is_hit and job is not None and (hit := await self._hit(job, row, told, now)):
+            if told is not None and is_hit and job is not None and (hit := await self._hit(job, row, told, now, runs)):
                 hits.append(hit)
         return GameDayReport(day=day, at=now, taken=taken, spared=spared, jobs=tuple(hits))
 
-    async def _hit(self, id_: JobId, row: Instance | None, told: Interruption, now: datetime) -> HitJob | None:
+    async def _hit(
+        self, id_: JobId, row: Instance | None, told: Interruption, now: datetime, runs: _Runs
+    ) -> HitJob | None:
         job = self._rows.jobs.get(id_) or await self._store.job(id_)
         if job is None:
             return None
@@ -123,7 +131,7 @@ class GameDayReporter:
         if outcome in (Outcome.KEPT, Outcome.RUNNING):
             return HitJob(job=job, instance=told.instance, outcome=outcome)
         lost_at = told.cutoff_at or told.ended_at or told.noticed_at
-        again = await self._again(job, lost_at) if outcome is Outcome.REQUEUED else None
+        again = await self._again(job, lost_at, runs) if outcome is Outcome.REQUEUED else None
         began_at = again.started_at if again is not None else None
         return HitJob(
             job=job,
@@ -135,21 +143,18 @@ class GameDayReporter:
             lost_usd=self._lost_usd(row, now) if row is not None and outcome is not Outcome.LATE_SUCCESS else 0.0,
         )
 
-    async def _again(self, job: Job, lost_at: datetime) -> Job | None:
+    async def _again(self, job: Job, lost_at: datetime, runs: _Runs) -> Job | None:
         """The job that runs its work again: the first that began, else the last one known. A job that its forge put
-        back into its own queue is its own."""
+        back into its own queue is its own. A run is read once for all its jobs: it may have thousands."""
         if job.state is not JobState.REQUEUED:
             return replace(job, started_at=job.started_at if job.started_at and job.started_at > lost_at else None)
-        known = {one.id: one for one in await self._store.jobs_of_run(job.repo, job.run_id, limit=RUN_JOBS)}
-        known.update({id_: one for id_ in list(known) if (one := self._rows.jobs.get(id_)) is not None})
-        later = sorted(
-            (
-                one
-                for one in known.values()
-                if one.forge == job.forge and one.name == job.name and one.attempt > job.attempt
-            ),
-            key=lambda one: one.attempt,
-        )
+        run = job.repo, job.run_id
+        if run not in runs:
+            runs[run] = defaultdict(list)
+            for one in await self._store.jobs_of_run(*run, limit=RUN_JOBS):
+                runs[run][one.forge, one.name].append(self._rows.jobs.get(one.id, one))
+        alike = runs[run].get((job.forge, job.name), [])
+        later = sorted((one for one in alike if one.attempt > job.attempt), key=lambda one: one.attempt)
         began = [one for one in later if one.started_at is not None]
         return began[0] if began else later[-1] if later else None
 
