@@ -17,7 +17,7 @@ from autoscaler.config import load
 from autoscaler.core import Core, make_launcher
 from autoscaler.health import Health
 from autoscaler.metrics import Metrics
-from autoscaler.model import Demand, Instance, InstanceState, Job, JobState, SeenBy, Snapshot, job_id
+from autoscaler.model import Demand, Instance, InstanceState, Job, JobState, Prediction, SeenBy, Snapshot, job_id
 from autoscaler.plan import plan
 from autoscaler.spi import (
     BatchToken,
@@ -94,6 +94,7 @@ def _job(i: int, pool: Pool, state: InstanceState, queued_at: datetime) -> Job:
         pool=PoolName(pool.name),
         started_at=queued_at if is_running else None,
         instance=_id(i) if is_running else None,
+        prediction=Prediction(wait_s=30.0, breach=0.1, target_s=60.0),
         url=f"https://github.com/{repo}/actions/runs/{5_000_000 + i // 4}/job/{10_000_000 + i}",
     )
 
@@ -136,6 +137,11 @@ def group_and_sort(snapshot: Snapshot) -> int:
     for fleet in instances.values():
         fleet.sort(key=lambda instance: (instance.since, instance.id))
     return len(jobs) + len(instances)
+
+
+def never_seen(snapshot: Snapshot) -> Snapshot:
+    """As if all jobs had come at once: their waits are yet to be predicted."""
+    return replace(snapshot, jobs={id_: replace(job, prediction=None) for id_, job in snapshot.jobs.items()})
 
 
 def nothing_fits(snapshot: Snapshot) -> Snapshot:
@@ -211,8 +217,9 @@ async def _measure(core: Core, clock: SystemClock, rounds: int) -> dict[str, Any
         await core.loop.tick()
         ticks.append((time.perf_counter() - started) * 1000)
     rss_mb = memory_mb(os.getpid())[1]
-    worst = nothing_fits(snapshot)
+    worst, unseen = nothing_fits(snapshot), never_seen(snapshot)
     return {
+        "first_sight_ms": min(_ms(lambda: plan(unseen, rules, clock.now())) for _ in range(3)),
         "worst_ms": min(_ms(lambda: plan(worst, rules, clock.now())) for _ in range(3)),
         "plan_ms": min(plans),
         "baseline_ms": min(baselines),

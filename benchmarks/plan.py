@@ -37,6 +37,7 @@ async def run(*, is_quick: bool) -> list[Figure]:
         at_most(NAME, f"plan, {what}", largest["plan_ms"], 100, "ms", baseline=baseline),
         at_most(NAME, f"tick with nothing new, {what}", largest["idle_tick_ms"], 10, "ms"),
         shown(NAME, f"plan when no idle runner fits any job, {what}", f"{largest['worst_ms']:.1f} ms"),
+        shown(NAME, f"plan that sees all jobs for the first time, {what}", f"{largest['first_sight_ms']:.1f} ms"),
         shown(NAME, f"tick that plans it all, {what}", f"{largest['full_tick_ms']:.1f} ms"),
         at_most(NAME, f"peak RSS, {what}", largest["rss_mb"], 300, "MB"),
         await _idle(5.0 if is_quick else 15.0),
