@@ -50,6 +50,8 @@ Call = Callable[[], Coroutine[Any, Any, None]]
 FINISHED_LATE = timedelta(minutes=15)
 """GitHub's lease of a runner that is gone ends within this time (specs: github-rest B8)."""
 LONGEST_PATIENCE = timedelta(minutes=5)
+PARTIAL = timedelta(seconds=2)
+"""The facts about the others come with the next tick; this is for those that never come."""
 LATER = timedelta(seconds=20)
 """The end of the attempt that goes first is announced by a webhook; this is how long a lost one may cost."""
 NAMED = 20
@@ -109,7 +111,8 @@ class RequeueCalls:
     async def _requeue(self, action: Requeue) -> None:
         jobs = [job for id_ in action.jobs if (job := self._rows.jobs.get(id_)) and job.state is JobState.LOST]
         if not self._line.runs_jobs_alone(action.forge) and await self._is_partial(action):
-            return  # what became of the others is planned together with these
+            self._not_yet(jobs, PARTIAL, "what became of another job of its run is not known yet")
+            return
         if not (jobs := await self._still_lost(jobs, action)):
             return
         self._seen.requeuing.update(job.id for job in jobs)

@@ -31,6 +31,8 @@ def was_cancelled_by_somebody(
     """Whether a pipeline was cancelled as a whole, by a person or for a newer one. We cancel lost jobs alone, those
     that are `spared` another attempt too: with another one cancelled since and none alive, somebody wanted none of them
     any more."""
+    if any(pipeline[id_].get("status") == "running" for id_ in lost if id_ in pipeline):
+        return False  # cancelled with its pipeline it would be `canceling`: somebody cancelled the other job alone
     newest: dict[str, int] = {}
     for id_, row in pipeline.items():
         newest[str(row.get("name"))] = max(newest.get(str(row.get("name")), 0), int(id_))

@@ -446,3 +446,13 @@ async def test_job_that_gitlab_refuses_to_retry_holds_up_no_other_of_its_pipelin
     assert set(result.refused) == {job_ids[1]}
     with pytest.raises(ForgeRefusedForGood):
         await forge.requeue("acme/api", run_id, [job_ids[1]])
+
+
+async def test_job_that_a_person_cancelled_alone_says_nothing_of_a_lost_one_of_its_pipeline(site: Site) -> None:
+    forge = site.forge()
+    run_id, (lost, other) = site.submit("linux", count=2)
+    made = await forge.register(scope=GROUP, group="", name=f"{PREFIX}1", labels=LINUX)
+    assert site.take(made) is not None
+    site.world.cancel_job(int(other), world_now())
+    result = await forge.requeue("acme/api", run_id, [lost])
+    assert set(result.successors) == {lost}
