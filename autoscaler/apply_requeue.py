@@ -285,7 +285,12 @@ class RequeueCalls:
             return
         known = self._rows.interruption_of(job.instance) if job.instance is not None else None
         self._rows.move_job(job, JobState.REQUEUED, successor=successor, reason=action.reason)
-        self._seen.note_requeued(work_key(job.forge, job.repo, job.run_id, job.name), heritage_of(job, known))
+        heritage, row = heritage_of(job, known), self._rows.jobs.get(successor) if successor is not None else None
+        if row is None:
+            self._seen.note_requeued(work_key(job.forge, job.repo, job.run_id, job.name), heritage)
+        elif row.predecessor is None:
+            # A rule or a person was faster than our knowledge of the loss, and it seemed to be a first attempt.
+            self._rows.amend_job(row, attempt=heritage.attempt + 1, predecessor=job.id, lost_at=heritage.lost_at)
         self._note("requeue", job.id, job.pool or "", action.reason, outcome)
         self._count(job, "requeued" if outcome == "requeued" else "by_others")
 

@@ -7,6 +7,7 @@ import pytest
 
 from autoscaler.config_types import RequeueConfig
 from autoscaler.model import JobState
+from autoscaler.sandbox.inprocess import Fate
 from autoscaler.sandbox.workload import JobSpec
 from autoscaler.simulate.seeds import Day
 from autoscaler.simulate.stage import GITHUB, GITLAB, Site
@@ -159,3 +160,27 @@ def test_job_that_passed_its_runtime_is_not_run_again_with_lost_ones_of_its_run(
         assert not ledger(day, "ride_along")
 
     live(play, max_job_runtime=timedelta(seconds=90))
+
+
+def test_job_that_its_own_retry_rule_ran_again_before_we_knew_of_the_loss_is_the_next_attempt() -> None:
+    """GitLab tells of the new job first: it is no first attempt, or the limit of attempts would never be reached."""
+
+    async def play(day: Day) -> None:
+        day.daemon.start()
+        day.stage.submit(GITLAB, run(GITLAB, "a"))
+        (job,) = await running(day, 1)
+        lost, world = int(job.forge_job_id), day.stage.gitlab.world
+        day.faults.mail_delays = lambda label: [20.0] if label.endswith(f" {lost}") else None
+        day.faults.lasting[GITLAB, "get_job"] = Fate.REQUEST_LOST
+        day.stage.reclaim(machines_of(day, [job])[0], notice_s=20)
+        await day.until(lambda: world.job(lost).finished_at is not None, within_s=30)
+        again = world.retry_job(lost, day.stage.gitlab.now)
+        day.stage.gitlab.settle()
+        await day.until(lambda: states(day) == [JobState.QUEUED, JobState.RUNNING], within_s=20)
+        day.faults.lasting.clear()
+        await is_over(day)
+        (row,) = (row for row in day.jobs() if row.forge_job_id == str(again.id))
+        assert (row.attempt, row.predecessor, row.state) == (2, job.id, JobState.DONE)
+        assert attempts_made(day, ["a"]) == {"a": 2}
+
+    live(play)
