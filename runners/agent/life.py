@@ -62,6 +62,7 @@ class Life:
         )
         self._runner: Runner | None = None
         self._runner_name = ""
+        self._env: dict[str, str] = {}
         self._job_started_at: float | None = None
         self._is_job_completed = False
         self._max_job_runtime_s = float("inf")
@@ -189,7 +190,7 @@ class Life:
             raise CannotStart(f"the image has no {kind} runner")
         if kind == "github" and not self._user.may_write(program):
             raise CannotStart(f"{program} must belong to user {self._user.name}: the runner writes beside itself")
-        env = self._environment()
+        env = self._env = self._environment()
         if kind == "gitlab":
             return gitlab_command(program, secret, parameters, env)
         chained = {name: image[f"hook_{name}"] for name in ("job_started", "job_completed") if f"hook_{name}" in image}
@@ -230,7 +231,7 @@ class Life:
     def _hook_environment(self, now: float) -> dict[str, str]:
         left_s = min(self._hook.limit_s, self._stop_at - now)
         return {
-            **self._environment(),
+            **self._env,  # as it was: what is there by now is the job's, and nothing of it is touched
             "RUNNER_NAME": self._runner_name,
             "AUTOSCALER_RECLAIM_AT": str(int(time.time() + self._reclaim_at - now)),
             "AUTOSCALER_SECONDS_LEFT": str(int(left_s)),

@@ -423,3 +423,17 @@ async def test_a_job_that_ends_before_the_reclaim_is_a_success_and_its_hook_is_s
     assert daemon.memory.detail("hook_ended")["outcome"] == "job_ended"
     assert daemon.memory.detail("runner_exited") == {"exit_code": "0", "ran_job": "true"}
     assert daemon.memory.detail("ending") == {"cause": "job_done"}
+
+
+async def test_a_job_that_puts_something_else_in_place_of_its_home_keeps_no_runner_from_its_end(
+    daemon: AgentDaemon, start: Starter, tmp_path: Path
+) -> None:
+    agent = await with_hook(daemon, start, tmp_path)
+    agent.home.rename(tmp_path / "gone")
+    agent.home.touch()
+    reclaim_at = await announced(agent, in_s=2)
+    assert await agent.ended() == 0
+    assert time.time() < reclaim_at
+    assert daemon.memory.detail("hook_ended")["outcome"] == "failed"
+    assert daemon.memory.kinds()[-3:] == ["runner_stopping", "runner_exited", "ending"]
+    assert daemon.memory.detail("ending") == {"cause": "reclaimed"}
