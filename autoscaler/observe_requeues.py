@@ -137,7 +137,7 @@ class Recoveries:
                 found = self._replaced(job, id_, now)
                 break
         else:
-            found = self._seen.requeued.pop(work_key(seen.forge, seen.repo, seen.run_id, seen.name), None)
+            found = self._seen.take_requeued(work_key(seen.forge, seen.repo, seen.run_id, seen.name))
             if found is not None:
                 self._rows.set_setting(REQUEUED, dump_requeued(self._seen.requeued))
         if found is not None and found.noticed_at is not None:

@@ -5,9 +5,10 @@ for correctness after a restart: that belongs into rows.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import count, takewhile
 from typing import TypeVar
 
 from autoscaler.model import (
@@ -116,8 +117,16 @@ class Sightings:
         return until is not None and now < until
 
     def note_requeued(self, work: str, heritage: Requeued) -> None:
-        """A requeue was accepted: whoever turns up under this `work_key` takes the heritage over."""
-        _put_newest(self.requeued, work, heritage)
+        """A requeue was accepted: whoever turns up under this `work_key` takes the heritage over, in place of that of
+        an earlier attempt. Jobs of one run may have one name: those of one attempt each leave their own."""
+        known = self.requeued
+        key = next(key for key in _numbered(work) if key not in known or known[key].attempt < heritage.attempt)
+        _put_newest(known, key, heritage)
+
+    def take_requeued(self, work: str) -> Requeued | None:
+        """The newest one noted under a `work_key`, once."""
+        noted = list(takewhile(self.requeued.__contains__, _numbered(work)))
+        return self.requeued.pop(noted[-1]) if noted else None
 
     def note_spared(self, run: str, forge_job_id: str) -> None:
         """A job of the run of this `run_key` must not run again."""
@@ -179,6 +188,10 @@ REMEMBERED = 10_000
 
 def run_key(forge: ForgeName, repo: str, run_id: str) -> str:
     return f"{forge}|{repo}|{run_id}"
+
+
+def _numbered(key: str) -> Iterator[str]:
+    return (key if number == 1 else f"{key}|{number}" for number in count(1))
 
 
 def work_key(forge: ForgeName, repo: str, run_id: str, name: str) -> str:

@@ -184,3 +184,21 @@ def test_job_that_its_own_retry_rule_ran_again_before_we_knew_of_the_loss_is_the
         assert attempts_made(day, ["a"]) == {"a": 2}
 
     live(play)
+
+
+def test_jobs_of_one_name_in_one_run_each_take_over_from_one_of_them() -> None:
+    """GitHub lets names be alike."""
+
+    async def play(day: Day) -> None:
+        day.daemon.start()
+        twins = [JobSpec(key=key, name="test", labels=("linux",), duration_s=100) for key in ("x", "y")]
+        day.stage.submit(GITHUB, run(GITHUB, *twins))
+        jobs = await running(day, 2)
+        for machine in machines_of(day, jobs):
+            day.stage.reclaim(machine, notice_s=20)
+        await is_over(day)
+        again = [job for job in day.jobs() if job.state is JobState.DONE]
+        assert [job.attempt for job in again] == [2, 2]
+        assert {job.predecessor for job in again} == {job.id for job in jobs}
+
+    live(play)
