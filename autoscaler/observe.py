@@ -31,12 +31,12 @@ from autoscaler.facts import (
     RunnersListed,
     WebhookArrived,
 )
+from autoscaler.forge_views import forge_view
 from autoscaler.lessons import Lessons
 from autoscaler.live import LiveRows
 from autoscaler.model import (
     Demand,
     EndReason,
-    ForgeView,
     Instance,
     InstanceState,
     OrphanInstance,
@@ -67,7 +67,6 @@ log = structlog.get_logger()
 LISTING_GRACE = timedelta(seconds=10)
 """Clouds list eventually: a machine younger than this when the listing began may be missing from it."""
 COMPLETE_SIGHTINGS = 2
-HOLDER_LIFE = timedelta(minutes=30)
 HOLDER_FORGOTTEN = timedelta(hours=2)
 ADOPTED_SILENCE = timedelta(hours=24)
 """No runner is spared for the sake of an adopted machine that is older and silent: its agent, where it has one, says
@@ -410,7 +409,9 @@ class Observer:
         return Snapshot(
             jobs=self._rows.jobs,
             instances=self._rows.instances,
-            forges={name: self._forge_view(name, forge, name not in unhealthy, now) for name, forge in forges.items()},
+            forges={
+                name: forge_view(forge, seen, now, is_healthy=name not in unhealthy) for name, forge in forges.items()
+            },
             offerings=seen.offerings,
             complete=frozenset(seen.complete),
             jobs_listed=dict(seen.jobs_listed),
@@ -443,20 +444,4 @@ class Observer:
             tellings=self._outbox.tellings(),
             burns=self.lessons.budgets.burns,
             unserved_since=self._jobs.unserved_since,
-        )
-
-    def _forge_view(self, name: ForgeName, forge: Forge, is_healthy: bool, now: datetime) -> ForgeView:
-        budgets = [budget for budget in forge.budgets() if budget.family == "registration"]
-        holders = {
-            (scope, labels)
-            for (holder_forge, scope, labels), (_, refreshed) in self._seen.holders.items()
-            if holder_forge == name and refreshed + HOLDER_LIFE > now
-        }
-        return ForgeView(
-            name=name,
-            traits=forge.traits,
-            is_healthy=is_healthy,
-            registrations_left=min((budget.remaining for budget in budgets), default=1e9),
-            registrations_per_s=min((budget.refill_per_s for budget in budgets), default=1e9),
-            holders=frozenset(holders),
         )
