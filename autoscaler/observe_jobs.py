@@ -35,6 +35,9 @@ HEARD_AGAIN = timedelta(seconds=7)
 LATE_SUCCESS = "late_success: it counted as lost, then its forge said that it had succeeded"
 
 UNKNOWN_AGAIN = timedelta(seconds=60)
+FORGOTTEN_AFTER = timedelta(minutes=10)
+"""A forge also says that it knows no job to a token that lost its rights; somebody gives them back, or the run is
+gone for good."""
 
 _LIMITS = tuple(f"{ending}: " for ending in sorted(TIMER_ENDS))
 _BEGUN = frozenset({JobState.RUNNING, JobState.LOST})
@@ -64,6 +67,7 @@ class JobObserver:
         self._looked_at: datetime | None = None
         self._touched: dict[JobId, datetime] = {}
         self._ran_to_end: dict[JobId, datetime] = {}
+        self._unknown_since: dict[JobId, datetime] = {}
         self.unserved_since: dict[JobId, datetime] = {}
         """When queued jobs were first without a pool, in this process."""
         self.unlabelled: dict[ForgeName, dict[str, str]] = defaultdict(dict)
@@ -103,7 +107,7 @@ class JobObserver:
         """Jobs to ask their forge about now, and why."""
         self._looked_at = now
         due = {id_: reason for id_, (at, reason) in self._doubts.items() if at <= now and id_ in self._rows.jobs}
-        for memory in (self._doubts, self._touched, self._ran_to_end, self.unserved_since):
+        for memory in (self._doubts, self._touched, self._ran_to_end, self._unknown_since, self.unserved_since):
             for gone in [id_ for id_ in memory if id_ not in self._rows.jobs]:
                 del memory[gone]
         return due
@@ -170,6 +174,7 @@ class JobObserver:
         self._doubts.pop(fact.job, None)
         job = self._rows.jobs.get(fact.job)
         if fact.seen is not None:
+            self._unknown_since.pop(fact.job, None)
             self._see(fact.seen, SeenBy.WEBHOOK if job is not None else SeenBy.POLL, rules, now)
             job = self._rows.jobs.get(fact.job)
             if job is None or self._machine_of(job) is not None:
@@ -199,6 +204,8 @@ class JobObserver:
         """A 404 may be a deleted run or a token that lost its rights: a machine at work is not ended on its word."""
         if self._machine_of(job) is not None:
             self._doubt(job.id, now + UNKNOWN_AGAIN, "the forge no longer knows it, and its machine still runs")
+        elif job.state is JobState.LOST and now < self._unknown_since.setdefault(job.id, now) + FORGOTTEN_AFTER:
+            self._rows.amend_job(job, retry_at=now + UNKNOWN_AGAIN, reason="the forge does not know it")
         elif job.state is JobState.LOST:
             self._recoveries.abandoned(job, "superseded: the forge forgot it", now)
         else:

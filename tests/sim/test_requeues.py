@@ -84,7 +84,7 @@ def test_run_that_was_deleted_meanwhile_is_given_up_and_says_so() -> None:
         await day.clock.sleep(LEASE_S)
         day.stage.github.world.delete_run(int(run_id), day.stage.github.now)
         day.daemon.start()
-        await day.until(lambda: states(day) == [JobState.ABANDONED], within_s=60)
+        await day.until(lambda: states(day) == [JobState.ABANDONED], within_s=900)
         (job,) = day.jobs()
         assert job.reason == "superseded: the forge forgot it"
         assert len(servings(day)) == 1

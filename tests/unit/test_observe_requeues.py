@@ -277,3 +277,19 @@ async def test_lost_job_that_its_forge_queues_again_by_itself_is_requeued_on_rec
     (line,) = await ledger(world, 1, "requeue")
     assert (line.reason, line.outcome) == ("its forge put it back into its queue", "requeued")
     assert counted(world, "by_others") == 1
+
+
+async def test_forge_that_knows_a_lost_job_again_after_minutes_costs_it_nothing(world: Observing) -> None:
+    """A token that lost its rights is told the same as one that asks for a deleted run."""
+    await announced_loss(world)
+    for _ in range(5):
+        await world.answer(id_of(1), None)
+        assert lost(world).retry_at == world.now + timedelta(seconds=60)
+        world.wait(60)
+    await world.answer(id_of(1), started(started_at=NOW))
+    world.wait(360)
+    await world.answer(id_of(1), None)
+    assert lost(world).reason == "the forge does not know it"
+    world.wait(600)
+    await world.answer(id_of(1), None)
+    assert (await world.ended(1)).reason == "superseded: the forge forgot it"
