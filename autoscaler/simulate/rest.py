@@ -12,9 +12,12 @@ from autoscaler.plan import plan
 from autoscaler.simulate.lives import Daemon
 from autoscaler.simulate.stage import GITHUB, GITLAB, Stage
 from autoscaler.spi import MachineState
+from autoscaler.states import TIMER_ENDS
 
 _HOLDER = "hold-"
 _MARK = re.compile(r"<!-- autoscaler:(.+) -->")
+_NEVER = ("opted_out: ", "attempts: ", *(f"{ending}: " for ending in sorted(TIMER_ENDS)))
+"""How the reasons of rows begin that nothing of ours may run again."""
 _IDLE = (InstanceState.READY, InstanceState.IDLE)
 
 
@@ -23,6 +26,7 @@ def unrest(stage: Stage) -> list[str]:
     found = [line for daemon in stage.daemons for line in _daemon_unrest(daemon)]
     found += _unexplained(stage)
     found += _unasked(stage)
+    found += _run_in_spite(stage)
     found += _cancelled_alive(stage)
     found += _orphans(stage)
     told = told_of(stage)
@@ -105,6 +109,18 @@ def _unasked(stage: Stage) -> list[str]:
             if str(id_) not in ids and job.failure_reason != "runner_provisioning_timeout":
                 found.append(f"gitlab job {id_} was run again although it was not lost")
     return found
+
+
+def _run_in_spite(stage: Stage) -> list[str]:
+    """Jobs of GitHub that ran again with others of their run although they must not, and no person asked for it."""
+    world = stage.github.world
+    never = {job.forge_job_id for job in _rows(stage).values() if job.forge == GITHUB and job.reason.startswith(_NEVER)}
+    return [
+        f"github job {old} was run again although it must not be"
+        for record in world.job_records()
+        for old, new in pairwise(record.job_ids)
+        if str(old) in never and (record.run_id, world.jobs[new].attempt) not in stage.run_again
+    ]
 
 
 def _cancelled_alive(stage: Stage) -> list[str]:

@@ -230,7 +230,12 @@ def case_of(seed: int) -> Case:
         on_demand_prices=dice.choice(({}, {"large": 0.1, "small": 0.05})),
     )
     spill = SpillConfig(enabled=dice.random() < 0.8, max_usd_per_hour=dice.choice((None, 0.15)))
-    pools = (replace(pools[0], spill=spill), replace(pools[1], spill=spill))
+    requeue = RequeueConfig(
+        attempts=dice.choice((4, 4, 2)),
+        opt_out_labels=dice.choice((("no-requeue",), ("gpu",))),
+        mixed_failures=dice.choice(("ride_along", "wait")),
+    )
+    pools = (replace(pools[0], spill=spill, requeue=requeue), replace(pools[1], spill=spill, requeue=requeue))
     return Case(seed=seed, config=make_config("ci", pools, caps=caps), site=site, rates=rates, work=tuple(work))
 
 
