@@ -62,8 +62,10 @@ LATELY = timedelta(minutes=5)
 """Jobs come at the rate of this time ..."""
 USUAL_RUNS = 3
 """... but for runs of more than so many times the usual number of jobs: those are not to be expected again."""
-AGES = 12
-"""Machines on their way are told apart by their age in steps of an eighth of a second at first, and of a twelfth of
+FREES_WEIGHT = 50.0
+"""How many samples it is worth what is known of the ends of running jobs."""
+AGES = 24
+"""Machines on their way are told apart by their age in steps of a 24th of a second at first, and of a 24th of
 their age later."""
 COMING_S = 10.0
 """Of a run whose jobs were queued so long ago everything is seen."""
@@ -196,7 +198,7 @@ class _Queue:
         if self._missing() and self._room == 0:
             self._is_open = False
             for chance, machines in self._frees():
-                self._come(machines, chance, 10.0)
+                self._come(machines, chance, FREES_WEIGHT)
 
     def _launch_later(self, count: int, wait_s: float, *, weight: float | None = None) -> None:
         """Machines that are asked for in so many seconds, as far as the pool has room for them."""

@@ -15,7 +15,7 @@ _NODES = ((-math.sqrt(3.0), 1 / 6), (0.0, 2 / 3), (math.sqrt(3.0), 1 / 6))
 _CERTAIN = ((0.0, 1.0),)
 _SURE = 250.0
 """From so many samples on, how far a chance may be off makes no difference."""
-_FEW = 3.0
+_FEW = 5.0
 """Up to this variance the number is worked out exactly, within ..."""
 _WIDTH = 40
 """... so many on either side."""
