@@ -55,7 +55,7 @@ def from_histories(disk: MemoryDisk) -> Sums:
 
 def use_of(row: Instance, state: InstanceState, disk: MemoryDisk) -> str:
     if state in WORKING:
-        job = disk.jobs.get(row.job) if row.job is not None else None
-        was_for_nothing = job is not None and job.instance == row.id and job.state in FATES_OF_LOST_WORK
+        # By the job's own word: a machine may have ended before anybody heard which job it ran.
+        was_for_nothing = any(job.instance == row.id and job.state in FATES_OF_LOST_WORK for job in disk.jobs.values())
         return "lost" if was_for_nothing else "job"
     return "boot" if state in BOOTING else "idle"
