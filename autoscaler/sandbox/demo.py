@@ -81,6 +81,7 @@ async def run_demo(options: DemoOptions) -> int:
         "processes_left",
         "served_twice",
         "losses_missed",
+        "losses_open",
         "spills_unnamed",
     )
     is_well = not report["was_stopped"] and not any(report[key] for key in failures)

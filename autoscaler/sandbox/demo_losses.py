@@ -42,18 +42,25 @@ class Recovery:
         return max(0.0, self.began_at - self.allowed_at)
 
 
-def is_lost(row: Job) -> bool:
-    """Whether its own work was lost: a row that runs lost work again inherits the time of that loss, and begins after
-    it."""
-    if row.lost_at is None:
-        return False
-    return row.predecessor is None or (row.started_at is not None and row.lost_at >= row.started_at)
+def lost_rows(rows: Iterable[Job]) -> list[Job]:
+    """Those whose own work was lost. One that runs lost work again inherits the time of that loss, and begins after it;
+    but forges tell some of their times in whole seconds only, so that it is the inherited time that tells."""
+    known = {row.id: row for row in rows}
+    found = []
+    for row in known.values():
+        before = known.get(row.predecessor) if row.predecessor is not None else None
+        if row.lost_at is not None and (before is None or before.lost_at != row.lost_at):
+            is_own = row.predecessor is None or before is not None or _is_since_start(row)
+            found += [row] if is_own else []
+    return found
+
+
+def _is_since_start(row: Job) -> bool:
+    return row.started_at is not None and row.lost_at is not None and row.lost_at >= row.started_at
 
 
 def outcome_of(row: Job) -> str:
-    """What became of a loss: one of OUTCOMES; "open" where that is not known, "" for a row that is none."""
-    if not is_lost(row):
-        return ""
+    """What became of a loss: one of OUTCOMES; "open" where that is not known."""
     match row.state:
         case JobState.REQUEUED:
             return "requeued"
@@ -76,9 +83,18 @@ def _runs_as_itself(row: Job) -> bool:
 
 def loss_counts(rows: Iterable[Job]) -> dict[str, int]:
     """`interrupted`, and what the losses came to: the former is the sum of the latter, unless something is wrong."""
-    found = [row for row in rows if is_lost(row)]
+    found = lost_rows(rows)
     outcomes = Counter(outcome_of(row) for row in found)
     return {"interrupted": len(found), **{kind: outcomes[kind] for kind in OUTCOMES}}
+
+
+def losses_open(records: DemoRecords) -> list[str]:
+    """Losses that came to nothing that is known."""
+    return [
+        f"{row.id}: {row.state} {row.conclusion or ''} ({row.reason})"
+        for row in lost_rows(records.stored_jobs)
+        if outcome_of(row) == "open"
+    ]
 
 
 def losses_missed(records: DemoRecords) -> list[str]:
@@ -86,11 +102,12 @@ def losses_missed(records: DemoRecords) -> list[str]:
     lost."""
     by_runner = {row.runner_name: row for row in records.instances if row.runner_name}
     rows: dict[tuple[str, str], Job] = {(row.forge, row.forge_job_id): row for row in records.stored_jobs}
+    lost = {row.id for row in lost_rows(records.stored_jobs)}
     missed = []
     for job in records.jobs:
         for id_, attempt in zip(job.forge_job_ids, job.attempts, strict=True):
             row, machine = rows.get((job.forge, id_)), by_runner.get(attempt.runner)
-            if row is None or machine is None or attempt.conclusion == "success" or is_lost(row):
+            if row is None or machine is None or attempt.conclusion == "success" or row.id in lost:
                 continue
             taken = records.interruptions.get(machine.id)
             if _ended_under_it(machine, records) and not _ended_before(attempt, machine, taken):
@@ -122,7 +139,7 @@ def recoveries(records: DemoRecords) -> Iterator[Recovery]:
         for place, (id_, attempt) in enumerate(zip(job.forge_job_ids, job.attempts, strict=True))
     }
     allowed = _allowed_at(records.stored_jobs, {key: one.finished_at for key, (one, _) in attempts.items()})
-    for row in records.stored_jobs:
+    for row in lost_rows(records.stored_jobs):
         if outcome_of(row) != "requeued" or row.lost_at is None:
             continue
         _, following = attempts.get((row.forge, row.forge_job_id), (None, None))
@@ -145,8 +162,10 @@ def _allowed_at(
 ) -> dict[tuple[str, str, str, int], float]:
     """When the last job that was not lost had ended, by attempt of a run."""
     found: dict[tuple[str, str, str, int], float] = defaultdict(float)
+    rows = list(rows)
+    lost = {row.id for row in lost_rows(rows)}
     for row in rows:
-        if is_lost(row):
+        if row.id in lost:
             continue
         run = row.forge, row.repo, row.run_id, row.run_attempt
         found[run] = max(found[run], finished_at.get((row.forge, row.forge_job_id)) or 0.0)

@@ -8,9 +8,9 @@ from autoscaler.model import EndReason, InstanceState, Interruption, JobId, JobS
 from autoscaler.sandbox.demo_decisions import prediction_document, spill_document, spill_of
 from autoscaler.sandbox.demo_losses import (
     hurt_machines,
-    is_lost,
     loss_counts,
     losses_missed,
+    lost_rows,
     outcome_of,
     recovery_document,
     replacement_document,
@@ -51,9 +51,16 @@ def taken(machine: str, *, noticed: float, announced: bool = True, job: JobId | 
 def test_a_row_that_runs_lost_work_again_is_no_second_loss_until_it_is_lost_itself() -> None:
     first = a_row("a", JobState.REQUEUED, lost_at=at(5))
     again = a_row("b", JobState.DONE, predecessor=first.id, lost_at=at(5), started_at=at(9))
-    lost_again = a_row("b", JobState.REQUEUED, predecessor=first.id, lost_at=at(12), started_at=at(9))
-    waiting = a_row("b", JobState.QUEUED, predecessor=first.id, lost_at=at(5), started_at=None)
-    assert [is_lost(row) for row in (first, again, lost_again, waiting)] == [True, False, True, False]
+    lost_again = a_row("c", JobState.REQUEUED, predecessor=first.id, lost_at=at(12), started_at=at(9))
+    waiting = a_row("d", JobState.QUEUED, predecessor=first.id, lost_at=at(5), started_at=None)
+    at_once = a_row("e", JobState.DONE, predecessor=first.id, lost_at=at(5), started_at=at(4.2))
+    assert lost_rows([first, again, lost_again, waiting, at_once]) == [first, lost_again]
+
+
+def test_a_row_whose_predecessor_is_gone_is_lost_since_it_began() -> None:
+    again = a_row("b", JobState.DONE, predecessor=JobId("github:gone"), lost_at=at(5), started_at=at(9))
+    lost_again = a_row("c", JobState.REQUEUED, predecessor=JobId("github:gone"), lost_at=at(12), started_at=at(9))
+    assert lost_rows([again, lost_again]) == [lost_again]
 
 
 def test_a_loss_that_came_to_nothing_known_breaks_the_equation() -> None:
