@@ -57,7 +57,8 @@ def plan_requeue(snapshot: Snapshot, rules: Rules, now: datetime) -> Requeues:
             made.wake(until)
             continue
         ids = tuple(sorted(job.id for job in jobs))
-        reason = f"{len(ids)} jobs of the run lost their machines"
+        several = f"{len(ids)} jobs of the run lost their machines"
+        reason = "1 job of the run lost its machine" if len(ids) == 1 else several
         made.actions.append(
             Requeue(
                 forge=forge,

@@ -187,7 +187,7 @@ class WhySite:
             ),
             finished_at=self.earlier(300),
             instance=InstanceId("i-0014"),
-            reason="1 jobs of the run lost their machines",
+            reason="1 job of the run lost its machine",
         )
         again = replace(
             job(21, self.earlier(280), JobState.RUNNING, run_id="77", name="integration", started_at=self.earlier(200)),
@@ -223,7 +223,7 @@ class WhySite:
     def _ledger(self) -> list[LedgerEntry]:
         lines = (
             (305, "tell", self.lost.id, "a check run on its commit says that its machine was taken back", "done"),
-            (290, "requeue", self.lost.id, "1 jobs of the run lost their machines", "requeued"),
+            (290, "requeue", self.lost.id, "1 job of the run lost its machine", "requeued"),
             (120, "error_budget", "linux", "interruptions hurt 11 % of the jobs of the last hour", "spot share 50 %"),
         )
         return [

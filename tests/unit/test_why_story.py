@@ -57,7 +57,7 @@ def attempts() -> tuple[Job, Job]:
     lost = replace(
         job(1, earlier(300), JobState.REQUEUED, run_id="77", started_at=earlier(250), finished_at=earlier(100)),
         instance=instance(1, earlier(90), S.TERMINATED).id,
-        reason="1 jobs of the run lost their machines",
+        reason="1 job of the run lost its machine",
         lost_at=earlier(100),
     )
     again = job(2, earlier(80), run_id="77", attempt=2, predecessor=lost.id, lost_at=earlier(100))
@@ -89,7 +89,7 @@ async def lost_and_found() -> ExampleView:
         moves=[InstanceMove(instance=gone.id, at=earlier(250), from_state=S.IDLE, to_state=S.BUSY, cause="a job")],
         ledger=[
             note(95, "tell", lost.id, "a check run on its commit"),
-            note(85, "requeue", lost.id, "1 jobs of the run lost their machines", "requeued"),
+            note(85, "requeue", lost.id, "1 job of the run lost its machine", "requeued"),
         ],
     )
 
@@ -111,7 +111,7 @@ async def test_why_of_any_attempt_tells_the_whole_story_in_order() -> None:
         (1, "aws announced that it takes machine i-0001 back at 11:58:30 UTC (told by agent)"),
         (1, "Ended: lost with its machine"),
         (1, "People were told: a check run on its commit"),
-        (1, "Queued again: 1 jobs of the run lost their machines"),
+        (1, "Queued again: 1 job of the run lost its machine"),
         (2, "Queued again, attempt 2 at github"),
         (2, "We learned of it by a webhook"),
     ]
