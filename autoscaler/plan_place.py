@@ -350,9 +350,10 @@ class Placing:
 
     def _explain(self, missing: Sequence[Want], outage: Outage | None) -> None:
         """Say why machines are missing: a cap, or what keeps every offering from being used."""
-        if not missing:
-            return
         again_at = outage.again_at if outage is not None else None
+        if all(want.purpose in (Purpose.FORESEEN, Purpose.RACE) for want in missing):  # nobody waits for these
+            self._tick.supply.wake(again_at)
+            return
         if self._cap:
             reason, by = self._cap, BlockedBy.CAP
         elif outage is not None:

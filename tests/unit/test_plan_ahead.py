@@ -114,6 +114,12 @@ def test_foreseen_jobs_come_after_real_ones_under_a_cap() -> None:
     assert [one for one in made.blocked if one.ids] == []
 
 
+def test_a_cap_that_only_foreseen_jobs_meet_is_in_nobodys_way() -> None:
+    made = planned(world(foreseen=(soon(4),), arrivals=TIMES), replace(POOL, max=1))
+    assert launched(made) == 1
+    assert made.blocked == ()
+
+
 def test_nothing_is_launched_for_foreseen_jobs_of_a_paused_pool_or_an_unknown_one() -> None:
     paused = world(foreseen=(soon(),), controls={LINUX: PoolControl.PAUSED})
     assert planned(paused).actions == ()

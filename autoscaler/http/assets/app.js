@@ -133,7 +133,7 @@ function fillPool(node, pool, machines) {
     const words = `${row.id}: ${row.state}, ${row.where}${row.capacity_type ? `, ${row.capacity_type.replace("_", "-")}` : ""}`;
     if (square.title !== words) { square.title = words; square.setAttribute("aria-label", words); }
   });
-  const reasons = pool.blocked.map((entry) => ({ key: entry.reason, text: `${plural(entry.jobs, "job gets", "jobs get")} no machine: ${entry.reason.replace(/\.$/, "")}.` }));
+  const reasons = pool.blocked.map((entry) => ({ key: entry.reason, text: `${entry.jobs ? `${plural(entry.jobs, "job gets", "jobs get")} no machine` : "Machines are missing"}: ${entry.reason.replace(/\.$/, "")}.` }));
   if (pool.held_back) reasons.unshift({ key: "held", text: `Held back: ${pool.held_back}` });
   rows(node.querySelector(".reasons"), reasons, (reason) => reason.key, () => el("p", "blocked"), (p, reason) => put(p, reason.text));
 }
