@@ -1,7 +1,8 @@
 """A day of one pool under a plain event heap: jobs in bursts, clouds that refuse and boot slowly, one forge. The
 shipped `plan`, `experience` and `lessons` decide and learn as in the daemon; only its calls and sockets are not there.
 
-Times are seconds from the day's beginning; random numbers are the day's own, and repeatable.
+Times are seconds from the day's beginning; random numbers are the day's own, and repeatable. A little longer than
+others: the day and all that can happen in it stand in one place.
 """
 
 import heapq

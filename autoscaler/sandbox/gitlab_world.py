@@ -2,7 +2,8 @@
 
 No clock, no I/O, no asyncio: every method that can depend on time takes `now` in epoch seconds, and ids come from
 counters. Refusals are `GitLabRefusal(status, message)`. What GitLab does by itself (queueing, two-phase expiry every
-30 s, the hourly stuck-job workers) happens in `advance`. Facts: GitLab spec sections 1 to 4.
+30 s, the hourly stuck-job workers) happens in `advance`. Facts: GitLab spec sections 1 to 4. A few lines longer than
+others: it is the list of what a GitLab does, and hands nearly all of it on to the part that does it.
 """
 
 import contextlib

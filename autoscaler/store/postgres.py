@@ -10,7 +10,6 @@ makes the repeat harmless.
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -32,8 +31,9 @@ from autoscaler.store import rows as encoding
 from autoscaler.store.external import external_work
 from autoscaler.store.migrations import Migration, migrations
 from autoscaler.store.postgres_faults import FAULTS, failure, in_doubt, translated
+from autoscaler.store.postgres_work import Accept, Commit, settle, transposed
 from autoscaler.store.queries import queries
-from autoscaler.store.rows import Columns, Writes, cost_sum, inbox_row, key, micros, read, repo_run, text
+from autoscaler.store.rows import Columns, cost_sum, inbox_row, key, micros, read, repo_run, text
 
 T = TypeVar("T")
 _POOL_SIZE = 4
@@ -50,23 +50,6 @@ _SERVER_SETTINGS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Accept:
-    """A webhook to make durable; answers its seq or None."""
-
-    columns: Columns
-    answer: asyncio.Future[int | None]
-
-
-@dataclass(frozen=True, slots=True)
-class _Commit:
-    """A transaction of the lease's holder at `epoch`."""
-
-    writes: Writes
-    epoch: int
-    answer: asyncio.Future[None]
-
-
 class PostgresStore:
     """See the Store contract. `dsn` is a postgresql:// URL; its password never appears in an error."""
 
@@ -74,7 +57,7 @@ class PostgresStore:
         self._dsn = dsn
         self._sql = queries("postgres")
         self._pool: Any = None
-        self._queue: asyncio.Queue[_Accept | _Commit | None] = asyncio.Queue()
+        self._queue: asyncio.Queue[Accept | Commit | None] = asyncio.Queue()
         self._writer: asyncio.Task[None] | None = None
         self._lock: Any = None
         self._epoch: int | None = None
@@ -167,14 +150,14 @@ class PostgresStore:
 
     async def accept(self, forge: ForgeName, webhook: Webhook, received_at: datetime) -> int | None:
         columns = encoding.accept_columns(forge, webhook, received_at)
-        return await self._queued(lambda answer: _Accept(columns, answer))
+        return await self._queued(lambda answer: Accept(columns, answer))
 
     async def commit(self, changes: Changes) -> None:
         epoch = self._epoch
         if epoch is None or self._lock is None or self._lock.is_closed():
             raise LeaseLost("this daemon does not hold the store")
         writes = encoding.writes(changes)
-        await self._queued(lambda answer: _Commit(writes, epoch, answer))
+        await self._queued(lambda answer: Commit(writes, epoch, answer))
 
     async def _queued(self, member: Callable[[asyncio.Future[T]], Any]) -> T:
         if self._writer is None:
@@ -196,7 +179,7 @@ class PostgresStore:
             if members:
                 await self._group(members)
 
-    async def _group(self, members: Sequence[_Accept | _Commit]) -> None:
+    async def _group(self, members: Sequence[Accept | Commit]) -> None:
         """One transaction for all. A broken one fails all; a broken COMMIT also ends the lease, see the module."""
         is_committing = False
         try:
@@ -212,28 +195,28 @@ class PostgresStore:
                 is_committing = True
                 await transaction.commit()
         except Exception as error:
-            is_unknown = is_committing and any(isinstance(member, _Commit) for member in members)
+            is_unknown = is_committing and any(isinstance(member, Commit) for member in members)
             if is_unknown:
                 await self._release()
             for member in members:
-                is_in_doubt = is_unknown and isinstance(member, _Commit)
-                _settle(member.answer, in_doubt(error) if is_in_doubt else failure(error))
+                is_in_doubt = is_unknown and isinstance(member, Commit)
+                settle(member.answer, in_doubt(error) if is_in_doubt else failure(error))
             return
         if rows:
             self._stats = StoreStats(commits=self._stats.commits + 1, rows=self._stats.rows + rows)
         for member, outcome in zip(members, outcomes, strict=True):
-            _settle(member.answer, outcome)
+            settle(member.answer, outcome)
 
     async def _run(
-        self, connection: Any, members: Sequence[_Accept | _Commit]
+        self, connection: Any, members: Sequence[Accept | Commit]
     ) -> tuple[list[int | StoreError | None], int]:
         """What each member comes to once the transaction is committed, and how many rows that wrote."""
-        accepts = [member for member in members if isinstance(member, _Accept)]
+        accepts = [member for member in members if isinstance(member, Accept)]
         seqs = await self._accept_all(connection, accepts) if accepts else {}
         rows = len(seqs)
         outcomes: list[int | StoreError | None] = []
         for member in members:
-            if isinstance(member, _Accept):
+            if isinstance(member, Accept):
                 outcomes.append(seqs.pop(member.columns[:2], None))
                 continue
             try:
@@ -246,12 +229,12 @@ class PostgresStore:
                 rows += member.writes.rows
         return outcomes, rows
 
-    async def _accept_all(self, connection: Any, accepts: Sequence[_Accept]) -> dict[Columns, int]:
+    async def _accept_all(self, connection: Any, accepts: Sequence[Accept]) -> dict[Columns, int]:
         """The seq of each delivery that is new."""
-        found = await connection.fetch(self._sql["accept"], *_transposed([accept.columns for accept in accepts]))
+        found = await connection.fetch(self._sql["accept"], *transposed([accept.columns for accept in accepts]))
         return {(forge, delivery): seq for seq, forge, delivery in found}
 
-    async def _apply(self, connection: Any, commit: _Commit) -> None:
+    async def _apply(self, connection: Any, commit: Commit) -> None:
         sql, writes = self._sql, commit.writes
         if await connection.fetchval(sql["lease_epoch"]) != commit.epoch:
             raise LeaseLost("another daemon took the store over")
@@ -262,7 +245,7 @@ class PostgresStore:
             ("update_instance", writes.instance_updates),
         ):
             if rows:
-                written = {row[0] for row in await connection.fetch(sql[query], *_transposed(rows))}
+                written = {row[0] for row in await connection.fetch(sql[query], *transposed(rows))}
                 for columns in rows:
                     if columns[0] not in written:
                         raise Conflict(f"{columns[0]} is not at version {int(columns[1]) - 1}")
@@ -276,7 +259,7 @@ class PostgresStore:
             ("insert_cost", writes.costs),
         ):
             if rows:
-                await connection.execute(sql[query], *_transposed(rows))
+                await connection.execute(sql[query], *transposed(rows))
         few: tuple[tuple[str, Sequence[Columns]], ...] = (
             ("turn_cost", writes.job_uses),
             ("put_interruption", writes.interruptions),
@@ -438,17 +421,3 @@ class PostgresStore:
         for statement in migration.statements:
             await connection.execute(statement)
         await connection.execute(self._sql["record_migration"], migration.version, migration.name)
-
-
-def _transposed(rows: Sequence[Columns]) -> list[list[str | int]]:
-    """One list for each column: the parameters of a bulk query."""
-    return [list(column) for column in zip(*rows, strict=True)]
-
-
-def _settle(answer: asyncio.Future[Any], outcome: int | StoreError | None) -> None:
-    if answer.done():
-        return
-    if isinstance(outcome, StoreError):
-        answer.set_exception(outcome)
-    else:
-        answer.set_result(outcome)

@@ -1,4 +1,7 @@
-"""What every `spi.Forge` must do, whatever it talks to. Subclass `ForgeContract` and give it a `driver` fixture."""
+"""What every `spi.Forge` must do, whatever it talks to. Subclass `ForgeContract` and give it a `driver` fixture.
+
+A little longer than others, so that the contract is read in one place.
+"""
 
 import asyncio
 from dataclasses import replace

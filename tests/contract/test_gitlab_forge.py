@@ -1,4 +1,7 @@
-"""The GitLab forge against the sandbox's GitLab: what waits, who serves it, what is lost."""
+"""The GitLab forge against the sandbox's GitLab: what waits, who serves it, what is lost.
+
+A little longer than others: all of it goes through one site and one driver.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator

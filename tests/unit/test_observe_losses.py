@@ -1,4 +1,7 @@
-"""Every word about one loss becomes one record, and the row and its job follow it."""
+"""Every word about one loss becomes one record, and the row and its job follow it.
+
+A little longer than others: one world, and each order in which the words can come.
+"""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,7 @@
-"""What live runs will queue next, by how the last runs of their workflow unfolded; when runs with lost jobs end."""
+"""What live runs will queue next, by how the last runs of their workflow unfolded; when runs with lost jobs end.
+
+A little longer than others: every test tells a run's life with the same few words.
+"""
 
 import json
 from collections.abc import Sequence
